@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Encoder levels of the clean image -> alignment targets on the DiT's token grid.
+
+Legend: B batch, C channels, H W map height and width, N tokens (grid * grid), G levels.
+Everything here is a function of the clean image only, so nothing carries a gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PRIOR_PREFIX = "prior."
+LATENT = "latent"
+
+
+def pool_to_grid(map_BCHW: Tensor, grid: int) -> Tensor:
+    """Averages a feature map over the cells of the token grid.
+
+    Args:
+        map_BCHW: feature map of any floating dtype.
+        grid: tokens per side.
+
+    Returns:
+        Tokens ``[B, grid * grid, C]`` in float32, row-major as the DiT's own tokens.
+    """
+    pooled_BCgg = map_BCHW.float()
+    if map_BCHW.shape[-2:] != (grid, grid):
+        pooled_BCgg = F.adaptive_avg_pool2d(pooled_BCgg, grid)
+    return pooled_BCgg.flatten(2).transpose(1, 2)
+
+
+def patchify(map_BCHW: Tensor, grid: int) -> Tensor:
+    """Folds the pixels under each token into channels, so that no detail is averaged away.
+
+    Used for the latent, which the DiT itself reads in exactly these patches; a side that the grid
+    does not divide falls back to :func:`pool_to_grid`.
+
+    Returns:
+        Tokens ``[B, grid * grid, C * p * p]`` in float32, with p = H // grid.
+    """
+    side = map_BCHW.shape[-1]
+    if side % grid:
+        return pool_to_grid(map_BCHW, grid)
+    return F.pixel_unshuffle(map_BCHW.float(), side // grid).flatten(2).transpose(1, 2)
+
+
+def spatial_normalise(target_BNC: Tensor, alpha: float, eps: float = 1e-6) -> Tensor:
+    """Removes a share of each channel's mean over the tokens and divides by its deviation.
+
+    ``y = (F - alpha * mean_tokens(F)) / (std_tokens(F) + eps)`` (iREPA, arXiv 2512.10794, spatial
+    normalisation): what is left is how the tokens of one picture differ from one another, not what
+    the picture has in common.
+
+    Args:
+        target_BNC: float32 targets.
+        alpha: share of the mean to remove, 0 to 1.
+    """
+    std_B1C, mean_B1C = torch.std_mean(target_BNC, dim=1, keepdim=True, correction=0)
+    return (target_BNC - alpha * mean_B1C) / (std_B1C + eps)
+
+
+@torch.no_grad()
+def group_targets(
+    batch: Mapping[str, Tensor], groups: Mapping[str, Sequence[str]], grid: int, alpha: float | None
+) -> list[Tensor]:
+    """Builds one target per group of levels.
+
+    Args:
+        batch: holds ``prior.<level>`` maps ``[B, C, H, W]`` for every level of every group.
+        groups: group name -> its levels; a group's channels are concatenated in this order.
+        grid: tokens per side of the DiT.
+        alpha: share of the mean removed by the spatial normalisation, or None for raw targets.
+
+    Returns:
+        A list of G float32 targets ``[B, N, C_g]`` in the order of `groups`.
+    """
+    targets = []
+    for levels in groups.values():
+        tokens = [
+            (patchify if level == LATENT else pool_to_grid)(batch[PRIOR_PREFIX + level], grid)
+            for level in levels
+        ]
+        target_BNC = torch.cat(tokens, dim=-1)
+        targets.append(target_BNC if alpha is None else spatial_normalise(target_BNC, alpha))
+    return targets

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Interpolants between data (t = 0) and noise (t = 1), their velocities, SNR and time sampling.
+
+x_t = alpha(t) x + sigma(t) eps, v = alpha'(t) x + sigma'(t) eps (SiT, arXiv 2401.08740, section 2).
+Shape legend: B batch, C channels, H W.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+
+class Path(ABC):
+    """Coefficients of an interpolant and their time derivatives, elementwise on t in [0, 1]."""
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        """Coefficient of the data: 1 at t = 0, 0 at t = 1."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        """Coefficient of the noise: 0 at t = 0, 1 at t = 1."""
+
+    @abstractmethod
+    def d_alpha(self, t: Tensor) -> Tensor:
+        """Time derivative of ``alpha``."""
+
+    @abstractmethod
+    def d_sigma(self, t: Tensor) -> Tensor:
+        """Time derivative of ``sigma``."""
+
+
+class LinearPath(Path):
+    """alpha = 1 - t, sigma = t: straight lines, v = eps - x."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1.0 - t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, -1.0)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+
+class GVPPath(Path):
+    """alpha = cos(pi t / 2), sigma = sin(pi t / 2): the variance-preserving path of SiT."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        # As a sine it is exactly 0 at t = 1; the rounded cosine is negative there.
+        return torch.sin((1.0 - t) * (math.pi / 2))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sin(t * (math.pi / 2))
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        return torch.sin(t * (math.pi / 2)) * (-math.pi / 2)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        return torch.sin((1.0 - t) * (math.pi / 2)) * (math.pi / 2)
+
+
+_PATHS: dict[str, type[Path]] = {"linear": LinearPath, "gvp": GVPPath}
+
+
+def get_path(name: str) -> Path:
+    """The interpolant called ``linear`` or ``gvp``.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in _PATHS:
+        raise ValueError(_unknown("path", name, list(_PATHS)))
+    return _PATHS[name]()
+
+
+def interpolate(path: Path, x_BCHW: Tensor, eps_BCHW: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Noisy sample and velocity target.
+
+    Args:
+        path: the interpolant.
+        x_BCHW: clean data.
+        eps_BCHW: standard normal noise.
+        t_B: float32 times in [0, 1].
+
+    Returns:
+        ``x_t`` and the velocity ``dx_t / dt``, both [B, C, H, W].
+    """
+    t_B111 = t_B.reshape(-1, *([1] * (x_BCHW.ndim - 1)))
+    x_t = path.alpha(t_B111) * x_BCHW + path.sigma(t_B111) * eps_BCHW
+    v_target = path.d_alpha(t_B111) * x_BCHW + path.d_sigma(t_B111) * eps_BCHW
+    return x_t, v_target
+
+
+def velocity_loss(v_pred: Tensor, v_target: Tensor) -> Tensor:
+    """Mean squared velocity error of each sample, float32 [B] whatever the inputs' dtype."""
+    return (v_pred.float() - v_target.float()).square().flatten(1).mean(dim=1)
+
+
+def log_snr(path: Path, t: Tensor) -> Tensor:
+    """ln(alpha^2 / sigma^2): falls from +inf at t = 0 to -inf at t = 1."""
+    return 2.0 * (torch.log(path.alpha(t)) - torch.log(path.sigma(t)))
+
+
+_TIME_KINDS = ("uniform", "logit_normal")
+
+
+def sample_timesteps(
+    u_B: Tensor, kind: str = "uniform", mean: float = 0.0, std: float = 1.0
+) -> Tensor:
+    """Map uniform numbers to training times.
+
+    Args:
+        u_B: float32 in (0, 1), for example from ``randomness.uniform``.
+        kind: ``uniform``, or ``logit_normal`` (Esser et al. 2024, arXiv 2403.03206, section 3.1).
+        mean: mean of logit(t); above 0 leans towards noise. Logit-normal only.
+        std: standard deviation of logit(t). Logit-normal only.
+
+    Returns:
+        Times in (0, 1), same shape and dtype as ``u_B``.
+
+    Raises:
+        ValueError: an unknown kind, or ``std`` not above 0.
+    """
+    if kind not in _TIME_KINDS:
+        raise ValueError(_unknown("time distribution", kind, list(_TIME_KINDS)))
+    if kind == "uniform":
+        return u_B
+    if std <= 0:
+        raise ValueError(f"logit_normal: std must be above 0, got {std}")
+    return torch.sigmoid(torch.special.ndtri(u_B) * std + mean)
+
+
+def _unknown(what: str, name: str, valid: list[str]) -> str:
+    nearest = difflib.get_close_matches(name, valid, n=1, cutoff=0.0)[0]
+    return f"unknown {what} {name!r}: did you mean {nearest!r}? Valid: {', '.join(valid)}"

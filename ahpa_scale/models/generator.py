@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ComposerModel: a batch of latents -> velocity -> flow loss, with one seam for auxiliary
+losses.
+
+Legend: B batch, C channels, H W latent height and width, N tokens, D width of the DiT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from composer.models import ComposerModel
+from torch import Tensor, nn
+
+from ahpa_scale.models.dit import DiT
+from ahpa_scale.models.flow import Path, get_path, interpolate, sample_timesteps, velocity_loss
+from ahpa_scale.models.randomness import normal, sample_key, uniform
+from ahpa_scale.models.vae import FrozenVAE
+from ahpa_scale.models.vae_config import LatentScaling
+
+ATTACHMENTS = "attachments."
+
+
+class DiffusionGenerator(ComposerModel):
+    """A Diffusion Transformer with its flow-matching objective.
+
+    With nothing attached, forward and loss are the plain ones and the state dict holds ``dit.*``
+    only. Every random number of a picture derives from (seed, epoch, sample index), so ranks,
+    micro-batches and resuming don't change it.
+
+    Args:
+        dit: the backbone.
+        scaling: how unscaled VAE latents become the DiT's input.
+        path: ``linear`` or ``gvp`` (SiT, arXiv 2401.08740).
+        timesteps: ``uniform`` or ``logit_normal`` (arXiv 2403.03206, section 3.1), with
+            `logit_mean` and `logit_std`.
+        label_dropout: share of labels replaced by the null class, for classifier-free guidance.
+        seed: seed of noise, t, posterior samples and label dropout.
+        vae: encodes batches that carry images instead of moments; never part of the state dict.
+    """
+
+    def __init__(
+        self,
+        dit: DiT,
+        *,
+        scaling: LatentScaling,
+        path: str = "linear",
+        timesteps: str = "uniform",
+        logit_mean: float = 0.0,
+        logit_std: float = 1.0,
+        label_dropout: float = 0.1,
+        seed: int = 0,
+        vae: FrozenVAE | None = None,
+    ) -> None:
+        super().__init__()
+        self.dit = dit
+        self.attachments = nn.ModuleDict()
+        self.path: Path = get_path(path)
+        self.scaling = scaling
+        self.label_dropout = label_dropout
+        self.seed = seed
+        # Buffers, because a tensor made from numbers in every step would be a copy from the host in
+        # every step.
+        self._shift_C11: Tensor
+        self._scale_C11: Tensor
+        for name, numbers in (("_shift_C11", scaling.shift), ("_scale_C11", scaling.scale)):
+            self.register_buffer(name, torch.tensor(numbers).view(-1, 1, 1), persistent=False)
+        self._timesteps: dict[str, Any] = {"kind": timesteps, "mean": logit_mean, "std": logit_std}
+        self._taps: dict[str, int] = {}
+        self._weights: dict[str, float] = {}
+        # In a tuple, so that nn.Module doesn't adopt it: a frozen VAE belongs in no checkpoint,
+        # optimizer or shard.
+        self._vae = (vae,)
+        self.register_load_state_dict_pre_hook(_refuse_other_attachments)
+
+    @property
+    def vae(self) -> FrozenVAE | None:
+        """The frozen VAE for online encoding, or None."""
+        return self._vae[0]
+
+    def attach(self, name: str, auxiliary: nn.Module, tap: int, weight: float = 1.0) -> None:
+        """Attaches an auxiliary loss to the tokens after a block; call it before the optimizer's
+        parameters are fixed.
+
+        Args:
+            name: key under ``attachments`` and of the logged loss.
+            auxiliary: called as ``auxiliary(h_BND, t_B, batch)`` inside the forward pass; returns a
+                scalar loss. Its attribute ``levels`` names the ``prior.<level>`` entries that it
+                reads.
+            tap: block whose output it sees, 1-based.
+            weight: its factor in the total loss.
+
+        Raises:
+            ValueError: the name is taken or reserved, or the tap lies beyond the DiT's depth.
+        """
+        if name in self.attachments or name in ("total", "flow"):
+            raise ValueError(
+                f"an auxiliary loss named {name!r} is already there; choose another name"
+            )
+        if not 1 <= tap <= self.dit.depth:
+            raise ValueError(f"tap {tap} lies outside the DiT's blocks 1 to {self.dit.depth}")
+        device = next(self.dit.parameters()).device
+        self.attachments[name] = auxiliary.to(device)
+        self._taps[name] = tap
+        self._weights[name] = weight
+
+    def detach(self, name: str) -> nn.Module:
+        """Takes an auxiliary off again and returns it; what stays is the plain generator."""
+        if name not in self.attachments:
+            raise ValueError(
+                f"nothing named {name!r} is attached; "
+                f"there is: {', '.join(self.attachments) or 'nothing'}"
+            )
+        del self._taps[name], self._weights[name]
+        auxiliary: nn.Module = self.attachments.pop(name)
+        return auxiliary
+
+    def set_weight(self, name: str, weight: float) -> None:
+        """Sets an auxiliary's factor; at 0 it costs next to nothing, but its parameters still
+        take part in the step.
+        """
+        self._weights[name] = weight
+
+    def weight(self, name: str) -> float:
+        """An auxiliary's present factor in the total loss."""
+        return self._weights[name]
+
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        """The DiT's parameters: what is trained for inference."""
+        return self.dit.parameters()
+
+    def attachment_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters that exist in training only."""
+        return self.attachments.parameters()
+
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Noises the batch's latents and predicts their velocity.
+
+        Args:
+            batch: ``index``, ``epoch`` and ``label`` int64 ``[B]``, and either ``moments`` ``[B,
+                2C, H, W]`` or ``image`` uint8 ``[B, 3, S, S]``; with auxiliaries also their
+                ``prior.<level>`` maps, unless images are there.
+
+        Returns:
+            ``velocity`` and ``target`` ``[B, C, H, W]``, ``t`` ``[B]``, and ``auxiliary``: name ->
+            scalar loss.
+        """
+        mean_BCHW, std_BCHW, inputs = self._encode(batch)
+        shape = tuple(mean_BCHW.shape[1:])
+        # float32 whatever the autocast: x_t mixes two terms of very different size near both ends
+        # of the path.
+        with torch.autocast(device_type=mean_BCHW.device.type, enabled=False):
+            posterior_BCHW = mean_BCHW + std_BCHW * normal(self._key(batch, "posterior"), shape)
+            x_BCHW = self._normalise(posterior_BCHW)
+            eps_BCHW = normal(self._key(batch, "noise"), shape)
+            t_B = sample_timesteps(uniform(self._key(batch, "timestep"))[:, 0], **self._timesteps)
+            xt_BCHW, target_BCHW = interpolate(self.path, x_BCHW, eps_BCHW, t_B)
+        label_B = self._drop_labels(batch)
+        outputs = {"target": target_BCHW, "t": t_B, "auxiliary": {}}
+        if not self.attachments:
+            return {**outputs, "velocity": self.dit(xt_BCHW, t_B, label_B)}
+        velocity_BCHW, tapped = self.dit(
+            xt_BCHW, t_B, label_B, taps=sorted(set(self._taps.values()))
+        )
+        inputs["prior.latent"] = self._normalise(mean_BCHW)
+        auxiliary = {
+            name: self._auxiliary_loss(name, tapped[self._taps[name]], t_B, inputs)
+            for name in self._taps
+        }
+        return {**outputs, "velocity": velocity_BCHW, "auxiliary": auxiliary}
+
+    def loss(self, outputs: Mapping[str, Any], batch: Any) -> dict[str, Tensor]:
+        """Flow loss (SiT, arXiv 2401.08740, eq. 5) plus each auxiliary times its weight.
+
+        Returns:
+            ``total``, ``flow`` and one unweighted entry per auxiliary, all float32 scalars;
+            Composer logs them as ``loss/train/<key>``.
+        """
+        flow = velocity_loss(outputs["velocity"], outputs["target"]).mean()
+        total = flow
+        for name, loss in outputs["auxiliary"].items():
+            total = total + self._weights[name] * loss
+        return {"total": total, "flow": flow, **outputs["auxiliary"]}
+
+    def eval_forward(self, batch: Any, outputs: Any = None) -> Any:
+        """The same forward pass: t and noise are keyed by sample, so held-out numbers are paired
+        between models.
+        """
+        return self.forward(batch) if outputs is None else outputs
+
+    def _normalise(self, z_BCHW: Tensor) -> Tensor:
+        return (z_BCHW - self._shift_C11) * self._scale_C11
+
+    def _key(self, batch: Mapping[str, Tensor], stream: str) -> Tensor:
+        return sample_key(self.seed, batch["epoch"], batch["index"], stream)
+
+    def _encode(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        inputs = dict(batch)
+        if "moments" in batch:
+            mean_BCHW, std_BCHW = batch["moments"].float().chunk(2, dim=1)
+            return mean_BCHW, std_BCHW, inputs
+        assert self.vae is not None, "batches of images need a generator built with a VAE"
+        encoded = self.vae.encode(batch["image"], levels=self._online_levels(), grid=self.dit.grid)
+        inputs.update({f"prior.{level}": map_BCHW for level, map_BCHW in encoded.priors.items()})
+        return encoded.mean_BCHW, encoded.std_BCHW, inputs
+
+    def _online_levels(self) -> list[str]:
+        wanted: dict[str, None] = {}
+        for name, auxiliary in self.attachments.items():
+            if self._weights[name]:
+                wanted.update(dict.fromkeys(getattr(auxiliary, "levels", ())))
+        return [level for level in wanted if level not in ("latent", "external")]
+
+    def _drop_labels(self, batch: Mapping[str, Tensor]) -> Tensor:
+        if not self.label_dropout:
+            return batch["label"]
+        drop_B = uniform(self._key(batch, "label_dropout"))[:, 0] < self.label_dropout
+        return torch.where(drop_B, self.dit.num_classes, batch["label"])
+
+    def _auxiliary_loss(
+        self, name: str, h_BND: Tensor, t_B: Tensor, inputs: dict[str, Tensor]
+    ) -> Tensor:
+        auxiliary = self.attachments[name]
+        if self._weights[name]:
+            loss: Tensor = auxiliary(h_BND, t_B, inputs)
+            return loss
+        return released_loss(auxiliary, h_BND)
+
+
+def released_loss(auxiliary: nn.Module, h_BND: Tensor) -> Tensor:
+    """A zero that every parameter of a released auxiliary takes part in.
+
+    DDP waits for a gradient of each parameter in each step; heads that vanish in mid-run would hang
+    it. Zero gradients from one element per parameter keep it whole at no cost, without the heads'
+    matrix products or the targets.
+    """
+    zero = sum((p.flatten()[:1].sum() for p in auxiliary.parameters()), h_BND.new_zeros(()))
+    return torch.as_tensor(zero, dtype=torch.float32) * 0.0
+
+
+def _refuse_other_attachments(
+    module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any
+) -> None:
+    assert isinstance(module, DiffusionGenerator)
+    start = len(prefix + ATTACHMENTS)
+    there = {
+        key[start:].split(".")[0] for key in state_dict if key.startswith(prefix + ATTACHMENTS)
+    }
+    here = set(module.attachments)
+    if there - here:
+        raise ValueError(
+            f"the checkpoint holds state of the auxiliary {_names(there - here)}, which this model "
+            "does not have; add the algorithm that trained it (alignment.kind), "
+            "or load the weights of the DiT alone"
+        )
+    if here - there:
+        raise ValueError(
+            f"this model has the auxiliary {_names(here - there)}, but the checkpoint was trained "
+            "without it; remove the algorithm (alignment.kind=none), "
+            "or load the weights of the DiT alone"
+        )
+
+
+def _names(names: set[str]) -> str:
+    return ", ".join(repr(name) for name in sorted(names))

@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a velocity model to latents, and from pictures to a labelled grid."""
+
+from __future__ import annotations
+
+from ahpa_scale.sampling.grid import image_grid, save_image
+from ahpa_scale.sampling.sampler import sample
+
+__all__ = ["image_grid", "sample", "save_image"]

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What several test modules share: a small generator, batches for it, and a Trainer around both.
+
+Legend: B batch, C latent channels, H W latent side, g token grid.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+LEVELS = {
+    "encoder.down_blocks.0.resnets.0": 8,
+    "encoder.down_blocks.1.resnets.0": 12,
+    "encoder.mid_block": 12,
+}
+
+# Nothing in the tests may wait for a login or a server.
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+class ToyLatents(Dataset):
+    """Cached latents of class-dependent blobs: learnable in a few steps, with priors that match."""
+
+    def __init__(self, num_samples: int = 64, channels: int = 4, side: int = 8) -> None:
+        self.num_samples, self.channels, self.side = num_samples, channels, side
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(index)
+        label = index % 10
+        shape = (self.channels, self.side, self.side)
+        mean = torch.randn(shape, generator=generator) * 0.1
+        mean[label % self.channels] += label / 5 - 1
+        moments = torch.cat([mean, torch.full(shape, 0.05)]).half()
+        sample = {"index": index, "epoch": 0, "label": label, "moments": moments}
+        for name, width in LEVELS.items():
+            map_Cgg = torch.randn(width, 4, 4, generator=generator) + mean.mean()
+            sample[f"prior.{name}"] = map_Cgg.half()
+        return sample
+
+
+@pytest.fixture
+def toy_batch() -> dict[str, Tensor]:
+    return next(iter(DataLoader(ToyLatents(), batch_size=8)))
+
+
+@pytest.fixture
+def make_generator() -> Callable[..., Any]:
+    from ahpa_scale.models.dit import build_dit
+    from ahpa_scale.models.generator import DiffusionGenerator
+    from ahpa_scale.models.vae_config import LatentScaling
+
+    def make(seed: int = 0, **settings: Any) -> DiffusionGenerator:
+        torch.manual_seed(seed)
+        dit = build_dit("tiny/2", input_size=8, num_classes=10, depth=3, width=32, heads=2)
+        scaling = LatentScaling("config", (0.0,) * 4, (1.0,) * 4)
+        return DiffusionGenerator(dit, scaling=scaling, **settings)
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(make_generator: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    from composer import Trainer
+
+    trainers: list[Trainer] = []
+
+    def make(model: Any = None, **settings: Any) -> Trainer:
+        model = model or make_generator()
+        defaults: dict[str, Any] = {
+            "train_dataloader": DataLoader(ToyLatents(), batch_size=16),
+            "optimizers": torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0),
+            "max_duration": "4ba",
+            "device": "cpu",
+            "progress_bar": False,
+            "auto_log_hparams": False,
+            "seed": 3,
+        }
+        trainers.append(Trainer(model=model, **{**defaults, **settings}))
+        return trainers[-1]
+
+    yield make
+    for trainer in trainers:
+        trainer.close()
