@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kinds of alignment that one line of YAML chooses between, and what each means unless told
+otherwise.
+
+Imports nothing heavy: the configuration reads its defaults from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Defaults of one kind of alignment.
+
+    Attributes:
+        router: ``dynamic``, ``uniform`` or ``scheduled``.
+        weight: lambda, the loss's factor.
+        loss: ``cosine`` or ``smooth_l1``.
+        spatial_norm: share of the token mean removed from targets, or None for raw targets.
+        level: the one level that it aligns, or None for the VAE encoder's levels in groups.
+        depth_share: where it taps the DiT, as a share of the depth.
+        deepest_tap: block beyond which it never taps by default.
+    """
+
+    router: str
+    weight: float = 0.5
+    loss: str = "cosine"
+    spatial_norm: float | None = 0.6
+    level: str | None = None
+    depth_share: float = 1 / 4
+    deepest_tap: int = 7
+
+    def tap(self, depth: int) -> int:
+        """The block to tap, 1-based, in a DiT of this depth."""
+        return max(1, min(self.deepest_tap, round(self.depth_share * depth)))
+
+
+KINDS: dict[str, Kind] = {
+    # A quarter of the depth: block 7 of XL is the paper's, 3 of B the independent re-run's.
+    "ahpa": Kind(router="dynamic"),
+    "uniform": Kind(router="uniform"),
+    "scheduled": Kind(router="scheduled"),
+    "single": Kind(router="uniform"),
+    # SRA 2 finds latent targets best at block 2, with smooth L1 and weight 1.
+    "latent": Kind("uniform", 1.0, "smooth_l1", None, "latent", 1 / 4, deepest_tap=2),
+    # REPA (arXiv 2410.06940) taps block 4 of B, 8 of L and XL.
+    "repa": Kind("uniform", 0.5, "cosine", None, "external", 1 / 3, deepest_tap=8),
+}
+
+
+def kind_groups(
+    kind: str, groups: Mapping[str, Sequence[str]], level: str | None
+) -> dict[str, tuple[str, ...]]:
+    """The groups of levels that a kind aligns.
+
+    Args:
+        kind: a key of :data:`KINDS`.
+        groups: the VAE encoder's levels in groups, fine to coarse.
+        level: for ``single``, the name of a group or of a level.
+
+    Raises:
+        ValueError: a single level that is neither.
+    """
+    fixed = KINDS[kind].level
+    if fixed is not None:
+        return {fixed: (fixed,)}
+    named = {name: tuple(levels) for name, levels in groups.items()}
+    if kind != "single":
+        return named
+    levels = [one for group in named.values() for one in group]
+    if level is not None and level in named:
+        return {level: named[level]}
+    if level is not None and level in levels:
+        return {level: (level,)}
+    raise ValueError(
+        f"alignment.level {level!r} is neither a group nor a level; "
+        f"choose one of {', '.join([*named, *levels])}"
+    )

@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exponential moving average of the weights, for plain, DDP and sharded (FSDP2) parameters.
+
+`update_ema` is the mathematics; `EMA` decides when, and lends the average to the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from composer.core import Algorithm, Event, State, TimeUnit
+from composer.loggers import Logger
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from ahpa_scale.algorithms.timing import Every, parse_time
+
+
+@torch.no_grad()
+def update_ema(shadow: Sequence[Tensor], params: Sequence[Tensor], decay: float) -> None:
+    """Move ``shadow`` towards ``params``: shadow <- decay * shadow + (1 - decay) * params.
+
+    Iterate averaging (Polyak and Juditsky, 1992, "Acceleration of stochastic approximation by
+    averaging") in its exponential form. In place and without communication: shard by shard.
+
+    Args:
+        shadow: averages, float32; same shapes and sharding as ``params``.
+        params: current values, any floating dtype.
+        decay: share of the old average that stays, in [0, 1].
+    """
+    averages = [_local(tensor) for tensor in shadow]
+    values = [_local(tensor).to(torch.float32) for tensor in params]
+    torch._foreach_lerp_(averages, values, 1.0 - decay)
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without what DDP, torch.compile and checkpoint wrappers add to it."""
+    name = name.removeprefix("module.")
+    return name.replace("_orig_mod.", "").replace("_checkpoint_wrapped_module.", "")
+
+
+def tracked_parameters(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, nn.Parameter]:
+    """The parameters an average follows, by plain name: trainable and not under an excluded prefix.
+
+    Raises:
+        ValueError: nothing is left, or ZeRO stage 3 has taken the values out of the parameters.
+    """
+    reshard(model)
+    named = ((plain_name(name), parameter) for name, parameter in model.named_parameters())
+    found = {
+        name: parameter
+        for name, parameter in named
+        if parameter.requires_grad and not name.startswith(tuple(exclude))
+    }
+    if not found:
+        raise ValueError(f"EMA has no parameters to follow (exclude={list(exclude)})")
+    for name, parameter in found.items():
+        if hasattr(parameter, "ds_numel") and parameter.numel() != parameter.ds_numel:
+            raise ValueError(
+                f"EMA cannot see {name!r}: ZeRO stage 3 has partitioned it; use fsdp2 or zero2"
+            )
+    return found
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor (sharing its memory); any other tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def reshard(model: nn.Module) -> None:
+    """Drop gathered copies of FSDP2 parameters, so that the model holds the shards themselves.
+
+    A module may stay gathered after a forward without backward; writing to the shards would then
+    not reach the next forward. Free where nothing is gathered.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def _same_layout(average: Tensor, parameter: Tensor) -> bool:
+    if isinstance(average, DTensor) != isinstance(parameter, DTensor):
+        return False
+    if isinstance(average, DTensor) and isinstance(parameter, DTensor):
+        same = average.device_mesh == parameter.device_mesh
+        return same and average.placements == parameter.placements
+    return average.device == parameter.device
+
+
+@torch.no_grad()
+def _fill(average: Tensor, value: Tensor) -> None:
+    """Copy ``value`` (whole, or sharded in the same or another way) into ``average``."""
+    if isinstance(value, DTensor) and not _same_layout(average, value):
+        value = value.full_tensor()
+    if isinstance(average, DTensor) and not isinstance(value, DTensor):
+        # Every rank holds the whole value, so each keeps its part and nothing is sent.
+        value = distribute_tensor(
+            value.to(average.device), average.device_mesh, average.placements, src_data_rank=None
+        )
+    _local(average).copy_(_local(value))
+
+
+def _check_names(model_names: Mapping[str, Any], ema_names: Mapping[str, Any]) -> None:
+    missing = next((name for name in model_names if name not in ema_names), None)
+    if missing is not None:
+        raise ValueError(f"the stored EMA lacks {missing!r}: it belongs to another model")
+    extra = next((name for name in ema_names if name not in model_names), None)
+    if extra is not None:
+        raise ValueError(f"the stored EMA has an unexpected {extra!r}: it belongs to another model")
+
+
+class EMA(Algorithm):
+    """Keep a moving average of the backbone; evaluate and sample with it.
+
+    Args:
+        decay: share of the old average kept per update, in [0, 1); None is 0.9999, or what
+            ``half_life`` makes it.
+        half_life: in place of ``decay``, the time string (samples, batches or epochs) after which a
+            value's weight has halved. In samples it means the same for any batch size.
+        update_interval: time string between updates.
+        exclude: prefixes of parameter names that are not averaged.
+
+    Raises:
+        ValueError: decay or a time string out of range, or both decay and half life.
+    """
+
+    def __init__(
+        self,
+        decay: float | None = None,
+        half_life: str | None = None,
+        update_interval: str = "1ba",
+        exclude: Sequence[str] = ("attachments.",),
+    ) -> None:
+        if decay is not None and half_life is not None:
+            raise ValueError("EMA has both decay and half_life: give one of them")
+        self.decay = 0.9999 if decay is None else decay
+        if not 0.0 <= self.decay < 1.0:
+            raise ValueError(f"EMA decay is {decay}: give a number in [0, 1), such as 0.9999")
+        self.half_life = None if half_life is None else parse_time(half_life, "half_life")
+        self.update_due = Every(update_interval, "update_interval")
+        self.exclude = tuple(exclude)
+        self.shadow: dict[str, Tensor] = {}
+        self.updates = 0
+        self._clock: float | None = None  # time of the last update, in the half life's unit
+        self._loaded = False  # the averages were read, so the weights must not replace them
+        self._lent: tuple[list[Tensor], list[Tensor]] | None = None  # weights and their copies
+
+    @property
+    def active(self) -> bool:
+        """Whether the model holds the averages now, and so must not be trained or saved."""
+        return self._lent is not None
+
+    def match(self, event: Event, state: State) -> bool:
+        if event in (Event.BEFORE_LOAD, Event.FIT_START, Event.EVAL_START, Event.EVAL_END):
+            return True
+        return self.update_due(event, state)
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        del logger
+        if event == Event.EVAL_START:
+            self._lend(state.model)
+        elif event == Event.EVAL_END:
+            self._take_back(state.model)
+        elif event == Event.BEFORE_LOAD:
+            # After wrapping, so that the averages are sharded as the parameters are; before
+            # loading, so that a sharded checkpoint finds tensors to load into.
+            self._bind(state.model)
+        elif event == Event.FIT_START:
+            self._take_back(state.model)  # an evaluation that raised has left the averages in
+            self._bind(state.model)
+            self._clock = self._now(state) if self._clock is None else self._clock
+        else:
+            self._update(state)
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """The model holds the averages inside this context and its own weights, exactly, after it.
+
+        Nests: inside an evaluation, which already runs with the averages, it changes nothing.
+        Takes memory for one more copy of the weights. Under FSDP2 every rank must enter.
+
+        Raises:
+            ValueError: the model has other parameters than the averages.
+        """
+        if self.active:
+            yield
+            return
+        self._lend(model)
+        try:
+            yield
+        finally:
+            self._take_back(model)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers, strings and the live average tensors by plain parameter name."""
+        return {
+            "updates": self.updates,
+            "clock": self._clock,
+            "clock_unit": self._unit,
+            "shadow": dict(self.shadow),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave, whole tensors or shards, before or after wrapping.
+
+        Raises:
+            ValueError: not an EMA of ours, or one of a model with other parameter names.
+        """
+        if "shadow" not in state:
+            raise ValueError("the checkpoint's EMA state has no averages: another program wrote it")
+        if self.shadow:
+            _check_names(self.shadow, state["shadow"])
+            for name, average in self.shadow.items():
+                _fill(average, state["shadow"][name])
+        else:
+            self.shadow = {name: value.detach().clone() for name, value in state["shadow"].items()}
+        self.updates = int(state["updates"])
+        self._clock = state["clock"] if state["clock_unit"] == self._unit else None
+        self._loaded = True
+
+    @property
+    def _unit(self) -> str:
+        return "ba" if self.half_life is None else str(self.half_life.unit.value)
+
+    def _bind(self, model: nn.Module) -> None:
+        """Give every followed parameter an average on its own device and with its own sharding."""
+        old, keep = self.shadow, self._loaded or self.updates > 0
+        params = tracked_parameters(model, self.exclude)
+        if keep:
+            _check_names(params, old)
+        self.shadow = {}
+        for name, parameter in params.items():
+            if keep and _same_layout(old[name], parameter) and old[name].dtype == torch.float32:
+                self.shadow[name] = old[name]
+                continue
+            self.shadow[name] = parameter.detach().clone().to(torch.float32)
+            if keep:
+                _fill(self.shadow[name], old[name])
+
+    def _update(self, state: State) -> None:
+        params = tracked_parameters(state.model, self.exclude)
+        now = self._now(state)
+        update_ema([self.shadow[name] for name in params], list(params.values()), self._keep(now))
+        self.updates += 1
+        self._clock = now
+
+    def _keep(self, now: float) -> float:
+        """The decay of this update: fixed, or by the time since the last one."""
+        if self.half_life is None:
+            return self.decay
+        assert self._clock is not None, "set at the start of training"
+        return float(0.5 ** ((now - self._clock) / self.half_life.value))
+
+    def _now(self, state: State) -> float:
+        """Training time in the half life's unit, fractional inside an epoch."""
+        if self._unit != TimeUnit.EPOCH.value:
+            return float(state.timestamp.get(self._unit).value)
+        if state.dataloader_len is None:
+            raise ValueError("half_life is in epochs, whose length is unknown: give it in samples")
+        return state.timestamp.batch.value / int(state.dataloader_len)
+
+    @torch.no_grad()
+    def _lend(self, model: nn.Module) -> None:
+        if self.updates == 0 or not self.shadow:
+            self._bind(model)
+        params = tracked_parameters(model, self.exclude)
+        _check_names(params, self.shadow)
+        weights = [_local(parameter) for parameter in params.values()]
+        copies = [weight.clone() for weight in weights]
+        self._lent = (weights, copies)
+        torch._foreach_copy_(weights, [_local(self.shadow[name]) for name in params])
+
+    @torch.no_grad()
+    def _take_back(self, model: nn.Module) -> None:
+        if self._lent is None:
+            return
+        reshard(model)
+        weights, copies = self._lent
+        torch._foreach_copy_(weights, copies)
+        self._lent = None

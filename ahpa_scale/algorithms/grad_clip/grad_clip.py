@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clip the backbone's gradients by their own norm, and each attachment's by its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from composer.core import Algorithm, Event, State
+from composer.loggers import Logger
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from ahpa_scale.algorithms.timing import parse_time
+
+BACKBONE = "backbone"
+
+
+@torch.no_grad()
+def clip_groups(groups: Mapping[str, Sequence[nn.Parameter]], max_norm: float) -> dict[str, Tensor]:
+    """Scale every group's gradients so that their joint L2 norm is at most ``max_norm``.
+
+    Clipping by the global norm is Pascanu et al., 2013, "On the difficulty of training recurrent
+    neural networks", algorithm 1, here once per group. Works on whole and on sharded gradients.
+
+    Args:
+        groups: parameters by group name; those without a gradient are left out.
+        max_norm: the bound, in units of the (unscaled) gradient.
+
+    Returns:
+        The norm before clipping of each group that has gradients: scalar tensors on its device.
+    """
+    norms = {}
+    for name, parameters in groups.items():
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if not gradients:
+            continue
+        norm = get_total_norm(gradients)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()  # sums the shards' parts over the ranks
+        clip_grads_with_norm_(parameters, max_norm, norm)
+        norms[name] = norm
+    return norms
+
+
+def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """``backbone`` and one group per attachment of a `DiffusionGenerator`, else one of everything.
+
+    Sees through DDP.
+    """
+    model = getattr(model, "module", model)
+    backbone = getattr(model, "backbone_parameters", None)
+    if backbone is None:
+        return {BACKBONE: list(model.parameters())}
+    groups = {BACKBONE: list(backbone())}
+    attachments = model.attachments
+    assert isinstance(attachments, nn.Module)
+    for name, attachment in attachments.named_children():
+        groups[f"attachments.{name}"] = list(attachment.parameters())
+    return groups
+
+
+class GradClip(Algorithm):
+    """Clip gradients after the backward passes of a batch, when they have been unscaled.
+
+    Logs the norms before clipping as ``grad_norm/backbone`` and, over all attachments together,
+    ``grad_norm/attachments``.
+
+    Args:
+        max_norm: bound of the backbone's norm and of each attachment's, above 0.
+        log_interval: time string in batches between two logged norms; reading one waits for the
+            device, so it is not done for every batch.
+
+    Raises:
+        ValueError: an option out of range.
+    """
+
+    def __init__(self, max_norm: float, log_interval: str = "50ba") -> None:
+        if not (max_norm > 0 and math.isfinite(max_norm)):
+            raise ValueError(f"max_norm is {max_norm}: give a finite number above 0, such as 1.0")
+        self.max_norm = max_norm
+        self.log_every = parse_time(log_interval, "log_interval", units=["ba"]).value
+
+    def match(self, event: Event, state: State) -> bool:
+        del state
+        return event == Event.AFTER_TRAIN_BATCH
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        del event
+        norms = clip_groups(parameter_groups(state.model), self.max_norm)
+        if BACKBONE not in norms:
+            raise ValueError(
+                "GradClip found no gradients of the backbone: ZeRO engines keep their own and clip "
+                "them by their own setting"
+            )
+        # The clock moves on at the end of the batch; this is batch number (clock + 1).
+        if (state.timestamp.batch.value + 1) % self.log_every == 0:
+            self._log(norms, logger)
+
+    @staticmethod
+    def _log(norms: dict[str, Tensor], logger: Logger) -> None:
+        metrics = {"grad_norm/backbone": float(norms[BACKBONE])}
+        heads = [norm for name, norm in norms.items() if name != BACKBONE]
+        if heads:
+            metrics["grad_norm/attachments"] = float(get_total_norm(heads))
+        logger.log_metrics(metrics)

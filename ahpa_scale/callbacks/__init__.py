@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run shows and writes while it trains. Imported on first use, to start fast."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .metrics_file import MetricsFile as MetricsFile
+    from .progress import ProgressBar as ProgressBar
+    from .router_figure import RouterFigure as RouterFigure
+    from .sample_grid import SampleGrid as SampleGrid
+    from .summary import RunSummary as RunSummary
+
+_HOME = {
+    "MetricsFile": ".metrics_file",
+    "ProgressBar": ".progress",
+    "RouterFigure": ".router_figure",
+    "RunSummary": ".summary",
+    "SampleGrid": ".sample_grid",
+}
+
+__all__ = ["MetricsFile", "ProgressBar", "RouterFigure", "RunSummary", "SampleGrid"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name], __name__), name)

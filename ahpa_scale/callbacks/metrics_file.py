@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`metrics.jsonl`: one JSON object per logged batch, gap-free and without duplicates over resumes.
+
+Results of evaluations go to `evaluation.jsonl` in the same way.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import numbers
+import os
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from composer.core import Event, State
+from composer.loggers import Logger, LoggerDestination
+
+from ahpa_scale import storage
+from ahpa_scale.algorithms.timing import Every
+from ahpa_scale.callbacks.common import (
+    EVALUATION_FILE,
+    METRICS_FILE,
+    router_summary,
+    writes_files,
+)
+
+LOSS_KEYS = ("loss/train/total", "loss/train/flow", "loss/train/alignment")
+_NOT_WRITTEN = ("time/", "trainer/")
+
+
+class MetricsFile(LoggerDestination):
+    """Writes what is logged during training, on rank 0.
+
+    A row has ``batch`` and ``num_images`` (both counted after the batch), ``epoch``, ``seconds`` of
+    training, the ``lr`` and the losses of the batch (null where there is none), the newest value of
+    anything else logged since the last row and, every ``router_interval``, ``router`` (the summary
+    of the alignment: levels, weight_GT, loss_GT, count_T). Numbers that are not finite are null and
+    named in ``nonfinite``. Rows of later batches are removed when training starts or resumes.
+
+    Args:
+        output_dir: local folder.
+        interval: time string between rows.
+        router_interval: time string between router records; each joins the next row.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike[str],
+        interval: str = "1ba",
+        router_interval: str = "100ba",
+    ) -> None:
+        self.path = Path(output_dir) / METRICS_FILE
+        self.evaluation_path = Path(output_dir) / EVALUATION_FILE
+        self.row_due = Every(interval)
+        self.router_due = Every(router_interval, "router_interval")
+        self._file: IO[bytes] | None = None
+        self._values: dict[str, Any] = {}
+        self._router: dict[str, Any] | None = None
+        self._evaluation: dict[str, Any] | None = None
+        self._lr: float | None = None
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Keep values until their row is written; ``step`` is known from the event."""
+        del step
+        target = self._values if self._evaluation is None else self._evaluation
+        target.update((k, v) for k, v in metrics.items() if not k.startswith(_NOT_WRITTEN))
+
+    def run_event(self, event: Event, state: State, logger: Logger) -> None:
+        """Write at the end of a batch or epoch, then as any callback."""
+        if self._file is not None:
+            if self.router_due(event, state):
+                self._router = router_summary(state.model)
+            if self.row_due(event, state):
+                self._write_row(state)
+        super().run_event(event, state, logger)
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        del logger
+        self._values.clear()
+        if not writes_files():
+            return
+        batch = state.timestamp.batch.value
+        drop_rows_after(self.path, batch)
+        drop_rows_after(self.evaluation_path, batch)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._shut()
+        self._file = self.path.open("ab")
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        del logger
+        # The scheduler steps before the end of the batch, so this is the rate that the batch uses.
+        self._lr = float(state.optimizers[0].param_groups[0]["lr"])
+        for key in [key for key in self._values if key.startswith("loss/")]:
+            del self._values[key]
+
+    def eval_start(self, state: State, logger: Logger) -> None:
+        del state, logger
+        self._evaluation = {}
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        del logger
+        values, self._evaluation = self._evaluation or {}, None
+        if values and writes_files():
+            self.evaluation_path.parent.mkdir(parents=True, exist_ok=True)
+            with self.evaluation_path.open("ab") as file:
+                file.write(encode_row(_clock(state) | values))
+
+    def close(self, state: State, logger: Logger) -> None:
+        del state, logger
+        self._shut()
+
+    def _write_row(self, state: State) -> None:
+        assert self._file is not None
+        row = _clock(state) | {"lr": self._lr} | dict.fromkeys(LOSS_KEYS) | self._values
+        if self._router is not None:
+            row["router"] = self._router
+        self._file.write(encode_row(row))
+        self._file.flush()  # a killed process loses no finished row
+        self._values.clear()
+        self._router = None
+
+    def _shut(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _clock(state: State) -> dict[str, Any]:
+    time = state.timestamp
+    return {
+        "batch": time.batch.value,
+        "num_images": time.sample.value,
+        "epoch": time.epoch.value,
+        "seconds": round(time.total_wct.total_seconds(), 3),
+    }
+
+
+def encode_row(row: dict[str, Any]) -> bytes:
+    """One line of strict JSON: no NaN or infinity, no value that JSON has no word for."""
+    nonfinite: list[str] = []
+    clean = {}
+    for key, value in row.items():
+        if _writable(value):
+            clean[key] = _strict(value, key, nonfinite)
+    if nonfinite:
+        clean["nonfinite"] = list(dict.fromkeys(nonfinite))
+    return json.dumps(clean, allow_nan=False).encode() + b"\n"
+
+
+def _writable(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.numel() == 1
+    return value is None or isinstance(value, str | dict | list | numbers.Real)
+
+
+def _strict(value: Any, key: str, nonfinite: list[str]) -> Any:
+    if isinstance(value, dict):
+        return {name: _strict(part, key, nonfinite) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(part, key, nonfinite) for part in value]
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    number = float(value)
+    if math.isfinite(number):
+        return number
+    nonfinite.append(key)
+    return None
+
+
+def drop_rows_after(path: Path, batch: int) -> None:
+    """Remove rows of later batches, and a line torn by a kill, in one atomic move."""
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if _is_row_until(line, batch)]
+    if len(kept) != len(lines):
+        storage.write_bytes(path, b"".join(kept))
+
+
+def _is_row_until(line: bytes, batch: int) -> bool:
+    if not line.endswith(b"\n"):
+        return False
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(row, dict) and isinstance(row.get("batch"), int) and row["batch"] <= batch

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures from the averaged weights while training: `samples/step-<batch>.png`.
+
+Legend: B batch, C channels, H W.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from composer.core import Callback, Event, State
+from composer.core.precision import get_precision_context
+from composer.loggers import Logger
+from composer.utils import dist, model_eval_mode
+from torch import Tensor, nn
+
+from ahpa_scale.algorithms.ema import EMA, reshard
+from ahpa_scale.algorithms.timing import Every
+from ahpa_scale.callbacks.common import SAMPLES_FOLDER, unwrap, writes_files
+from ahpa_scale.models.flow import Path as FlowPath
+from ahpa_scale.models.vae_config import LatentScaling
+from ahpa_scale.sampling import image_grid, sample, save_image
+
+# Sample indices of two classes never meet, so a class keeps its pictures when others come or go.
+_INDICES_PER_CLASS = 2**20
+
+
+class Decoder(Protocol):
+    """The part of `FrozenVAE` that is needed here."""
+
+    def decode(self, z_BCHW: Tensor, /) -> Tensor:
+        """Unscaled latents to uint8 pictures [B, 3, S, S]."""
+        ...
+
+
+class SampleGrid(Callback):
+    """A row per class, drawn with the EMA's weights if there is an EMA, at an interval and the end.
+
+    The ranks share the work in equal numbers of forward passes: a sharded model needs all of them
+    at every pass anyway, and replicas are faster so. Noise is keyed by seed and sample, so
+    the picture is the same for any number of ranks, and no random state is touched.
+
+    Args:
+        output_dir: local folder; the pictures go to ``samples`` in it.
+        interval: time string between grids.
+        decoder: the VAE, on the device of the model.
+        scaling: how the model's latents were scaled.
+        path: the interpolant of training.
+        class_names: of all classes.
+        classes: the classes to draw; None draws the first 8.
+        num_per_class: pictures per row.
+        steps, method, guidance_scale: of the sampler, see `ahpa_scale.sampling.sample`.
+        seed: of the noise.
+        batch_size: pictures per forward pass and rank.
+
+    Raises:
+        ValueError: a class that does not exist, or a number out of range.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike[str],
+        interval: str,
+        *,
+        decoder: Decoder,
+        scaling: LatentScaling,
+        path: FlowPath,
+        class_names: Sequence[str],
+        classes: Sequence[int] | None = None,
+        num_per_class: int = 4,
+        steps: int = 50,
+        method: str = "euler",
+        guidance_scale: float = 1.0,
+        seed: int = 0,
+        batch_size: int = 32,
+    ) -> None:
+        if num_per_class < 1 or batch_size < 1:
+            raise ValueError("num_per_class and batch_size of sample grids must be at least 1")
+        known = len(class_names)
+        self.classes = list(range(min(8, known))) if classes is None else list(classes)
+        wrong = [label for label in self.classes if not 0 <= label < known]
+        if wrong or not self.classes:
+            raise ValueError(
+                f"sample grids ask for classes {wrong or '[]'}: choose from 0 to {known - 1}"
+            )
+        self.folder = Path(output_dir) / SAMPLES_FOLDER
+        self.due = Every(interval)
+        self.decoder, self.scaling, self.path = decoder, scaling, path
+        self.class_names = list(class_names)
+        self.num_per_class, self.batch_size, self.seed = num_per_class, batch_size, seed
+        self.steps, self.method, self.guidance_scale = steps, method, guidance_scale
+        self._last = -1
+
+    def run_event(self, event: Event, state: State, logger: Logger) -> None:
+        """Draw when it is time, once per batch number."""
+        batch = state.timestamp.batch.value
+        if not (event == Event.FIT_END or self.due(event, state)) or batch == self._last:
+            return
+        self._last = batch
+        images_B3SS = self.draw(state)
+        if writes_files():
+            labels = [self.class_names[label] for label in self.classes]
+            picture = image_grid(images_B3SS, self.num_per_class, labels)
+            save_image(picture, self.folder / f"step-{batch:08d}.png")
+            logger.log_images(np.asarray(picture), name="samples", channels_last=True, step=batch)
+
+    @torch.no_grad()
+    def draw(self, state: State) -> Tensor:
+        """All pictures of the grid, uint8 [B, 3, S, S] row by row; every rank must call it."""
+        averages = next((one for one in state.algorithms if isinstance(one, EMA)), None)
+        lent = averages.applied(state.model) if averages else nullcontext()
+        precision = get_precision_context(state.precision, state.precision_config)
+        with lent, _evaluating(state.model), precision:
+            dit = unwrap(state.model).dit
+            assert isinstance(dit, nn.Module)
+            return self._share(dit)
+
+    def _share(self, dit: nn.Module) -> Tensor:
+        """This rank's part of the pictures, then everybody's in order."""
+        device = next(dit.parameters()).device
+        labels_B = torch.tensor(self.classes, device=device).repeat_interleave(self.num_per_class)
+        place_B = torch.arange(self.num_per_class, device=device).repeat(len(self.classes))
+        index_B = labels_B * _INDICES_PER_CLASS + place_B
+        ranks, rank, total = dist.get_world_size(), dist.get_global_rank(), len(labels_B)
+        # Ranks beyond the last picture repeat it, so that all make as many forward passes.
+        mine = torch.arange(rank, total + -total % ranks, ranks, device=device).clamp(max=total - 1)
+        parts = [
+            self._pictures(dit, labels_B[chunk], index_B[chunk])
+            for chunk in mine.split(self.batch_size)
+        ]
+        gathered = dist.all_gather(torch.cat(parts).contiguous())
+        return torch.stack(list(gathered), dim=1).flatten(0, 1)[:total]
+
+    def _pictures(self, dit: nn.Module, labels_B: Tensor, index_B: Tensor) -> Tensor:
+        shape = (_size(dit.in_channels), _size(dit.input_size), _size(dit.input_size))
+        z_BCHW = sample(
+            dit,
+            labels_B=labels_B,
+            index_B=index_B,
+            seed=self.seed,
+            shape=shape,
+            path=self.path,
+            steps=self.steps,
+            method=self.method,
+            guidance_scale=self.guidance_scale,
+        )
+        return self.decoder.decode(self.scaling.denormalise(z_BCHW))
+
+
+def _size(value: object) -> int:
+    assert isinstance(value, int)
+    return value
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards the parameters that FSDP2 gathered for it are shards again."""
+    with model_eval_mode(model):
+        try:
+            yield
+        finally:
+            reshard(model)

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The last line of a run: where everything lies."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TextIO
+
+from composer.core import Callback, State
+from composer.loggers import Logger
+
+from ahpa_scale.callbacks.common import (
+    EVALUATION_FILE,
+    METRICS_FILE,
+    ROUTER_FILE,
+    SAMPLES_FOLDER,
+    writes_files,
+)
+
+
+class RunSummary(Callback):
+    """Prints one line at the end of training that names the files which are there, on rank 0.
+
+    Give it to the Trainer after the callbacks whose files it names.
+
+    Args:
+        output_dir: local folder of the run.
+        checkpoints: folder or URL of the checkpoints; None when none are written.
+        stream: where to print; None is the standard output.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike[str],
+        checkpoints: str | None = None,
+        stream: TextIO | None = None,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.checkpoints = checkpoints
+        self.stream = stream
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        del state, logger
+        if writes_files():
+            print(self.line(), file=self.stream or sys.stdout, flush=True)
+
+    def line(self) -> str:
+        """``done: metrics ..., samples ..., router ..., checkpoints ...``."""
+        files = {
+            "metrics": self.output_dir / METRICS_FILE,
+            "evaluation": self.output_dir / EVALUATION_FILE,
+            "samples": self.output_dir / SAMPLES_FOLDER,
+            "router": self.output_dir / ROUTER_FILE,
+        }
+        parts = [f"{name} {path}" for name, path in files.items() if path.exists()]
+        if self.checkpoints is not None:
+            parts.append(f"checkpoints {self.checkpoints}")
+        return "done: " + (", ".join(parts) or "nothing was written")

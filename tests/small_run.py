@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small valid run for the tests of the configuration, and the two things done with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ahpa_scale.config.load import ConfigError, load_yaml
+from ahpa_scale.config.schema import Config
+from ahpa_scale.models.vae_config import KNOWN_VAES, encoder_levels
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIPPED = sorted(ROOT.glob("yamls/*.yaml"))
+SD_VAE = KNOWN_VAES["stabilityai/sd-vae-ft-mse"]
+LEVELS = tuple(level.name for level in encoder_levels(SD_VAE))
+SMALL = "run_name: a\nmax_duration: 100ba\ndata: {local: set}\n"
+
+
+class SmallRun:
+    """Loads a small valid run with overrides, or any other text, from a file in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "run.yaml"
+
+    def __call__(self, *overrides: str, text: str = SMALL) -> Config:
+        self.path.write_text(text)
+        return load_yaml(self.path, overrides)
+
+    def complaint(self, *overrides: str, text: str = SMALL) -> str:
+        """The one line that a bad configuration earns."""
+        with pytest.raises(ConfigError) as caught:
+            self(*overrides, text=text)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every Python snippet of a method card runs; every card has its metadata and its sections."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import LEVELS, ToyLatents
+from torch.utils.data import DataLoader
+
+import ahpa_scale
+
+ALGORITHMS = Path(ahpa_scale.__file__).parent / "algorithms"
+CARDS = sorted(ALGORITHMS.glob("*/README.md"))
+SECTIONS = [
+    "## How to use",
+    "## Suggested hyper-parameters",
+    "## Technical details",
+    "## Attribution",
+    "## API",
+]
+
+
+def test_there_are_cards():
+    assert {card.parent.name for card in CARDS} == {"ahpa", "ema", "grad_clip"}
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.parent.name)
+def test_snippets_run_in_order(card: Path, make_generator: Callable[..., Any], toy_batch: Any):
+    model = make_generator()
+    namespace: dict[str, Any] = {
+        "model": model,
+        "batch": toy_batch,
+        "levels": LEVELS,
+        "loader": DataLoader(ToyLatents(), batch_size=16),
+        "optimizer": torch.optim.AdamW(model.parameters(), lr=1e-3),
+    }
+    snippets = re.findall(r"```python\n(.*?)```", card.read_text(), re.DOTALL)
+    assert len(snippets) >= 2
+    for snippet in snippets:
+        exec(compile(snippet, str(card), "exec"), namespace)
+    namespace["trainer"].close()
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.parent.name)
+def test_cards_follow_one_order_and_name_their_class(card: Path):
+    text = card.read_text()
+    places = [text.index(section) for section in SECTIONS]
+    assert places == sorted(places)
+    (metadata,) = json.loads((card.parent / "metadata.json").read_text()).values()
+    assert metadata["class_name"] in text
+    assert metadata["functional"] in text

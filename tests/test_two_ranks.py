@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""EMA, clipping, metrics and sample grids: two ranks, replicated or sharded, equal one process."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing
+from composer import Algorithm, Event
+from composer.utils import dist
+from composer.utils.parallelism import FSDP2Config
+from torch.distributed.tensor import DTensor
+from toy_trainer import Recorder, clone_weights, read_rows, toy_grid, toy_loader, toy_trainer
+
+from ahpa_scale.algorithms.ema import EMA
+from ahpa_scale.algorithms.grad_clip import GradClip
+from ahpa_scale.callbacks import MetricsFile
+
+ENGINES = ("ddp", "fsdp2")
+
+
+class GlooAverage(Algorithm):
+    """Divides gradients by the number of ranks, before anything else after the backward pass.
+
+    Gloo's reduce-scatter (torch 2.7) sums where FSDP2 asks for the mean; NCCL's does not.
+    """
+
+    def match(self, event, state):
+        return event == Event.AFTER_TRAIN_BATCH
+
+    def apply(self, event, state, logger):
+        for parameter in state.model.parameters():
+            if parameter.requires_grad:
+                parameter.grad.div_(dist.get_world_size())
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _train_on_rank(rank: int, port: int, folder: str) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "NODE_RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    torch.set_num_threads(1)
+    dist.initialize_dist("cpu", timeout=60)
+    for engine in ENGINES:
+        ranks_worker(Path(folder) / engine, engine)
+    torch.distributed.destroy_process_group()
+
+
+def ranks_worker(folder: Path, engine: str) -> None:
+    """Two ranks train, evaluate, clip and sample; rank 0 writes what came out."""
+    folder.mkdir(exist_ok=True)
+    sharded = engine == "fsdp2"
+    options = {"parallelism_config": {"fsdp": FSDP2Config()}} if sharded else {}
+    ema, grid, clip = EMA(decay=0.7), toy_grid(folder), GradClip(0.5, "1ba")
+    recorder = Recorder()
+    trainer = toy_trainer(
+        "4ba",
+        algorithms=[ema, clip, *([GlooAverage()] if sharded else [])],
+        callbacks=[recorder, grid],
+        loggers=[MetricsFile(folder)],
+        eval_dataloader=toy_loader(1),
+        eval_interval="2ba",
+        **options,
+    )
+    trainer.fit()
+    assert isinstance(ema.shadow["dit.mix.weight"], DTensor) == sharded
+
+    def whole(tensors):
+        return {k: v.full_tensor() if isinstance(v, DTensor) else v for k, v in tensors.items()}
+
+    results = {
+        "ema": whole(ema.shadow),
+        "weights": whole(clone_weights(trainer.state.model)),
+        "evaluated": whole(recorder.evaluated[-1]),
+        "pictures": grid.draw(trainer.state),
+    }
+    # The whole tensors of any run load into the shards of this one.
+    ema.load_state_dict(ema.state_dict() | {"shadow": results["ema"]})
+    results["reloaded"] = whole(ema.shadow)
+    if dist.get_global_rank() == 0:
+        torch.save(results, folder / "results.pt")
+    trainer.close()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """One run in this process and, on two ranks, one per engine."""
+    folder = tmp_path_factory.mktemp("runs")
+    ranks_worker(folder / "alone", "alone")
+    torch.multiprocessing.spawn(_train_on_rank, (_free_port(), str(folder)), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_ranks_equal_one(runs, engine):
+    alone, together = runs / "alone", runs / engine
+    one = torch.load(alone / "results.pt", weights_only=True)
+    two = torch.load(together / "results.pt", weights_only=True)
+    for key in ("ema", "weights", "evaluated", "reloaded"):
+        assert list(one[key]) == list(two[key])
+        for name in one[key]:
+            torch.testing.assert_close(
+                two[key][name], one[key][name], rtol=1e-5, atol=1e-6, msg=name
+            )
+    assert not torch.equal(two["ema"]["dit.mix.weight"], two["weights"]["dit.mix.weight"])
+    assert two["pictures"].shape == one["pictures"].shape
+    assert (two["pictures"].int() - one["pictures"].int()).abs().max() <= 1
+    for row_one, row_two in zip(read_rows(alone), read_rows(together), strict=True):
+        for key in ("loss/train/total", "grad_norm/backbone", "grad_norm/attachments"):
+            assert row_two[key] == pytest.approx(row_one[key], rel=1e-4)
+        assert row_two["num_images"] == row_one["num_images"]
