@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ahpa_scale: train Diffusion Transformers with AHPA, the alignment to a frozen VAE's own features."""
+"""ahpa_scale: train Diffusion Transformers with AHPA, the alignment to a frozen VAE's own
+features.
+"""
 
 __version__ = "0.1.0"

@@ -21,6 +21,8 @@ LEVELS = {
     "encoder.mid_block": 12,
 }
 
+pytest_plugins = ["data_sets"]
+
 # Nothing in the tests may wait for a login or a server.
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

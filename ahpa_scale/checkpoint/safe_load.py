@@ -11,7 +11,7 @@ from typing import Any
 import composer.utils.checkpoint
 import numpy as np
 import torch
-from numpy._core.multiarray import _reconstruct
+from numpy._core.multiarray import _reconstruct  # type: ignore[attr-defined]
 from torch.torch_version import TorchVersion
 
 # Everything that a Composer 0.32.1 checkpoint holds beyond tensors: clocks, numpy's random state, a

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AHPA as a Composer algorithm. The class loads on first use, so that the configuration can read the
-kinds' defaults without Composer.
+"""AHPA as a Composer algorithm. The class loads on first use, so that the configuration can read
+the kinds' defaults without Composer.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ahpa_scale.algorithms.ahpa.kinds import KINDS, Kind, kind_groups
+from ahpa_scale.algorithms.ahpa.kinds import KINDS, ROUTERS, Kind, kind_groups
 
 if TYPE_CHECKING:
     from ahpa_scale.algorithms.ahpa.ahpa import AHPA
 
-__all__ = ["AHPA", "KINDS", "Kind", "kind_groups"]
+__all__ = ["AHPA", "KINDS", "ROUTERS", "Kind", "kind_groups"]
 
 
 def __getattr__(name: str) -> object:

@@ -13,7 +13,7 @@ from composer.loggers import Logger
 from composer.utils import create_interval_scheduler
 from torch import nn
 
-from ahpa_scale.algorithms.ahpa.kinds import KINDS, kind_groups
+from ahpa_scale.algorithms.ahpa.kinds import KINDS, ROUTERS, kind_groups
 from ahpa_scale.method import DynamicRouter, PriorAlignment, ScheduledRouter, UniformRouter
 from ahpa_scale.method.priors import LATENT
 from ahpa_scale.models.dit import DiT
@@ -54,8 +54,7 @@ class AHPA(Algorithm):
         router: keyword arguments of :class:`~ahpa_scale.method.DynamicRouter`; of
             :class:`~ahpa_scale.method.ScheduledRouter` for ``kind="scheduled"``.
         objective: ``standardised`` or ``literal``, see :class:`~ahpa_scale.method.PriorAlignment`.
-        prior_weight: holds a dynamic router to its prior, see
-            :class:`~ahpa_scale.method.PriorAlignment`.
+        prior_weight: holds a dynamic router to its prior; None takes the objective's default.
         num_bins: t-bins of the statistics.
         log_interval: Composer time string between two reports of the router; each waits for the
             device once.
@@ -82,7 +81,7 @@ class AHPA(Algorithm):
         head_width: int = 2048,
         router: Mapping[str, Any] | None = None,
         objective: str = "standardised",
-        prior_weight: float = 0.5,
+        prior_weight: float | None = None,
         num_bins: int = 10,
         log_interval: str = "100ba",
     ) -> None:
@@ -104,7 +103,14 @@ class AHPA(Algorithm):
         self.tap = tap
         self.start = Time.from_timestring(start)
         self.until = None if until is None else Time.from_timestring(until)
+        if objective not in ROUTERS:
+            raise ValueError(
+                f"unknown router objective {objective!r}; choose one of {', '.join(ROUTERS)}"
+            )
         self._router_settings = dict(router or {})
+        if defaults.router == "dynamic":
+            self._router_settings.setdefault("floor", ROUTERS[objective].floor)
+            self._router_settings.setdefault("snr_prior", ROUTERS[objective].snr_prior)
         self._alignment_settings: dict[str, Any] = {
             "loss": loss or defaults.loss,
             "smooth_l1_beta": smooth_l1_beta,
@@ -112,7 +118,9 @@ class AHPA(Algorithm):
             "head": head,
             "head_width": head_width,
             "objective": objective,
-            "prior_weight": prior_weight,
+            "prior_weight": ROUTERS[objective].prior_weight
+            if prior_weight is None
+            else prior_weight,
             "num_bins": num_bins,
         }
         self._report_due = create_interval_scheduler(

@@ -51,6 +51,28 @@ KINDS: dict[str, Kind] = {
 }
 
 
+@dataclass(frozen=True)
+class RouterDefaults:
+    """Defaults of a dynamic router that depend on what trains it.
+
+    Attributes:
+        floor: least weight of each level.
+        snr_prior: strength of the prior "coarse at high noise".
+        prior_weight: cost of leaving the prior.
+    """
+
+    floor: float
+    snr_prior: float
+    prior_weight: float
+
+
+#: The literal router is the paper's bare statement; nothing is added that would hold it up.
+ROUTERS: dict[str, RouterDefaults] = {
+    "standardised": RouterDefaults(floor=0.05, snr_prior=1.0, prior_weight=0.5),
+    "literal": RouterDefaults(floor=0.0, snr_prior=0.0, prior_weight=0.0),
+}
+
+
 def kind_groups(
     kind: str, groups: Mapping[str, Sequence[str]], level: str | None
 ) -> dict[str, tuple[str, ...]]:

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line, `ahpa-scale`. Heavy imports wait inside the commands, so help is immediate."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+if TYPE_CHECKING:
+    from ahpa_scale.data.demo import DemoPicture
+
+SHEET = 64  # pictures on a contact sheet
+
+app = typer.Typer(
+    name="ahpa-scale",
+    help="Prepare data for training diffusion transformers, and look at it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Device = Annotated[str, typer.Option(help="Torch device, such as cpu or cuda:0.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run made.")]
+Progress = Annotated[bool, typer.Option(help="Show a progress bar.")]
+Limit = Annotated[Optional[int], typer.Option(help="At most this many pictures.")]  # noqa: UP045
+
+
+@app.command()
+def prepare(
+    source: Annotated[str, typer.Argument(help="Folder of class sub-folders, or 'demo'.")],
+    out: Annotated[str, typer.Option(help="Local folder, s3:// or gs:// URL to write.")],
+    vae: Annotated[str, typer.Option(help="Diffusers folder, hub id, or 'demo'.")] = "demo",
+    size: Annotated[int, typer.Option(help="Side of the cropped pictures, in pixels.")] = 256,
+    grid: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Tokens per side of stored maps [default: half the latent's side]."),
+    ] = None,
+    kind: Annotated[
+        str, typer.Option(help="'latents', or 'images' for online encoding.")
+    ] = "latents",
+    scaling: Annotated[
+        str, typer.Option(help="'config' (the VAE's factors) or 'channel' (measured).")
+    ] = "config",
+    level: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Encoder level to store; repeat for more [default: all]."),
+    ] = None,
+    prior_dtype: Annotated[str, typer.Option(help="'float16' or 'bfloat16'.")] = "float16",
+    features: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Folder of .npy features of another encoder; 'oracle' for the demo."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Pictures per encoder call.")] = 64,
+    limit: Limit = None,
+    shuffle_seed: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Order of a folder's pictures [default: 0]."),
+    ] = None,
+    preset: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Demo only: easy, medium or hard [default: easy]."),
+    ] = None,
+    num_samples: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Demo only: how many pictures [default: 10000]."),
+    ] = None,
+    seed: Annotated[Optional[int], typer.Option(help="Demo only [default: 0].")] = None,  # noqa: UP045
+    start: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Demo only: first index, for a second split [default: 0]."),
+    ] = None,
+    overwrite: Overwrite = False,
+    device: Device = "cpu",
+    shard_size: Annotated[str, typer.Option(help="Bytes per shard, such as 64mb.")] = "64mb",
+    workers: Annotated[int, typer.Option(help="Threads that read and crop pictures.")] = 4,
+    progress: Progress = True,
+) -> None:
+    """Encode pictures once into shards of latents and encoder levels."""
+    options = dict(locals())
+    options["vae_path"] = options.pop("vae")
+    options["levels"] = tuple(options.pop("level") or ()) or None
+    from ahpa_scale.data.settings import PrepareSettings
+
+    PrepareSettings(**options)  # wrong options are refused before the slow imports
+    from ahpa_scale.data import prepare as preparation
+
+    card = preparation.prepare(**options)
+    typer.echo(
+        f"{out}: {card.num_samples} pictures, {card.num_classes} classes, kind {card.kind}, "
+        f"latent {'x'.join(map(str, card.latent_shape))}, grid {card.grid}, "
+        f"{len(card.levels)} levels"
+    )
+
+
+@app.command("train-vae")
+def train_vae(
+    out: Annotated[str, typer.Option(help="Diffusers folder to write.")],
+    source: Annotated[str, typer.Argument(help="Folder of class sub-folders, or 'demo'.")] = "demo",
+    size: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Folders only: side of the cropped pictures, in pixels."),
+    ] = None,
+    widths: Annotated[
+        str, typer.Option(help="Encoder widths, one per resolution, fine to coarse.")
+    ] = "32,64,96",
+    latent_channels: Annotated[int, typer.Option(help="Channels of the latent.")] = 4,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 2500,
+    batch_size: Annotated[int, typer.Option(help="Pictures per step.")] = 32,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    kl_weight: Annotated[float, typer.Option(help="Weight of the KL divergence.")] = 1e-4,
+    seed: Annotated[int, typer.Option(help="Initialisation, order and noise.")] = 0,
+    overwrite: Overwrite = False,
+    device: Device = "cpu",
+    progress: Progress = True,
+) -> None:
+    """Train a small autoencoder, for pictures that no published one fits."""
+    block_out_channels = _numbers(widths, "widths")
+    if (source == "demo") != (size is None):
+        raise ValueError("give size with a folder, and only then")
+    from ahpa_scale.data.sources import FolderSource
+    from ahpa_scale.data.vae_training import VAETraining
+    from ahpa_scale.data.vae_training import train_vae as train
+
+    settings = VAETraining(
+        block_out_channels=block_out_channels,
+        latent_channels=latent_channels,
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        kl_weight=kl_weight,
+        seed=seed,
+        device=device,
+    )
+    pictures = source if size is None else FolderSource(source, size=size)
+    report = train(out, pictures, settings, overwrite=overwrite, progress=progress)
+    quality = ", ".join(f"{name} {value:.1f} dB" for name, value in report.psnr.items())
+    typer.echo(f"{out}: PSNR {quality}; scaling factor {report.scaling_factor:.5f}")
+
+
+@app.command("unpack-idx")
+def unpack_idx(
+    folder: Annotated[str, typer.Argument(help="Folder of the four idx files, gzipped or not.")],
+    out: Annotated[str, typer.Option(help="Image folder to make.")],
+    names: Annotated[str, typer.Option(help="Class names: 'fashion' or 'digits'.")] = "fashion",
+    limit: Limit = None,
+) -> None:
+    """Turn MNIST or Fashion-MNIST files into an image folder with train and test."""
+    from ahpa_scale.data.idx import unpack_idx as unpack
+
+    counts = unpack(folder, out, names=names, limit=limit)
+    typer.echo(f"{out}: " + ", ".join(f"{count} {split}" for split, count in counts.items()))
+
+
+@app.command("demo-images")
+def demo_images(
+    out: Annotated[str, typer.Option(help="Folder to make.")],
+    preset: Annotated[str, typer.Option(help="easy, medium or hard.")] = "easy",
+    num_samples: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 64,
+    size: Annotated[int, typer.Option(help="Side of the pictures, in pixels.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="Of the drawings.")] = 0,
+    start: Annotated[int, typer.Option(min=0, help="First index.")] = 0,
+) -> None:
+    """Draw demo pictures into class folders, with a contact sheet and their factors."""
+    from ahpa_scale.data.demo import DemoSpec, render
+    from ahpa_scale.storage import atomic_folder
+
+    spec = DemoSpec.preset(preset, size=size)
+    with atomic_folder(out) as room:
+        _write_demo(room, [render(spec, seed, start + i) for i in range(num_samples)])
+    typer.echo(f"{out}: {num_samples} pictures, contact-sheet.png, factors.jsonl")
+
+
+def _write_demo(room: Path, pictures: list[DemoPicture]) -> None:
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from ahpa_scale.sampling.grid import image_grid
+
+    for picture in pictures:
+        name = str(picture.factors["class"]).replace(" ", "-")
+        folder = room / f"{picture.label:02d}-{name}"
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(picture.image).save(folder / f"{picture.factors['index']:06d}.png")
+    lines = [json.dumps(picture.factors) + "\n" for picture in pictures]
+    (room / "factors.jsonl").write_text("".join(lines), encoding="utf-8")
+    shown_BHWC = torch.from_numpy(np.stack([p.image for p in pictures[:SHEET]]))
+    image_grid(shown_BHWC.permute(0, 3, 1, 2), columns=8).save(room / "contact-sheet.png")
+
+
+def _numbers(text: str, name: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{name} must be whole numbers with commas, not {text!r}") from None
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run a command. A user's mistake is one line on stderr and exit status 2."""
+    try:
+        return app(args=arguments)
+    except (ValueError, OSError) as error:
+        # A user can do nothing with a traceback; a message of several lines hides its point.
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

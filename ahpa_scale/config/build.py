@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checked configuration and its data set's card -> the objects that train it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer import Trainer
+from composer.core import Algorithm, Callback
+from composer.loggers import LoggerDestination, TensorboardLogger, WandBLogger
+from composer.optim import ComposerScheduler, ConstantScheduler, ConstantWithWarmupScheduler
+from composer.utils import dist, get_device, reproducibility
+
+from ahpa_scale.algorithms import EMA, GradClip
+from ahpa_scale.algorithms.ahpa import AHPA
+from ahpa_scale.callbacks import MetricsFile, ProgressBar, RouterFigure, RunSummary, SampleGrid
+from ahpa_scale.checkpoint.safe_load import CheckpointError, protect_composer
+from ahpa_scale.config.card import check_vae_weights
+from ahpa_scale.config.errors import ConfigError
+from ahpa_scale.config.levels import EXTERNAL, LATENT, alignment_groups
+from ahpa_scale.config.schema import Config, parse_time
+from ahpa_scale.data.card import DatasetCard
+from ahpa_scale.data.stream import build_loader
+from ahpa_scale.models.dit import build_dit
+from ahpa_scale.models.generator import DiffusionGenerator
+from ahpa_scale.models.vae import FrozenVAE
+
+
+def build_trainer(config: Config, card: DatasetCard) -> Trainer:
+    """Builds the Trainer of one run.
+
+    Args:
+        config: a configuration that passed its checks.
+        card: the card of the data set that it names.
+
+    Raises:
+        ConfigError: the VAE's weights are not those that made the data, or a checkpoint that
+            can't be loaded.
+    """
+    protect_composer()
+    device = get_device(config.device)
+    dist.initialize_dist(device)
+    # Every rank draws the same initial weights; what differs between ranks derives from samples.
+    reproducibility.seed_all(config.seed)
+    vae = _load_vae(config, card)
+    if vae is not None:
+        vae.to(device._device)
+    generator = build_generator(config, card, vae)
+    output_dir = Path(config.output_dir)
+    save_folder = config.checkpoint.save_folder
+    try:
+        return Trainer(
+            model=generator,
+            train_dataloader=_build_loader(config, card),
+            optimizers=_build_optimizer(config, generator),
+            schedulers=_build_scheduler(config),
+            max_duration=config.max_duration,
+            algorithms=build_algorithms(config, card),
+            callbacks=_build_callbacks(config, card, generator, vae),
+            loggers=_build_loggers(config, output_dir),
+            device=device,
+            precision=config.precision,
+            device_train_microbatch_size=config.device_train_microbatch_size,
+            seed=config.seed,
+            run_name=config.run_name,
+            save_folder=save_folder,
+            save_filename="ba{batch}.pt",
+            save_latest_filename="latest.pt",
+            save_interval=config.checkpoint.save_interval,
+            save_num_checkpoints_to_keep=config.checkpoint.keep,
+            save_overwrite=config.checkpoint.autoresume,
+            load_path=config.checkpoint.load_path,
+            autoresume=config.checkpoint.autoresume,
+            progress_bar=False,
+            auto_log_hparams=False,
+        )
+    except CheckpointError as error:
+        raise _checkpoint_error(config, str(error)) from None
+    except FileNotFoundError as error:
+        raise _checkpoint_error(config, f"there is no file {error.filename or error}") from None
+
+
+def build_generator(
+    config: Config, card: DatasetCard, vae: FrozenVAE | None = None
+) -> DiffusionGenerator:
+    """Builds the model; without a VAE it takes cached latents only."""
+    model, flow = config.model, config.flow
+    dit = build_dit(
+        model.name,
+        input_size=model.input_size,
+        in_channels=model.in_channels,
+        num_classes=model.num_classes,
+        qk_norm=model.qk_norm,
+        class_dropout_prob=model.label_dropout,
+    )
+    return DiffusionGenerator(
+        dit,
+        scaling=card.scaling,
+        path=flow.path,
+        timesteps=flow.timesteps,
+        logit_mean=flow.logit_mean,
+        logit_std=flow.logit_std,
+        label_dropout=model.label_dropout,
+        seed=config.seed,
+        vae=vae,
+    )
+
+
+def build_algorithms(config: Config, card: DatasetCard) -> list[Algorithm]:
+    """Builds the plug-ins: alignment, clipping, EMA."""
+    algorithms: list[Algorithm] = []
+    if config.alignment.kind != "none":
+        algorithms.append(build_alignment(config, card))
+    if config.optimizer.grad_clip is not None:
+        algorithms.append(GradClip(config.optimizer.grad_clip))
+    if config.ema.enabled:
+        algorithms.append(EMA(decay=config.ema.decay, half_life=config.ema.half_life))
+    return algorithms
+
+
+def build_alignment(config: Config, card: DatasetCard) -> AHPA:
+    """Builds the alignment plug-in of any kind but ``none``."""
+    chosen = config.alignment
+    channels = {level.name: level.channels for level in card.levels}
+    if card.external_channels is not None:
+        channels[EXTERNAL] = card.external_channels
+    router: dict[str, Any] = {}
+    if chosen.kind == "ahpa":
+        router = chosen.router.model_dump(exclude={"objective", "prior_weight"})
+    elif chosen.kind == "scheduled":
+        router = {"reverse": chosen.reverse}
+    return AHPA(
+        channels,
+        kind=chosen.kind,
+        groups=alignment_groups(config, card.level_names),
+        level=chosen.level,
+        weight=chosen.weight,
+        tap=chosen.tap,
+        start=chosen.start,
+        until=chosen.until,
+        loss=chosen.loss,
+        smooth_l1_beta=chosen.smooth_l1_beta,
+        spatial_norm=chosen.spatial_norm,
+        head=chosen.head.kind,
+        head_width=chosen.head.width,
+        router=router,
+        objective=chosen.router.objective,
+        prior_weight=chosen.router.prior_weight,
+        num_bins=chosen.bins,
+        log_interval=config.logging.router_interval,
+    )
+
+
+def _load_vae(config: Config, card: DatasetCard) -> FrozenVAE | None:
+    """The VAE where the run needs it: to encode online, or to decode sample grids."""
+    if not config.data.online and config.sampling.interval is None:
+        return None
+    try:
+        vae = FrozenVAE.from_pretrained(config.vae.path)
+    except ValueError as error:
+        raise ConfigError(config.source_of("vae.path"), "vae.path", str(error)) from None
+    check_vae_weights(config, card, vae.identity)
+    return vae
+
+
+def _build_loader(config: Config, card: DatasetCard) -> Any:
+    data = config.data
+    levels: tuple[str, ...] = ()
+    if config.alignment.kind != "none" and not data.online:
+        groups = alignment_groups(config, card.level_names)
+        levels = tuple(one for group in groups.values() for one in group if one != LATENT)
+    return build_loader(
+        data.remote or str(data.local),
+        local=data.local if data.remote else None,
+        batch_size=config.global_train_batch_size // dist.get_world_size(),
+        levels=levels,
+        seed=config.seed,
+        shuffle=data.shuffle,
+        num_workers=data.num_workers,
+        num_canonical_nodes=data.num_canonical_nodes,
+        predownload=data.predownload,
+        cache_limit=data.cache_limit,
+    )
+
+
+def _build_optimizer(config: Config, generator: DiffusionGenerator) -> torch.optim.AdamW:
+    chosen = config.optimizer
+    return torch.optim.AdamW(
+        [p for p in generator.backbone_parameters() if p.requires_grad],
+        lr=chosen.lr,
+        betas=chosen.betas,
+        eps=chosen.eps,
+        weight_decay=chosen.weight_decay,
+    )
+
+
+def _build_scheduler(config: Config) -> ComposerScheduler:
+    warmup = config.optimizer.warmup
+    if parse_time(warmup)[0] == 0:  # Composer's warm-up divides by its length
+        return ConstantScheduler()
+    return ConstantWithWarmupScheduler(t_warmup=warmup)
+
+
+def _build_callbacks(
+    config: Config, card: DatasetCard, generator: DiffusionGenerator, vae: FrozenVAE | None
+) -> list[Callback]:
+    sampling = config.sampling
+    callbacks: list[Callback] = []
+    if sampling.interval is not None:
+        assert vae is not None
+        callbacks.append(
+            SampleGrid(
+                config.output_dir,
+                sampling.interval,
+                decoder=vae,
+                scaling=card.scaling,
+                path=generator.path,
+                class_names=card.classes,
+                classes=sampling.classes,
+                num_per_class=sampling.num_per_class,
+                steps=sampling.steps,
+                method=sampling.method,
+                guidance_scale=sampling.guidance_scale,
+                seed=sampling.seed,
+            )
+        )
+    callbacks.append(RouterFigure(config.output_dir, config.logging.router_interval))
+    callbacks.append(RunSummary(config.output_dir, config.checkpoint.save_folder))
+    return callbacks
+
+
+def _build_loggers(config: Config, output_dir: Path) -> Sequence[LoggerDestination]:
+    chosen = config.logging
+    loggers: list[LoggerDestination] = [
+        MetricsFile(output_dir, chosen.interval, chosen.router_interval)
+    ]
+    if chosen.progress_bar:
+        loggers.append(ProgressBar())
+    if chosen.tensorboard:
+        loggers.append(TensorboardLogger(log_dir=str(output_dir / "tensorboard")))
+    if chosen.wandb:
+        loggers.append(_wandb(config, output_dir))
+    return loggers
+
+
+def _wandb(config: Config, output_dir: Path) -> WandBLogger:
+    # Without a key wandb would stop and ask; a job at night has nobody to answer.
+    if not os.environ.get("WANDB_API_KEY"):
+        os.environ.setdefault("WANDB_MODE", "offline")
+    return WandBLogger(
+        project=config.logging.wandb_project,
+        name=config.run_name,
+        init_kwargs={"dir": str(output_dir), "config": config.model_dump(mode="json")},
+    )
+
+
+def _checkpoint_error(config: Config, problem: str) -> ConfigError:
+    key = "checkpoint.load_path" if config.checkpoint.load_path else "checkpoint.save_folder"
+    return ConfigError(config.source_of(key), key, problem)

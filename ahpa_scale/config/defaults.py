@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Defaults that depend on other keys: the alignment kind's own tap, weight and loss, and the
+EMA's decay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from ahpa_scale.algorithms.ahpa import KINDS, ROUTERS
+from ahpa_scale.config.schema import Config, Router
+from ahpa_scale.models.dit_config import DIT_SIZES
+
+EMA_DECAY = 0.9999
+
+
+def fill_defaults(config: Config) -> Config:
+    """Replace nulls that stand for a default by its value, so that the saved run says what it did.
+
+    Keys without effect stay null; a run without alignment keeps a null tap.
+    """
+    alignment = config.alignment.model_copy(update=_alignment(config))
+    ema = config.ema
+    if ema.enabled and ema.half_life is None and ema.decay is None:
+        ema = ema.model_copy(update={"decay": EMA_DECAY})
+    return config.model_copy(update={"alignment": alignment, "ema": ema})
+
+
+def default_tap(kind: str, depth: int) -> int:
+    """The 1-based block that `kind` aligns in a backbone of `depth` blocks."""
+    return KINDS[kind].tap(depth)
+
+
+def _alignment(config: Config) -> dict[str, Any]:
+    chosen, kind = config.alignment, config.alignment.kind
+    if kind == "none":
+        return {}
+    size = config.model.name.partition("/")[0]
+    defaults = KINDS[kind]
+    filled: dict[str, Any] = {}
+    if chosen.weight is None:
+        filled["weight"] = defaults.weight
+    if chosen.tap is None:
+        filled["tap"] = default_tap(kind, DIT_SIZES[size].depth)
+    if chosen.loss is None:
+        filled["loss"] = defaults.loss
+    if "spatial_norm" not in chosen.model_fields_set:
+        filled["spatial_norm"] = defaults.spatial_norm
+    if kind == "ahpa":
+        filled["router"] = chosen.router.model_copy(update=_router(chosen.router))
+    return filled
+
+
+def _router(chosen: Router) -> dict[str, Any]:
+    defaults = asdict(ROUTERS[chosen.objective])
+    return {name: value for name, value in defaults.items() if getattr(chosen, name) is None}

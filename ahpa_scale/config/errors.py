@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Users' mistakes: one line that says where, which key, what is wrong and what is nearest to
+right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+
+class ConfigError(ValueError):
+    """A mistake in the configuration.
+
+    Attributes:
+        source: the file (with line) or ``command line``; empty when the place is unknown.
+        key: full dotted key; empty when the mistake is not about one key.
+        problem: what is wrong, and the nearest right thing.
+    """
+
+    def __init__(self, source: str, key: str, problem: str) -> None:
+        self.source, self.key, self.problem = source, key, one_line(problem)
+        super().__init__(": ".join(part for part in (source, key, self.problem) if part))
+
+
+def one_line(text: str) -> str:
+    """Fold all white space, so that a message is always exactly one line."""
+    return " ".join(text.split())
+
+
+def nearest(word: str, candidates: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The candidate most like `word`, or None when none is alike."""
+    match = difflib.get_close_matches(word, list(candidates), n=1, cutoff=cutoff)
+    return match[0] if match else None
+
+
+def choices(word: str, candidates: Iterable[str]) -> str:
+    """All candidates in words, after the nearest one where there is one."""
+    names = list(candidates)
+    close = nearest(word, names)
+    hint = f"did you mean {close!r}? " if close else ""
+    return f"{hint}choose one of: {', '.join(names)}"
+
+
+def speaks_for_all_ranks() -> bool:
+    """Whether this process is the one that prints; an error that all ranks share is printed
+    once.
+    """
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+
+
+@contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """Turn a user's mistake (any ValueError) into one line on stderr and exit code 2.
+
+    Wrap only what runs before training; there a ValueError is how this package reports users'
+    mistakes.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if speaks_for_all_ranks():
+            print(f"error: {one_line(str(error))}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which targets the alignment section names: levels and groups, checked against what the VAE
+has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ahpa_scale.config.errors import ConfigError, choices
+from ahpa_scale.config.schema import Config
+from ahpa_scale.config.schema.alignment import LEVEL_KINDS
+from ahpa_scale.models.vae_config import default_groups, encoder_levels
+
+LATENT = "latent"
+EXTERNAL = "external"
+
+Groups = dict[str, tuple[str, ...]]
+
+
+def known_levels(vae_config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of a VAE's encoder levels, fine to coarse."""
+    return tuple(level.name for level in encoder_levels(vae_config))
+
+
+def alignment_groups(config: Config, available: Sequence[str]) -> Groups:
+    """The targets of this run: group name -> its levels, fine to coarse; empty without alignment.
+
+    Args:
+        config: a checked configuration.
+        available: the encoder levels of the VAE, fine to coarse.
+
+    Raises:
+        ConfigError: a level, group or combination that does not exist.
+    """
+    kind, chosen = config.alignment.kind, config.alignment
+    if kind == "none":
+        return {}
+    if kind in (LATENT, "repa"):
+        name = LATENT if kind == LATENT else EXTERNAL
+        return {name: (name,)}
+    check_level_names(config, available)
+    groups = _groups(config, available)
+    if kind == "single":
+        assert chosen.level is not None
+        return {chosen.level: groups.get(chosen.level, (chosen.level,))}
+    return groups
+
+
+def _groups(config: Config, available: Sequence[str]) -> Groups:
+    if config.alignment.groups is not None:
+        return dict(config.alignment.groups)
+    return default_groups(config.alignment.levels or available)
+
+
+def check_level_names(config: Config, available: Sequence[str] | None) -> None:
+    """Check every level and group that the alignment section names.
+
+    Args:
+        config: the configuration.
+        available: the encoder levels of the VAE, fine to coarse; None while they are unknown, which
+            leaves the names of levels unchecked.
+
+    Raises:
+        ConfigError: the first mistake found.
+    """
+    kind = config.alignment.kind
+    if kind == "repa":
+        _check_external(config, "alignment.kind", [EXTERNAL])
+    if kind not in LEVEL_KINDS:
+        return
+    _check_levels(config, available)
+    _check_groups(config, available)
+    if kind == "single":
+        _check_single(config, available)
+    elif available is not None:
+        _check_count(config, available)
+
+
+def _check_levels(config: Config, available: Sequence[str] | None) -> None:
+    levels = config.alignment.levels
+    if levels is None:
+        return
+    _check_names(config, "alignment.levels", levels, available)
+    twice = [name for name in levels if levels.count(name) > 1]
+    if twice:
+        raise _error(config, "alignment.levels", f"{twice[0]!r} is named twice")
+    _check_order(config, "alignment.levels", list(levels), available)
+
+
+def _check_groups(config: Config, available: Sequence[str] | None) -> None:
+    groups, levels = config.alignment.groups, config.alignment.levels
+    if groups is None:
+        return
+    if not groups:
+        raise _error(config, "alignment.groups", "must name at least one group")
+    owner: dict[str, str] = {}
+    for group, members in groups.items():
+        key = f"alignment.groups.{group}"
+        if group in (LATENT, EXTERNAL):
+            raise _error(config, key, f"{group!r} is the name of a level; call the group otherwise")
+        _check_names(config, key, members, available, listed=levels)
+        for name in members:
+            if name in owner:
+                raise _error(config, key, f"{name!r} is in the group {owner[name]!r} already")
+            owner[name] = group
+    idle = [name for name in levels or () if name not in owner]
+    if idle:
+        raise _error(config, "alignment.levels", f"{idle[0]!r} is in none of alignment.groups")
+    _check_order(config, "alignment.groups", [members[0] for members in groups.values()], available)
+
+
+def _check_single(config: Config, available: Sequence[str] | None) -> None:
+    chosen = config.alignment
+    if chosen.level is None:
+        raise _error(
+            config, "alignment.level", "alignment.kind=single needs the name of a group or level"
+        )
+    if available is None:
+        # The groups follow from the levels; both are checked once the data set is known.
+        _check_external(config, "alignment.level", [chosen.level])
+        return
+    groups, levels = _groups(config, available), (*available, LATENT, EXTERNAL)
+    if chosen.level not in (*groups, *levels):
+        problem = f"no group or level {chosen.level!r}; {choices(chosen.level, (*groups, *levels))}"
+        raise _error(config, "alignment.level", problem)
+    for key, value in (("levels", chosen.levels), ("groups", chosen.groups)):
+        if value is not None and chosen.level not in groups:
+            problem = "would have no effect: alignment.level names a level and no group"
+            raise _error(config, f"alignment.{key}", problem)
+    _check_external(config, "alignment.level", groups.get(chosen.level, (chosen.level,)))
+
+
+def _check_count(config: Config, available: Sequence[str]) -> None:
+    """The router's limits depend on the number of groups."""
+    count, router = len(_groups(config, available)), config.alignment.router
+    if config.alignment.kind != "ahpa":
+        return
+    if router.top_k is not None and router.top_k > count:
+        raise _error(
+            config, "alignment.router.top_k", f"{router.top_k} is more than the {count} groups"
+        )
+    if router.floor is not None and router.floor * count >= 1:
+        problem = (
+            f"{router.floor} for each of {count} groups leaves nothing to route; stay "
+            f"below {1 / count:.3g}"
+        )
+        raise _error(config, "alignment.router.floor", problem)
+
+
+def _check_names(
+    config: Config,
+    key: str,
+    names: Sequence[str],
+    available: Sequence[str] | None,
+    listed: Sequence[str] | None = None,
+) -> None:
+    """Every name must be in alignment.levels, where that is given, else be a level that exists."""
+    options = listed
+    if options is None and available is not None:
+        options = (*available, LATENT, EXTERNAL)
+    unknown = [name for name in names if options is not None and name not in options]
+    if options is not None and unknown:
+        where = "alignment.levels has" if listed is not None else "there is"
+        raise _error(config, key, f"{where} no {unknown[0]!r}; {choices(unknown[0], options)}")
+    _check_external(config, key, names)
+
+
+def _check_external(config: Config, key: str, names: Sequence[str]) -> None:
+    if config.data.online and EXTERNAL in names:
+        problem = "external features exist only in a prepared data set, and data.online is true"
+        raise _error(config, key, problem)
+
+
+def _check_order(
+    config: Config, key: str, names: Sequence[str], available: Sequence[str] | None
+) -> None:
+    """The SNR prior and the schedule read the order: fine to coarse."""
+    places = [available.index(name) for name in names if name in available] if available else []
+    if places != sorted(places):
+        raise _error(config, key, "must run from fine to coarse, as the encoder does")
+
+
+def _error(config: Config, key: str, problem: str) -> ConfigError:
+    return ConfigError(config.source_of(key), key, problem)

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""YAML and command line -> Config. Imports nothing heavy: a mistake is reported before torch is
+even loaded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from ahpa_scale.config.checks import check_static
+from ahpa_scale.config.defaults import fill_defaults
+from ahpa_scale.config.errors import ConfigError, exit_on_user_error, nearest
+from ahpa_scale.config.explain import first_problem
+from ahpa_scale.config.schema import Config
+from ahpa_scale.config.schema.run import source_of
+
+__all__ = ["ConfigError", "exit_on_user_error", "load_config", "load_yaml", "to_yaml"]
+
+COMMAND_LINE = "command line"
+_KEY = re.compile(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*")
+
+
+def load_config(argv: Sequence[str]) -> Config:
+    """Read a run from the command line's arguments.
+
+    Args:
+        argv: a YAML file, then any number of ``key=value`` with dotted keys; these win over the
+            file.
+
+    Raises:
+        ConfigError: any mistake, in one line.
+    """
+    if not argv:
+        raise ConfigError(
+            "", "", "name a YAML file: composer train.py yamls/<run>.yaml [key=value ...]"
+        )
+    if "=" in argv[0] or argv[0].startswith("-"):
+        raise ConfigError(
+            COMMAND_LINE,
+            "",
+            f"{argv[0]!r} stands first, where the YAML file of the run is expected",
+        )
+    return load_yaml(argv[0], argv[1:])
+
+
+def load_yaml(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read, merge, validate and check one run; nulls that stand for a kind's default are filled in.
+
+    Raises:
+        ConfigError: any mistake, in one line.
+    """
+    content, sources = _read(Path(path))
+    for item in overrides:
+        key, value = _parse_override(item)
+        if sources.get(key) == COMMAND_LINE:
+            raise ConfigError(COMMAND_LINE, key, "given twice")
+        _set(content, key, value)
+        # What the override replaced is gone, and with it where it was written.
+        sources = {k: v for k, v in sources.items() if not k.startswith(f"{key}.")}
+        sources[key] = COMMAND_LINE
+        for section in _parents(key):
+            sources.setdefault(section, COMMAND_LINE)
+    config = _validate(_resolve(content, sources), sources)
+    check_static(config)
+    return fill_defaults(config)
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML; loading it gives an equal configuration."""
+    # OmegaConf would read a literal '$' followed by '{' as an interpolation.
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return text.replace("${", r"\${")
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The file's content and, for each dotted key, ``file:line``."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(str(path), "", _missing_file(path)) from None
+    except IsADirectoryError:
+        raise ConfigError(str(path), "", "this is a folder; name a YAML file in it") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(str(path), "", f"not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise ConfigError(str(path), "", f"can't be read: {error.strerror}") from None
+    sources = {"": str(path)}
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is None:
+            raise ConfigError(str(path), "", "the file is empty")
+        if not isinstance(root, yaml.MappingNode):
+            raise ConfigError(str(path), "", "the file must hold 'key: value' lines")
+        _note_lines(root, "", str(path), sources)
+        content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        problem = f"{error.context or ''} {error.problem}"
+        raise ConfigError(f"{path}{line}", "", f"broken YAML: {problem}") from None
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(str(path), "", f"broken YAML: {error}") from None
+    except RecursionError:
+        raise ConfigError(str(path), "", "nested too deeply, or a part refers to itself") from None
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}, sources
+
+
+def _missing_file(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"no such file: the folder {path.parent} does not exist"
+    names = sorted(p.name for pattern in ("*.yaml", "*.yml") for p in path.parent.glob(pattern))
+    close = nearest(path.name, names, cutoff=0.4)
+    return f"no such file; the nearest is {path.parent / close}" if close else "no such file"
+
+
+def _note_lines(node: yaml.MappingNode, prefix: str, file: str, sources: dict[str, str]) -> None:
+    """Record each key's line, and refuse keys that are written twice."""
+    seen: dict[str, int] = {}
+    for name, value in node.value:
+        line = name.start_mark.line + 1
+        key = f"{prefix}{name.value}" if isinstance(name, yaml.ScalarNode) else f"{prefix}?"
+        if key in seen:
+            raise ConfigError(f"{file}:{line}", key, f"written twice, first in line {seen[key]}")
+        seen[key] = line
+        sources[key] = f"{file}:{line}"
+        if isinstance(value, yaml.MappingNode):
+            _note_lines(value, f"{key}.", file, sources)
+
+
+def _parse_override(item: str) -> tuple[str, Any]:
+    key, equals, text = item.partition("=")
+    if item.startswith("-"):
+        raise ConfigError(COMMAND_LINE, item, f"write overrides without dashes: {item.lstrip('-')}")
+    if not equals or not _KEY.fullmatch(key):
+        raise ConfigError(COMMAND_LINE, key, f"{item!r} is not of the form key=value")
+    if not text:
+        raise ConfigError(COMMAND_LINE, key, "has no value; write null for none")
+    try:
+        # The value alone goes through the loader: '${...}' in it must be resolved in the whole run.
+        parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
+    except yaml.MarkedYAMLError as error:
+        raise ConfigError(COMMAND_LINE, key, f"broken value {text!r}: {error.problem}") from None
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(COMMAND_LINE, key, f"broken value {text!r}: {error}") from None
+    assert isinstance(parsed, dict)
+    return key, parsed["value"]
+
+
+def _parents(key: str) -> list[str]:
+    parts = key.split(".")
+    return [".".join(parts[:depth]) for depth in range(1, len(parts))]
+
+
+def _set(content: dict[str, Any], key: str, value: Any) -> None:
+    *sections, name = key.split(".")
+    for depth, section in enumerate(sections, start=1):
+        if content.get(section) is None:
+            content[section] = {}
+        content = content[section]
+        if not isinstance(content, dict):
+            parent = ".".join(sections[:depth])
+            raise ConfigError(COMMAND_LINE, key, f"{parent} is a value and has no keys of its own")
+    content[name] = value
+
+
+def _resolve(content: dict[str, Any], sources: Mapping[str, str]) -> Any:
+    """Resolve ``${...}``, also those of the environment (``${oc.env:HOME}``)."""
+    try:
+        return OmegaConf.to_container(
+            OmegaConf.create(content), resolve=True, throw_on_missing=True
+        )
+    except OmegaConfBaseException as error:
+        key = str(error.full_key or "")
+        problem = str(error.msg or error).splitlines()[0]
+        raise ConfigError(source_of(sources, key), key, problem) from None
+
+
+def _validate(content: Any, sources: Mapping[str, str]) -> Config:
+    try:
+        config = Config.model_validate(content)
+    except ValidationError as error:
+        key, problem = first_problem(error)
+        raise ConfigError(source_of(sources, key.partition("[")[0]), key, problem) from None
+    config._sources.update(sources)
+    return config

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The entry point of training: check everything cheap first, then build, run and close."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ahpa_scale import storage
+from ahpa_scale.config.card import check_data, read_data_card
+from ahpa_scale.config.checks import config_error
+from ahpa_scale.config.errors import exit_on_user_error, speaks_for_all_ranks
+from ahpa_scale.config.load import load_config, to_yaml
+from ahpa_scale.config.schema import Config
+
+RESOLVED = "config.yaml"
+
+
+def main(argv: Sequence[str]) -> None:
+    """Trains one run.
+
+    Args:
+        argv: a YAML file, then any number of ``key=value``.
+
+    Raises:
+        SystemExit: with code 2 and one line on stderr, for anything wrong with the input; nothing
+            has been downloaded, overwritten or trained by then.
+    """
+    with exit_on_user_error():
+        config = load_config(argv)
+        card = read_data_card(config)
+        check_data(config, card)
+        check_output(config)
+        # Only now the seconds that torch, Composer and diffusers take to import.
+        from ahpa_scale.config.build import build_trainer
+
+        trainer = build_trainer(config, card)
+    if speaks_for_all_ranks():
+        storage.write_text(Path(config.output_dir) / RESOLVED, to_yaml(config))
+    trainer.fit()
+    trainer.close()
+
+
+def check_output(config: Config) -> None:
+    """Refuses to write over another run.
+
+    Raises:
+        ConfigError: output_dir holds a run that this one neither resumes nor starts from.
+    """
+    resumes = config.checkpoint.autoresume or config.checkpoint.load_path is not None
+    if (Path(config.output_dir) / RESOLVED).exists() and not resumes:
+        raise config_error(
+            config,
+            "output_dir",
+            f"{config.output_dir} holds a run already; set checkpoint.autoresume=true to go on "
+            "with it, or give another run_name or output_dir",
+        )

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The schema of a run: nested, frozen, strict. `Config` is the root; each section has its own
+class.
+"""
+
+from ahpa_scale.config.schema.alignment import Alignment, Head, Router
+from ahpa_scale.config.schema.fields import parse_time
+from ahpa_scale.config.schema.model import Data, Flow, Model, Vae
+from ahpa_scale.config.schema.run import Config, Parallelism
+from ahpa_scale.config.schema.training import Checkpoint, Ema, Logging, Optimizer, Sampling
+
+__all__ = [
+    "Alignment",
+    "Checkpoint",
+    "Config",
+    "Data",
+    "Ema",
+    "Flow",
+    "Head",
+    "Logging",
+    "Model",
+    "Optimizer",
+    "Parallelism",
+    "Router",
+    "Sampling",
+    "Vae",
+    "parse_time",
+]

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is trained and on what: backbone, interpolant, VAE and data set."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from ahpa_scale.config.schema.fields import Section, Size, Text
+
+
+class Model(Section):
+    """The Diffusion Transformer."""
+
+    name: Text = Field(
+        "XL/2", description="Size (tiny, S, B, L, XL) and patch side in latent pixels, as in 'B/2'."
+    )
+    input_size: int = Field(
+        32,
+        ge=1,
+        description="Side of the latent, in latent pixels (picture side / VAE downsampling).",
+    )
+    in_channels: int = Field(4, ge=1, description="Channels of the latent.")
+    num_classes: int = Field(1000, ge=1, description="Number of classes; 1 is unconditional.")
+    qk_norm: bool = Field(False, description="Normalise queries and keys in attention.")
+    label_dropout: float = Field(
+        0.1, ge=0, lt=1, description="Share of labels replaced by the null class, for guidance."
+    )
+
+
+class Flow(Section):
+    """The interpolant and how its times are drawn; t = 0 is data, t = 1 is noise."""
+
+    path: Literal["linear", "gvp"] = Field(
+        "linear", description="linear: x_t = (1-t) x + t eps; gvp: cosine and sine of pi t / 2."
+    )
+    timesteps: Literal["uniform", "logit_normal"] = Field(
+        "uniform", description="Distribution of t in training."
+    )
+    logit_mean: float = Field(0.0, description="Mean of logit(t); logit_normal only.")
+    logit_std: float = Field(1.0, gt=0, description="Deviation of logit(t); logit_normal only.")
+
+
+class Vae(Section):
+    """The frozen autoencoder of latent diffusion."""
+
+    path: Text = Field(
+        "stabilityai/sd-vae-ft-mse",
+        description="A local diffusers folder, 'demo' (the embedded VAE) or a hub id.",
+    )
+
+
+class Data(Section):
+    """The prepared data set and how it is read."""
+
+    remote: Text | None = Field(
+        None, description="URL or path of the data set's store; null: it lies in `local` already."
+    )
+    local: Text | None = Field(
+        None,
+        description="Folder of the local cache or, without `remote`, of the data set. Required.",
+    )
+    online: bool = Field(
+        False,
+        description="Encode pictures with the frozen VAE while training, instead of cached "
+        "latents.",
+    )
+    num_workers: int = Field(
+        8, ge=0, description="Loader processes per rank; 0 loads in the trainer."
+    )
+    shuffle: bool = Field(True, description="Read in a new order each epoch.")
+    num_canonical_nodes: int = Field(
+        1,
+        ge=1,
+        description="Nodes the sample order is laid out for; fix it to resume on another "
+        "number of nodes.",
+    )
+    predownload: int | None = Field(
+        None, ge=1, description="Samples to fetch ahead per worker; null: streaming's choice."
+    )
+    cache_limit: Size | None = Field(
+        None, description="Most bytes of the local cache per node, as in '500gb'; null: no limit."
+    )

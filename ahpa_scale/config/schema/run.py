@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The root of the schema: one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, PrivateAttr
+
+from ahpa_scale.config.schema.alignment import Alignment
+from ahpa_scale.config.schema.fields import Name, Section, Text, TotalTime
+from ahpa_scale.config.schema.model import Data, Flow, Model, Vae
+from ahpa_scale.config.schema.training import Checkpoint, Ema, Logging, Optimizer, Sampling
+
+
+def _output_dir(validated: dict[str, Any]) -> str:
+    return f"runs/{validated['run_name']}"
+
+
+class Parallelism(Section):
+    """How the model is spread over devices."""
+
+    engine: Literal["ddp"] = Field("ddp", description="ddp: a whole copy on every device.")
+
+
+class Config(Section):
+    """One run, complete: what the YAML and the command line say, and defaults for the rest."""
+
+    run_name: Name = Field(description="Name of the run, for folders and logs.")
+    seed: int = Field(
+        0, ge=0, le=2**32 - 1, description="Seed of initialisation, data order and noise."
+    )
+    max_duration: TotalTime = Field(description="Length of the run, as in '400000ba' or '80ep'.")
+    global_train_batch_size: int = Field(
+        256, ge=1, description="Samples per optimizer step, over all devices."
+    )
+    device_train_microbatch_size: int | None = Field(
+        None,
+        ge=1,
+        description="Samples per device and forward pass; null: the whole share at once.",
+    )
+    precision: Literal["fp32", "amp_bf16", "amp_fp16"] = Field(
+        "amp_bf16", description="Number format of the forward and backward pass."
+    )
+    device: Literal["cpu", "gpu"] | None = Field(None, description="null: gpu where there is one.")
+    output_dir: Text = Field(
+        default_factory=_output_dir,
+        description="Folder for metrics, figures and the resolved configuration; default "
+        "runs/<run_name>.",
+    )
+    parallelism: Parallelism = Field(Parallelism(), description="Engine.")
+    model: Model = Field(Model(), description="Backbone.")
+    flow: Flow = Field(Flow(), description="Interpolant.")
+    vae: Vae = Field(Vae(), description="Frozen autoencoder.")
+    data: Data = Field(Data(), description="Data set.")
+    alignment: Alignment = Field(Alignment(), description="Alignment of hidden states.")
+    optimizer: Optimizer = Field(Optimizer(), description="Optimizer.")
+    ema: Ema = Field(Ema(), description="Average of the weights.")
+    checkpoint: Checkpoint = Field(Checkpoint(), description="Checkpoints.")
+    logging: Logging = Field(Logging(), description="Logging.")
+    sampling: Sampling = Field(Sampling(), description="Sample grids.")
+
+    # Where each key was written, so that a check made later can still say so.
+    _sources: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    def source_of(self, key: str) -> str:
+        """File and line, or ``command line``, that set `key` or its section; empty when unknown."""
+        return source_of(self._sources, key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Config) and self.model_dump() == other.model_dump()
+
+
+def source_of(sources: Mapping[str, str], key: str) -> str:
+    """The source of `key`, else that of the nearest section above it; ``""`` names the whole
+    file.
+    """
+    while key and key not in sources:
+        key = key.rpartition(".")[0]
+    return sources.get(key, "")

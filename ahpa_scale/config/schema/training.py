@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How it is trained and watched: optimizer, EMA, checkpoints, logging, sample grids."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ahpa_scale.config.schema.fields import HalfLife, Interval, List, Moment, Section, Text
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+ClassIndex = Annotated[int, Field(ge=0)]
+
+
+class Optimizer(Section):
+    """AdamW, constant learning rate after the warm-up."""
+
+    lr: float = Field(1e-4, gt=0, description="Learning rate.")
+    betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = Field(
+        (0.9, 0.999), description="AdamW's averaging coefficients."
+    )
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
+    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
+    warmup: Moment = Field("0ba", description="Linear warm-up of the learning rate; '0ba': none.")
+    grad_clip: float | None = Field(
+        1.0, gt=0, description="Largest gradient norm; null: no clipping."
+    )
+
+
+class Ema(Section):
+    """Exponential moving average of the backbone's weights."""
+
+    enabled: bool = Field(True, description="Keep an average.")
+    decay: float | None = Field(
+        None, gt=0, lt=1, description="Decay per batch; null: 0.9999, unless half_life is given."
+    )
+    half_life: HalfLife | None = Field(None, description="Half-life, instead of decay.")
+
+
+class Checkpoint(Section):
+    """Where a run is saved and taken up again."""
+
+    save_folder: Text | None = Field(
+        None, description="Folder or URL of the checkpoints; null: none are written."
+    )
+    save_interval: Interval = Field("5000ba", description="Time between checkpoints.")
+    load_path: Text | None = Field(
+        None, description="Checkpoint to start from; null: from scratch."
+    )
+    autoresume: bool = Field(
+        False,
+        description="Take up this run_name's newest checkpoint in save_folder, if there is one.",
+    )
+    keep: int = Field(-1, ge=-1, description="Newest checkpoints kept; -1: all.")
+
+
+class Logging(Section):
+    """What is written down, and how often."""
+
+    interval: Interval = Field(
+        "50ba", description="Time between lines of metrics.jsonl and console."
+    )
+    router_interval: Interval = Field("1000ba", description="Time between pictures of the router.")
+    tensorboard: bool = Field(False, description="Also log to TensorBoard.")
+    wandb: bool = Field(False, description="Also log to Weights & Biases.")
+    wandb_project: Text | None = Field(None, description="Project name; wandb only.")
+    progress_bar: bool = Field(True, description="Show a progress bar.")
+
+
+class Sampling(Section):
+    """Sample grids during training."""
+
+    interval: Interval | None = Field(None, description="Time between sample grids; null: none.")
+    num_per_class: int = Field(4, ge=1, description="Samples per class.")
+    classes: List[ClassIndex] | None = Field(
+        None, description="Classes to show, from 0; null: the first 8."
+    )
+    steps: int = Field(50, ge=1, description="Steps of the sampler.")
+    method: Literal["euler", "heun", "sde"] = Field("euler", description="Sampler.")
+    guidance_scale: float = Field(1.0, ge=1, description="Classifier-free guidance; 1: none.")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the samples' noise.")

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data set's card: what `dataset.json` beside the shards says about them. Free of torch.
+
+The card is written last, so its presence is what makes a data set whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ahpa_scale import storage
+from ahpa_scale.models.vae_config import LatentScaling
+
+CARD_NAME = "dataset.json"
+FORMAT = 1
+KINDS = ("latents", "images")
+#: Hash that the shard index holds of every shard.
+SHARD_HASH = "xxh64"
+PRIOR_DTYPES = ("float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class VaeInfo:
+    """The frozen autoencoder that a data set belongs to.
+
+    Attributes:
+        path: as given at preparation: a folder, a hub id or 'demo'.
+        identity: digest of its configuration and weights.
+        downsample: picture pixels per latent pixel, along one side.
+        latent_channels: channels of the latent.
+    """
+
+    path: str
+    identity: str
+    downsample: int
+    latent_channels: int
+
+
+@dataclass(frozen=True)
+class LevelInfo:
+    """One encoder level: its diffusers module path and its channels."""
+
+    name: str
+    channels: int
+
+
+@dataclass(frozen=True)
+class DatasetCard:
+    """What a reader must know about a data set before it opens a shard.
+
+    Attributes:
+        kind: 'latents' (moments and priors are stored) or 'images' (encoded while training).
+        num_samples: pictures in the set.
+        classes: class names; the label is the position.
+        image_size: side of the square pictures, in pixels.
+        latent_shape: (C, H, W) of the latent.
+        grid: tokens per side that stored priors are pooled to.
+        vae: the autoencoder.
+        scaling: how latents are normalised for training.
+        levels: stored encoder levels, fine to coarse (kind 'images': those the VAE offers).
+        prior_dtype: 'float16' or 'bfloat16'.
+        external_channels: channels of `prior.external`, or None where it is not stored.
+        source: where the pictures came from, for people.
+        fingerprint: digest of the shard index; two sets with one fingerprint hold the same bytes.
+        version: of the package that wrote the set.
+    """
+
+    kind: str
+    num_samples: int
+    classes: tuple[str, ...]
+    image_size: int
+    latent_shape: tuple[int, int, int]
+    grid: int
+    vae: VaeInfo
+    scaling: LatentScaling
+    levels: tuple[LevelInfo, ...]
+    prior_dtype: str
+    external_channels: int | None
+    source: str
+    fingerprint: str
+    version: str
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the labels run over."""
+        return len(self.classes)
+
+    @property
+    def level_names(self) -> tuple[str, ...]:
+        """Names of the levels, fine to coarse."""
+        return tuple(level.name for level in self.levels)
+
+    def to_json(self) -> str:
+        """The text of `dataset.json`."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = CARD_NAME) -> DatasetCard:
+        """Read a card's text.
+
+        Raises:
+            ValueError: not JSON, another format, or a key or value that does not fit.
+        """
+        try:
+            content = json.loads(text)
+            if not isinstance(content, dict):
+                raise TypeError("it is not a JSON object")
+            _check_format(content.pop("format", None), where)
+            return cls(**_typed(content))
+        except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{where} is not a card of a data set: {error}") from error
+
+
+def read_card(url: str | os.PathLike[str]) -> DatasetCard:
+    """Read the card of the data set at a local path or any fsspec URL.
+
+    Raises:
+        ValueError: there is no whole data set, or its card cannot be read.
+    """
+    where = storage.join(url, CARD_NAME)
+    try:
+        text = storage.read_text(where)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ValueError(_missing(str(url))) from error
+    return DatasetCard.from_json(text, where)
+
+
+def write_card(url: str | os.PathLike[str], card: DatasetCard) -> None:
+    """Write the card beside its shards, atomically; the last act of a preparation."""
+    storage.write_text(storage.join(url, CARD_NAME), card.to_json())
+
+
+def _missing(url: str) -> str:
+    text = f"no data set at {url}: run `ahpa-scale prepare SOURCE --out {url}`"
+    if not storage.is_remote(url):
+        folder = storage.local_path(url)
+        for place in (folder.parent, *sorted(folder.glob("*/"))):
+            if (place / CARD_NAME).is_file():
+                return f"{text} (there is one at {place})"
+    return text
+
+
+def _check_format(found: Any, where: str) -> None:
+    if found != FORMAT:
+        raise ValueError(
+            f"{where} has data format {found!r}, and this version reads {FORMAT}: "
+            "prepare the data again, or use the version of ahpa_scale that wrote it"
+        )
+
+
+def _typed(content: dict[str, Any]) -> dict[str, Any]:
+    """JSON values as the dataclass wants them."""
+    if content["kind"] not in KINDS or content["prior_dtype"] not in PRIOR_DTYPES:
+        raise TypeError("its `kind` or `prior_dtype` is unknown")
+    scaling = content["scaling"]
+    return {
+        **content,
+        "classes": tuple(content["classes"]),
+        "latent_shape": tuple(content["latent_shape"]),
+        "vae": VaeInfo(**content["vae"]),
+        "scaling": LatentScaling(
+            kind=scaling["kind"], shift=tuple(scaling["shift"]), scale=tuple(scaling["scale"])
+        ),
+        "levels": tuple(LevelInfo(**level) for level in content["levels"]),
+    }

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Between tensors and the columns of MDS shards.
+
+bfloat16, which NumPy lacks, is stored as its 16 bits in a uint16 column.
+Shapes: B batch, C channels, H W latent sides, g token grid, S picture side.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from ahpa_scale.data.card import DatasetCard
+
+PRIOR_PREFIX = "prior."
+EXTERNAL = "external"
+STORED_AS = {"float16": "float16", "bfloat16": "uint16"}
+
+
+def columns(card: DatasetCard) -> dict[str, str]:
+    """MDS encodings of the columns of a data set.
+
+    Array columns have a fixed shape, so that a reader can find one without decoding the others.
+    """
+    found = {"label": "int"}
+    if card.kind == "images":
+        found["image"] = "png"
+    else:
+        channels, height, width = card.latent_shape
+        found["moments"] = f"ndarray:float16:{2 * channels},{height},{width}"
+    sizes = {level.name: level.channels for level in card.levels if card.kind == "latents"}
+    if card.external_channels is not None:
+        sizes[EXTERNAL] = card.external_channels
+    for name, channels in sizes.items():
+        shape = f"{channels},{card.grid},{card.grid}"
+        found[PRIOR_PREFIX + name] = f"ndarray:{STORED_AS[card.prior_dtype]}:{shape}"
+    return found
+
+
+def encode_moments(mean_BCHW: Tensor, std_BCHW: Tensor) -> NDArray[Any]:
+    """Posterior mean and standard deviation as float16 [B, 2C, H, W].
+
+    Raises:
+        ValueError: a value that float16 cannot hold.
+    """
+    moments = torch.cat([mean_BCHW, std_BCHW], dim=1)
+    return _to_float16(moments, "latent moments", "check the pictures and the VAE").numpy()
+
+
+def encode_prior(map_BCgg: Tensor, name: str, dtype: str) -> NDArray[Any]:
+    """One level's maps as float16, or as the bits of bfloat16 in uint16.
+
+    Raises:
+        ValueError: not a finite number, or more than float16 can hold.
+    """
+    if dtype == "float16":
+        return _to_float16(map_BCgg, f"level {name}", "use prior_dtype bfloat16").numpy()
+    _check_finite(map_BCgg, f"level {name}")
+    bits = map_BCgg.to("cpu", torch.bfloat16).contiguous().view(torch.uint16)
+    return bits.numpy()
+
+
+def decode(column: str, value: Any, prior_dtype: str) -> Tensor:
+    """One stored value as a writable tensor: uint8 picture [3, S, S] or array [C, H, W]."""
+    if isinstance(value, Image.Image):
+        return torch.from_numpy(np.array(value.convert("RGB"))).permute(2, 0, 1).contiguous()
+    # Columns of picture data sets come as read-only arrays; torch wants memory it may write to.
+    array = torch.from_numpy(value if value.flags.writeable else np.array(value))
+    if column.startswith(PRIOR_PREFIX) and prior_dtype == "bfloat16":
+        return array.view(torch.bfloat16)
+    return array
+
+
+def wanted_columns(card: DatasetCard, levels: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Columns that a reader of these levels needs, sorted; None asks for all that is stored.
+
+    Raises:
+        ValueError: a level that the data set does not hold.
+    """
+    stored = columns(card)
+    priors = [name for name in stored if name.startswith(PRIOR_PREFIX)]
+    if levels is None:
+        return tuple(sorted(stored))
+    for name in levels:
+        if PRIOR_PREFIX + name not in priors:
+            held = ", ".join(column.removeprefix(PRIOR_PREFIX) for column in priors) or "no levels"
+            raise ValueError(f"the data set does not hold level {name!r}; it holds {held}")
+    wanted = {PRIOR_PREFIX + name for name in levels}
+    return tuple(sorted(c for c in stored if c not in priors or c in wanted))
+
+
+def _to_float16(values: Tensor, what: str, advice: str) -> Tensor:
+    _check_finite(values, what)
+    half = values.to(torch.float16)
+    if not bool(torch.isfinite(half).all()):
+        largest = float(values.abs().max())
+        raise ValueError(f"{what} reaches {largest:.4g}, float16 ends at 65504: {advice}")
+    return half.cpu().contiguous()
+
+
+def _check_finite(values: Tensor, what: str) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError(f"{what} holds values that are not finite: check the VAE's weights")

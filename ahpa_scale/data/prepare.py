@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures -> frozen VAE -> MDS shards with latent moments and pooled encoder levels.
+
+Shapes: B batch, H W picture sides, C channels, g the token grid's side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from difflib import get_close_matches
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from streaming import MDSWriter
+from tqdm import tqdm
+
+from ahpa_scale import __version__, storage
+from ahpa_scale.data import codec
+from ahpa_scale.data.card import (
+    CARD_NAME,
+    SHARD_HASH,
+    DatasetCard,
+    LevelInfo,
+    VaeInfo,
+    write_card,
+)
+from ahpa_scale.data.settings import DEMO, PrepareSettings
+from ahpa_scale.data.sources import DemoSource, FolderSource, Picture, Source
+from ahpa_scale.data.statistics import ChannelStatistics
+from ahpa_scale.models.vae import FrozenVAE
+from ahpa_scale.models.vae_config import LatentScaling
+
+INDEX_NAME = "index.json"
+
+
+def prepare(source: str, out: str, **options: Any) -> DatasetCard:
+    """Write a data set; options are the fields of PrepareSettings. Returns its card.
+
+    The data set appears whole or not at all: locally by one rename, in an object store because
+    readers demand the card, which is written last.
+
+    Raises:
+        ValueError: options, pictures or VAE that do not fit, in one line.
+        FileExistsError: `out` holds something that may not be replaced.
+        OSError: the disk or the store refused.
+    """
+    settings = PrepareSettings(source=source, out=out, **options)
+    _check_target(settings)
+    _check_device(settings.device)
+    vae = FrozenVAE.from_pretrained(settings.vae_path)
+    card, pictures = _plan(settings, vae)
+    vae = vae.to(settings.device)
+    if storage.is_remote(out):
+        return _write_remote(settings, card, vae, pictures)
+    with storage.atomic_folder(out, replace=settings.overwrite) as folder:
+        scaling = _write_shards(settings, card, vae, pictures, str(folder))
+        return _finish(str(folder), card, scaling)
+
+
+def _check_target(settings: PrepareSettings) -> None:
+    card_there = storage.exists(storage.join(settings.out, CARD_NAME))
+    if card_there and not settings.overwrite:
+        raise FileExistsError(f"{settings.out} holds a data set already: pass overwrite to replace")
+    if storage.is_remote(settings.out) or card_there:
+        return
+    folder = storage.local_path(settings.out)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise FileExistsError(
+            f"{folder} holds something else than a data set: choose another place"
+        )
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {name!r} cannot be used here: {reason}") from error
+
+
+def _plan(settings: PrepareSettings, vae: FrozenVAE) -> tuple[DatasetCard, Source]:
+    """The card, but for what only the finished pass can tell, and the opened source."""
+    if settings.size % vae.downsample:
+        near = max(1, round(settings.size / vae.downsample)) * vae.downsample
+        raise ValueError(
+            f"size {settings.size} is no multiple of the VAE's downsampling {vae.downsample}: "
+            f"the nearest is {near}"
+        )
+    side = settings.size // vae.downsample
+    grid = settings.grid if settings.grid is not None else max(1, side // 2)
+    if grid > side:
+        raise ValueError(f"grid {grid} is finer than the latent of {side}x{side}")
+    pictures = _open_source(settings, grid)
+    card = DatasetCard(
+        kind=settings.kind,
+        num_samples=len(pictures),
+        classes=pictures.classes,
+        image_size=settings.size,
+        latent_shape=(vae.latent_channels, side, side),
+        grid=grid,
+        vae=VaeInfo(settings.vae_path, vae.identity, vae.downsample, vae.latent_channels),
+        scaling=LatentScaling.from_config(vae.config),
+        levels=_chosen_levels(settings.levels, vae),
+        prior_dtype=settings.prior_dtype,
+        external_channels=pictures.external_channels,
+        source=pictures.description,
+        fingerprint="",
+        version=__version__,
+    )
+    return card, pictures
+
+
+def _open_source(settings: PrepareSettings, grid: int) -> Source:
+    size, limit = settings.size, settings.limit
+    if settings.source != DEMO:
+        seed = settings.shuffle_seed or 0
+        return FolderSource(
+            settings.source,
+            size=size,
+            grid=grid,
+            features=settings.features,
+            shuffle_seed=seed,
+            limit=limit,
+        )
+    demo = settings.demo
+    return DemoSource(
+        demo.preset,
+        size=size,
+        grid=grid,
+        num_samples=demo.num_samples if limit is None else min(limit, demo.num_samples),
+        seed=demo.seed,
+        start=demo.start,
+        oracle=settings.features is not None,
+    )
+
+
+def _chosen_levels(names: Sequence[str] | None, vae: FrozenVAE) -> tuple[LevelInfo, ...]:
+    known = [level.name for level in vae.levels]
+    for name in names or ():
+        if name not in known:
+            near = get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise ValueError(f"the VAE has no level {name!r}: did you mean {near}?")
+    return tuple(
+        LevelInfo(level.name, level.channels)
+        for level in vae.levels
+        if names is None or level.name in names
+    )
+
+
+def _write_remote(
+    settings: PrepareSettings, card: DatasetCard, vae: FrozenVAE, pictures: Source
+) -> DatasetCard:
+    """Upload shards as they fill, then the index, then the card.
+
+    Only the shard being filled and those on their way lie on the local disk.
+    """
+    out = settings.out
+    old = _shard_names(out) if storage.exists(storage.join(out, CARD_NAME)) else set()
+    # From here on the old set is no longer whole, and must not look so.
+    storage.remove(storage.join(out, CARD_NAME))
+    with tempfile.TemporaryDirectory(prefix="ahpa-scale-") as room:
+        scaling = _write_shards(settings, card, vae, pictures, (room, out))
+    card = _finish(out, card, scaling)
+    for name in old - _shard_names(out):
+        storage.remove(storage.join(out, name))
+    return card
+
+
+def _write_shards(
+    settings: PrepareSettings,
+    card: DatasetCard,
+    vae: FrozenVAE,
+    pictures: Source,
+    out: str | tuple[str, str],
+) -> LatentScaling:
+    """Encode and write every picture; returns the scaling for the card."""
+    statistics = ChannelStatistics() if settings.scaling == "channel" else None
+    writer = _open_writer(settings, card, out)
+    bar = tqdm(
+        total=len(pictures),
+        unit="picture",
+        desc="prepare",
+        disable=not settings.progress,
+        # A log file wants a line now and then, a terminal a moving bar.
+        mininterval=0.5 if sys.stderr.isatty() else 30.0,
+    )
+    try:
+        with bar:
+            for batch in _batches(pictures, settings):
+                for sample in _encode(batch, settings, card, vae, statistics):
+                    writer.write(sample)
+                bar.update(len(batch))
+        writer.finish()
+    except BaseException:
+        # Leaving the writer's own context would write an index over what there is so far.
+        writer.cancel_future_jobs()
+        if writer.event.is_set():
+            raise OSError(f"uploading shards to {settings.out} failed; see the log above") from None
+        raise
+    return card.scaling if statistics is None else statistics.scaling()
+
+
+def _open_writer(
+    settings: PrepareSettings, card: DatasetCard, out: str | tuple[str, str]
+) -> MDSWriter:
+    try:
+        return MDSWriter(
+            columns=codec.columns(card),
+            out=out,
+            hashes=[SHARD_HASH],
+            size_limit=settings.shard_size,
+        )
+    except ValueError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise OSError(f"cannot write to {settings.out}: {text}") from error
+
+
+def _batches(pictures: Source, settings: PrepareSettings) -> Iterator[list[Picture]]:
+    """Batches in order, read ahead by a few threads (decoding releases the interpreter lock)."""
+    ahead = 2 * settings.batch_size
+    positions = iter(range(len(pictures)))
+    pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="read")
+    try:
+        waiting: deque[Future[Picture]] = deque(
+            pool.submit(pictures.read, position) for position in islice(positions, ahead)
+        )
+        while waiting:
+            batch: list[Picture] = []
+            while waiting and len(batch) < settings.batch_size:
+                batch.append(waiting.popleft().result())
+                waiting.extend(pool.submit(pictures.read, p) for p in islice(positions, 1))
+            yield batch
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _encode(
+    batch: list[Picture],
+    settings: PrepareSettings,
+    card: DatasetCard,
+    vae: FrozenVAE,
+    statistics: ChannelStatistics | None,
+) -> Iterator[dict[str, Any]]:
+    """The MDS samples of a batch."""
+    stored: dict[str, Sequence[Any] | NDArray[Any]] = {"label": [p.label for p in batch]}
+    if card.kind == "images":
+        stored["image"] = [Image.fromarray(picture.image_HWC) for picture in batch]
+    if card.kind == "latents" or statistics is not None:
+        images_BHWC = torch.from_numpy(np.stack([picture.image_HWC for picture in batch]))
+        images_BCHW = images_BHWC.permute(0, 3, 1, 2).to(settings.device)
+        levels = card.level_names if card.kind == "latents" else ()
+        encoded = vae.encode(images_BCHW, levels=levels, grid=card.grid)
+        if statistics is not None:
+            statistics.update(encoded.mean_BCHW, encoded.std_BCHW)
+        if card.kind == "latents":
+            stored["moments"] = codec.encode_moments(encoded.mean_BCHW, encoded.std_BCHW)
+        for name, map_BCgg in encoded.priors.items():
+            stored[codec.PRIOR_PREFIX + name] = codec.encode_prior(map_BCgg, name, card.prior_dtype)
+    if card.external_channels is not None:
+        external_BCgg = torch.from_numpy(np.stack([p.external_Cgg for p in batch]))  # type: ignore[misc]
+        stored[codec.PRIOR_PREFIX + codec.EXTERNAL] = codec.encode_prior(
+            external_BCgg, codec.EXTERNAL, card.prior_dtype
+        )
+    for row in range(len(batch)):
+        yield {name: values[row] for name, values in stored.items()}
+
+
+def _finish(out: str, card: DatasetCard, scaling: LatentScaling) -> DatasetCard:
+    """Write the card, which makes the set whole."""
+    index = storage.read_bytes(storage.join(out, INDEX_NAME))
+    fingerprint = hashlib.sha256(index).hexdigest()[:16]
+    card = replace(card, scaling=scaling, fingerprint=fingerprint)
+    write_card(out, card)
+    return card
+
+
+def _shard_names(out: str) -> set[str]:
+    index = json.loads(storage.read_text(storage.join(out, INDEX_NAME)))
+    return {shard["raw_data"]["basename"] for shard in index["shards"]}

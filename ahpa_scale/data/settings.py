@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a preparation may be told, checked before anything heavy is imported. Free of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from ahpa_scale import storage
+from ahpa_scale.data.card import KINDS, PRIOR_DTYPES
+
+DEMO = "demo"
+ORACLE = "oracle"
+
+
+@dataclass(frozen=True)
+class DemoChoice:
+    """Which demo pictures: `num_samples` of them, from index `start` on."""
+
+    preset: str = "easy"
+    num_samples: int = 10_000
+    seed: int = 0
+    start: int = 0
+
+
+DEMO_OPTIONS = tuple(option.name for option in fields(DemoChoice))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareSettings:
+    """What to prepare and where to.
+
+    Attributes:
+        source: folder with one sub-folder per class, or 'demo'.
+        out: local folder, or s3:// or gs:// URL.
+        vae_path: diffusers folder, hub id, or 'demo'.
+        size: side of the cropped pictures, in pixels.
+        grid: tokens per side for stored maps; None is half the latent's side (patch 2).
+        kind: 'latents' stores moments and maps, 'images' the pictures for online encoding.
+        scaling: 'config' takes the VAE's published factors, 'channel' measures the pictures.
+        levels: encoder levels to store; None stores all.
+        prior_dtype: 'float16' or 'bfloat16'.
+        features: folder of `.npy` features of another encoder, or 'oracle' for the demo.
+        batch_size: pictures per encoder call.
+        limit: at most this many pictures.
+        shuffle_seed: order of a folder's pictures; None is 0.
+        preset, num_samples, seed, start: of the demo pictures; None is DemoChoice's default.
+        overwrite: replace a whole data set that is there already.
+        device: torch device of the encoder.
+        shard_size: bytes of a shard, or text such as '64mb'.
+        workers: threads that read and crop.
+        progress: whether to draw a progress bar on stderr.
+    """
+
+    source: str
+    out: str
+    vae_path: str
+    size: int
+    grid: int | None = None
+    kind: str = "latents"
+    scaling: str = "config"
+    levels: tuple[str, ...] | None = None
+    prior_dtype: str = "float16"
+    features: str | None = None
+    batch_size: int = 64
+    limit: int | None = None
+    shuffle_seed: int | None = None
+    preset: str | None = None
+    num_samples: int | None = None
+    seed: int | None = None
+    start: int | None = None
+    overwrite: bool = False
+    device: str = "cpu"
+    shard_size: int | str = "64mb"
+    workers: int = 4
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("kind", KINDS),
+            ("scaling", ("config", "channel")),
+            ("prior_dtype", PRIOR_DTYPES),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}"
+                )
+        for name in ("size", "grid", "batch_size", "limit", "num_samples", "workers"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("start", "seed"):
+            if getattr(self, name) is not None and getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+        if self.kind == "images" and self.levels is not None:
+            raise ValueError("kind 'images' stores no levels: leave levels out")
+        if storage.scheme(self.out) not in ("", "s3", "gs"):
+            raise ValueError(f"data sets go to a local folder, s3:// or gs://, not {self.out}")
+        self._check_source_options()
+
+    @property
+    def demo(self) -> DemoChoice:
+        """The demo pictures asked for, defaults filled in."""
+        given = {name: getattr(self, name) for name in DEMO_OPTIONS}
+        return DemoChoice(**{name: value for name, value in given.items() if value is not None})
+
+    def _check_source_options(self) -> None:
+        demo = self.source == DEMO
+        foreign = ("shuffle_seed",) if demo else DEMO_OPTIONS
+        for name in foreign:
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name} is for {'folders' if demo else 'the demo source'}, "
+                    f"and the source is {self.source}"
+                )
+        if self.features is not None and demo != (self.features == ORACLE):
+            raise ValueError(
+                f"features of the demo source can only be '{ORACLE}'"
+                if demo
+                else f"features '{ORACLE}' exist for the demo source only"
+            )

@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where pictures come from: a folder with one sub-folder per class, or the drawn demo pictures.
+
+Shapes: H W the cropped picture's sides (equal), C feature channels, g the token grid's side.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ahpa_scale.data import demo
+from ahpa_scale.data.demo import DemoSpec
+from ahpa_scale.data.settings import DEMO
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+# What Pillow raises on damaged files, depending on format and on where the damage is.
+BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One cropped picture.
+
+    Attributes:
+        name: file path below the source, or the demo's index.
+        image_HWC: uint8 RGB.
+        label: class index.
+        external_Cgg: float32 features of another encoder, where the source has them.
+    """
+
+    name: str
+    image_HWC: NDArray[np.uint8]
+    label: int
+    external_Cgg: NDArray[np.float32] | None = None
+
+
+class Source(Protocol):
+    """A finite, ordered set of pictures; `read` may be called from several threads."""
+
+    classes: tuple[str, ...]
+    description: str
+    external_channels: int | None
+
+    def __len__(self) -> int: ...
+
+    def read(self, position: int) -> Picture:
+        """The picture at this position."""
+        ...
+
+
+def open_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Read a picture as RGB; grey, palette and 16-bit grey are converted, alpha is dropped.
+
+    Raises:
+        ValueError: the file is no picture or is damaged; the line names it.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            if image.mode.startswith("I"):
+                # Pillow would clip 16-bit grey at 255 rather than scale it.
+                image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
+            if image.mode == "P" and "transparency" in image.info:
+                image = image.convert("RGBA")
+            return image.convert("RGB")
+    except (*BROKEN, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot read the picture {os.fspath(path)}: {error}") from error
+
+
+def center_crop(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    """Scale the short side to `size` and cut out the middle square, as uint8 [size, size, 3].
+
+    The convention of ADM (Dhariwal & Nichol 2021, arXiv 2105.05233, guided-diffusion's image
+    data set): halve with a box filter while the short side stays at least twice the target, then
+    one bicubic step, then the central crop. Its published ImageNet statistics assume it.
+    """
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    factor = size / min(image.size)
+    scaled = (round(image.width * factor), round(image.height * factor))
+    image = image.resize(scaled, Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return np.array(image.crop((left, top, left + size, top + size)))
+
+
+class FolderSource:
+    """Pictures in class sub-folders, sorted by name; deeper folders belong to their class.
+
+    Args:
+        root: folder whose sub-folders are the classes.
+        size: side of the cropped pictures.
+        grid: token grid that external features must have; of no other use.
+        features: folder with one `.npy` per picture under the same relative path.
+        shuffle_seed: order of the pictures, so that every shard mixes the classes.
+        limit: keep this many pictures of the shuffled order.
+
+    Raises:
+        ValueError: no such folder, no classes, an empty class, or missing features.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        size: int,
+        grid: int = 1,
+        features: str | None = None,
+        shuffle_seed: int = 0,
+        limit: int | None = None,
+    ) -> None:
+        self.root = _existing_folder(root)
+        self.classes, self._files = _scan(self.root)
+        self.description = f"folder {self.root.name}"
+        random.Random(shuffle_seed).shuffle(self._files)
+        del self._files[limit if limit is not None else len(self._files) :]
+        self._size, self._grid = size, grid
+        self._features = _existing_folder(features) if features is not None else None
+        self.external_channels = None
+        if self._features is not None:
+            self.external_channels = len(self._external(self._files[0][0]))
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def read(self, position: int) -> Picture:
+        """Read and crop one picture, and its features where asked for."""
+        name, label = self._files[position]
+        image_HWC = center_crop(open_image(self.root / name), self._size)
+        external_Cgg = self._external(name) if self._features is not None else None
+        return Picture(name, image_HWC, label, external_Cgg)
+
+    def _external(self, name: str) -> NDArray[np.float32]:
+        assert self._features is not None
+        path = (self._features / name).with_suffix(".npy")
+        features = read_features(path, self._grid)
+        if self.external_channels not in (None, len(features)):
+            raise ValueError(
+                f"{path} has {len(features)} feature channels, others {self.external_channels}"
+            )
+        return features
+
+
+def read_features(path: Path, grid: int) -> NDArray[np.float32]:
+    """Read one picture's features, [C, g, g] or [g*g, C], as float32 [C, g, g].
+
+    Raises:
+        ValueError: missing, not a plain float array, or not on this grid.
+    """
+    try:
+        found = np.load(path, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise ValueError(f"no features at {path}: each picture needs one .npy") from error
+    except BROKEN as error:
+        raise ValueError(f"cannot read the features {path}: {error}") from error
+    if not isinstance(found, np.ndarray) or found.dtype.kind != "f":
+        raise ValueError(f"{path} must hold one array of floating-point numbers")
+    if found.ndim == 2 and found.shape[0] == grid * grid:
+        found = found.T.reshape(-1, grid, grid)
+    if found.ndim != 3 or found.shape[1:] != (grid, grid):
+        raise ValueError(
+            f"{path} has shape {list(found.shape)}; a grid of {grid} needs [C, {grid}, {grid}] "
+            f"or [{grid * grid}, C]"
+        )
+    return np.ascontiguousarray(found, dtype=np.float32)
+
+
+class DemoSource:
+    """Pictures drawn by `ahpa_scale.data.demo`, each from (seed, index) alone.
+
+    Args:
+        preset: difficulty, as `DemoSpec.preset` knows it.
+        size: side of the pictures.
+        grid: token grid of the oracle's maps.
+        num_samples: how many pictures.
+        seed: of the drawings.
+        start: first index; a second split starts where the first ends.
+        oracle: whether the maps behind the pictures come along as external features.
+    """
+
+    def __init__(
+        self,
+        preset: str,
+        *,
+        size: int,
+        grid: int,
+        num_samples: int,
+        seed: int = 0,
+        start: int = 0,
+        oracle: bool = False,
+    ) -> None:
+        self.spec = demo.DemoSpec.preset(preset, size=size)
+        self.classes = tuple(demo.class_names(self.spec))
+        last = start + num_samples - 1
+        self.description = f"demo {preset}, seed {seed}, pictures {start} to {last}"
+        self._num_samples, self._seed, self._start = num_samples, seed, start
+        self._grid, self._oracle = grid, oracle
+        self.external_channels = None
+        if oracle:
+            if size % grid:
+                raise ValueError(f"the oracle needs a size that grid {grid} divides, not {size}")
+            self.external_channels = sum(count for _, count in _map_sizes(self.spec))
+
+    def __len__(self) -> int:
+        return self._num_samples
+
+    def read(self, position: int) -> Picture:
+        """Draw one picture."""
+        index = self._start + position
+        drawn = demo.render(self.spec, self._seed, index)
+        external_Cgg = None
+        if self._oracle:
+            maps = [
+                pooled_one_hot(drawn.maps[name], count, self._grid)
+                for name, count in _map_sizes(self.spec)
+            ]
+            external_Cgg = np.concatenate(maps)
+        return Picture(str(index), drawn.image, drawn.label, external_Cgg)
+
+
+def pooled_one_hot(map_HW: NDArray[np.uint8], count: int, grid: int) -> NDArray[np.float32]:
+    """Share of each of `count` values in every grid cell, float32 [count, grid, grid]."""
+    onehot_CHW = (map_HW[None] == np.arange(count)[:, None, None]).astype(np.float32)
+    cell = map_HW.shape[0] // grid
+    pooled = onehot_CHW.reshape(count, grid, cell, grid, cell).mean(axis=(2, 4))
+    return pooled.astype(np.float32)
+
+
+def _map_sizes(spec: DemoSpec) -> tuple[tuple[str, int], ...]:
+    """The demo's maps and how many values each can take; 0 is the background in all."""
+    sizes = {"object": spec.objects[1], "shape": spec.num_shapes, "texture": spec.num_textures}
+    return tuple((name, 1 + size) for name, size in sizes.items())
+
+
+def _scan(root: Path) -> tuple[tuple[str, ...], list[tuple[str, int]]]:
+    """Class names and (relative path, label) of every picture below `root`."""
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not folders:
+        raise ValueError(f"{root} has no sub-folders: put the pictures of each class into its own")
+    files: list[tuple[str, int]] = []
+    for label, folder in enumerate(folders):
+        found = [
+            os.path.relpath(os.path.join(place, name), root)
+            for place, _, names in os.walk(folder)
+            for name in names
+            if name.lower().endswith(SUFFIXES)
+        ]
+        if not found:
+            kinds = ", ".join(suffix[1:] for suffix in SUFFIXES)
+            raise ValueError(f"class folder {folder} has no pictures ({kinds})")
+        files += [(name, label) for name in sorted(found)]
+    return tuple(folder.name for folder in folders), files
+
+
+def _existing_folder(path: str) -> Path:
+    folder = Path(path).expanduser()
+    if folder.is_dir() and os.access(folder, os.R_OK | os.X_OK):
+        return folder
+    if folder.exists():
+        raise ValueError(f"{folder} is not a folder that can be read")
+    near = _nearest(folder)
+    raise ValueError(f"no folder {folder}" + (f": did you mean {near}?" if near else ""))
+
+
+def _nearest(folder: Path) -> str | None:
+    if get_close_matches(str(folder), [DEMO], cutoff=0.7):
+        return f"'{DEMO}'"
+    try:
+        names: Sequence[str] = [p.name for p in folder.parent.iterdir() if p.is_dir()]
+    except OSError:
+        return None
+    match = get_close_matches(folder.name, names, n=1)
+    return str(folder.parent / match[0]) if match else None

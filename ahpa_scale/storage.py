@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small files on local disks and object stores: the one module that knows fsspec.
+
+Every write is atomic. Locally a temporary file is synced and renamed; in an object store one put
+makes the whole object visible at once. torch is not imported; fsspec only when a URL needs it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+#: Extras of this package by URL scheme; s3 comes with every install.
+EXTRAS = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "adl": "azure"}
+
+
+def scheme(url: str | os.PathLike[str]) -> str:
+    """The URL's scheme in lower case, or '' for a local path (`file://` counts as local)."""
+    head, separator, _ = str(url).partition("://")
+    if not separator or head.lower() == "file":
+        return ""
+    return head.lower()
+
+
+def is_remote(url: str | os.PathLike[str]) -> bool:
+    """Whether `url` names an object store rather than a local path."""
+    return scheme(url) != ""
+
+
+def local_path(url: str | os.PathLike[str]) -> Path:
+    """The local path that `url` names, with `~` expanded."""
+    assert not is_remote(url)
+    return Path(str(url).removeprefix("file://")).expanduser()
+
+
+def join(url: str | os.PathLike[str], *parts: str) -> str:
+    """Append path parts to a local path or a URL."""
+    if is_remote(url):
+        return "/".join([str(url).rstrip("/"), *(part.strip("/") for part in parts)])
+    return str(local_path(url).joinpath(*parts))
+
+
+def exists(url: str | os.PathLike[str]) -> bool:
+    """Whether a file, folder or object of this name exists."""
+    if not is_remote(url):
+        return local_path(url).exists()
+    with _clear_errors(url):
+        return bool(_filesystem(url).exists(str(url)))
+
+
+def read_bytes(url: str | os.PathLike[str]) -> bytes:
+    """The whole content of a file or object.
+
+    Raises:
+        FileNotFoundError: nothing of this name exists.
+        ValueError: unknown scheme, or the scheme's package is not installed.
+        OSError: the store refused or could not be reached.
+    """
+    if not is_remote(url):
+        return local_path(url).read_bytes()
+    with _clear_errors(url):
+        return bytes(_filesystem(url).cat_file(str(url)))
+
+
+def read_text(url: str | os.PathLike[str]) -> str:
+    """The content of a UTF-8 file or object; errors as `read_bytes`."""
+    return read_bytes(url).decode("utf-8")
+
+
+def write_bytes(url: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file or object whole or not at all, replacing what was there.
+
+    Raises:
+        ValueError: unknown scheme, or the scheme's package is not installed.
+        OSError: the disk or the store refused, or could not be reached.
+    """
+    if is_remote(url):
+        with _clear_errors(url):
+            _filesystem(url).pipe_file(str(url), content)
+        return
+    target = local_path(url)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files that only the owner can read; data sets are shared.
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    sync_folder(target.parent)
+
+
+def write_text(url: str | os.PathLike[str], text: str) -> None:
+    """Write UTF-8 text whole or not at all; errors as `write_bytes`."""
+    write_bytes(url, text.encode("utf-8"))
+
+
+def remove(url: str | os.PathLike[str]) -> None:
+    """Delete one file or object; one that is not there is no error."""
+    if not is_remote(url):
+        local_path(url).unlink(missing_ok=True)
+        return
+    with _clear_errors(url):
+        filesystem = _filesystem(url)
+        if filesystem.exists(str(url)):
+            filesystem.rm_file(str(url))
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a local folder's entries to disk, so that a rename survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_folder(target: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
+    """Fill a hidden sibling of the local folder `target`; rename it into place on success.
+
+    A failure removes the sibling. A killed process leaves it behind under a name that no reader
+    looks at; the next call for the same target removes it, recognised by its released lock.
+
+    Args:
+        target: the folder to appear; its parents are made.
+        replace: whether an existing, non-empty target is replaced.
+
+    Raises:
+        FileExistsError: target is a file, or a non-empty folder and `replace` is false.
+    """
+    final = local_path(target).absolute()
+    if final.is_file() or (final.is_dir() and any(final.iterdir()) and not replace):
+        raise FileExistsError(f"{final} exists already; choose another place")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{final.name}.partial-"
+    _remove_abandoned(final.parent, prefix)
+    room = Path(tempfile.mkdtemp(prefix=prefix, dir=final.parent))
+    lock = _lock(room)
+    assert lock is not None
+    try:
+        content = room / "content"
+        content.mkdir()
+        yield content
+        _sync_tree(content)
+        if final.exists():
+            os.rename(final, room / "old")
+        os.rename(content, final)
+        sync_folder(final.parent)
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
+        os.close(lock)
+
+
+def _lock(room: Path) -> int | None:
+    """An open descriptor that holds the room's lock, or None when a living process holds it."""
+    import fcntl
+
+    descriptor = os.open(room / "lock", os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove_abandoned(parent: Path, prefix: str) -> None:
+    for room in parent.glob(f"{prefix}*"):
+        # Without its lock file a room is being made this very moment.
+        if not (room / "lock").exists():
+            continue
+        lock = _lock(room)
+        if lock is not None:
+            shutil.rmtree(room, ignore_errors=True)
+            os.close(lock)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    sync_folder(folder)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _filesystem(url: str | os.PathLike[str]) -> Any:
+    """The fsspec file system of a URL, which sees other processes' writes at once."""
+    import fsspec
+
+    options: dict[str, Any] = {"use_listings_cache": False}
+    endpoint = os.environ.get("S3_ENDPOINT_URL")
+    # Composer and streaming read this variable; s3fs by itself does not.
+    if scheme(url) == "s3" and endpoint:
+        options["client_kwargs"] = {"endpoint_url": endpoint}
+    return fsspec.filesystem(scheme(url), **options)
+
+
+@contextmanager
+def _clear_errors(url: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what fsspec and its back ends raise into one line that names the URL."""
+    kind = scheme(url)
+    try:
+        yield
+    except ImportError as error:
+        extra = EXTRAS.get(kind)
+        advice = f"pip install 'ahpa-scale[{extra}]'" if extra else str(error)
+        raise ValueError(f"{url}: {kind}:// needs a package that is not here: {advice}") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"nothing at {url}") from error
+    except ValueError as error:
+        if "Protocol not known" in str(error):
+            known = "s3://, gs://, az:// or a local path"
+            raise ValueError(f"unknown storage scheme {kind}:// in {url}; use {known}") from error
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise OSError(f"cannot use {url}: {text}") from error
