@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from composer import Trainer
 from composer.core import Algorithm, Callback
+from composer.devices import Device, DeviceCPU
 from composer.loggers import LoggerDestination, TensorboardLogger, WandBLogger
 from composer.optim import ComposerScheduler, ConstantScheduler, ConstantWithWarmupScheduler
 from composer.utils import dist, get_device, reproducibility
@@ -49,7 +50,7 @@ def build_trainer(config: Config, card: DatasetCard) -> Trainer:
     vae = _load_vae(config, card)
     if vae is not None:
         vae.to(device._device)
-    generator = build_generator(config, card, vae)
+    generator = build_generator(config, card, vae, cpu_bf16=_cpu_bf16(config, device))
     output_dir = Path(config.output_dir)
     save_folder = config.checkpoint.save_folder
     try:
@@ -63,7 +64,8 @@ def build_trainer(config: Config, card: DatasetCard) -> Trainer:
             callbacks=_build_callbacks(config, card, generator, vae),
             loggers=_build_loggers(config, output_dir),
             device=device,
-            precision=config.precision,
+            # Composer knows no bfloat16 on the CPU; the generator does it there.
+            precision="fp32" if _cpu_bf16(config, device) else config.precision,
             device_train_microbatch_size=config.device_train_microbatch_size,
             seed=config.seed,
             run_name=config.run_name,
@@ -85,7 +87,7 @@ def build_trainer(config: Config, card: DatasetCard) -> Trainer:
 
 
 def build_generator(
-    config: Config, card: DatasetCard, vae: FrozenVAE | None = None
+    config: Config, card: DatasetCard, vae: FrozenVAE | None = None, cpu_bf16: bool = False
 ) -> DiffusionGenerator:
     """Builds the model; without a VAE it takes cached latents only."""
     model, flow = config.model, config.flow
@@ -107,6 +109,7 @@ def build_generator(
         label_dropout=model.label_dropout,
         seed=config.seed,
         vae=vae,
+        cpu_bf16=cpu_bf16,
     )
 
 
@@ -165,6 +168,10 @@ def _load_vae(config: Config, card: DatasetCard) -> FrozenVAE | None:
         raise ConfigError(config.source_of("vae.path"), "vae.path", str(error)) from None
     check_vae_weights(config, card, vae.identity)
     return vae
+
+
+def _cpu_bf16(config: Config, device: Device) -> bool:
+    return isinstance(device, DeviceCPU) and config.precision == "amp_bf16"
 
 
 def _build_loader(config: Config, card: DatasetCard) -> Any:

@@ -39,6 +39,8 @@ class DiffusionGenerator(ComposerModel):
         label_dropout: share of labels replaced by the null class, for classifier-free guidance.
         seed: seed of noise, t, posterior samples and label dropout.
         vae: encodes batches that carry images instead of moments; never part of the state dict.
+        cpu_bf16: run the forward pass under bfloat16 autocast on the CPU, where Composer's own
+            precision setting refuses it; about four times as fast on CPUs with matrix units.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class DiffusionGenerator(ComposerModel):
         label_dropout: float = 0.1,
         seed: int = 0,
         vae: FrozenVAE | None = None,
+        cpu_bf16: bool = False,
     ) -> None:
         super().__init__()
         self.dit = dit
@@ -68,6 +71,7 @@ class DiffusionGenerator(ComposerModel):
         for name, numbers in (("_shift_C11", scaling.shift), ("_scale_C11", scaling.scale)):
             self.register_buffer(name, torch.tensor(numbers).view(-1, 1, 1), persistent=False)
         self._timesteps: dict[str, Any] = {"kind": timesteps, "mean": logit_mean, "std": logit_std}
+        self._cpu_bf16 = cpu_bf16
         self._taps: dict[str, int] = {}
         self._weights: dict[str, float] = {}
         # In a tuple, so that nn.Module doesn't adopt it: a frozen VAE belongs in no checkpoint,
@@ -147,6 +151,12 @@ class DiffusionGenerator(ComposerModel):
             ``velocity`` and ``target`` ``[B, C, H, W]``, ``t`` ``[B]``, and ``auxiliary``: name ->
             scalar loss.
         """
+        if self._cpu_bf16:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return self._forward(batch)
+        return self._forward(batch)
+
+    def _forward(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         mean_BCHW, std_BCHW, inputs = self._encode(batch)
         shape = tuple(mean_BCHW.shape[1:])
         # float32 whatever the autocast: x_t mixes two terms of very different size near both ends
