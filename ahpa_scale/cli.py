@@ -107,9 +107,9 @@ def train_vae(
     widths: Annotated[
         str, typer.Option(help="Encoder widths, one per resolution, fine to coarse.")
     ] = "32,64,96",
-    latent_channels: Annotated[int, typer.Option(help="Channels of the latent.")] = 4,
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 2500,
-    batch_size: Annotated[int, typer.Option(help="Pictures per step.")] = 32,
+    latent_channels: Annotated[int, typer.Option(help="Channels of the latent.")] = 8,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 3000,
+    batch_size: Annotated[int, typer.Option(help="Pictures per step.")] = 16,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     kl_weight: Annotated[float, typer.Option(help="Weight of the KL divergence.")] = 1e-4,
     seed: Annotated[int, typer.Option(help="Initialisation, order and noise.")] = 0,

@@ -24,7 +24,6 @@ from ahpa_scale.data.stream import build_loader
 from ahpa_scale.models.vae import FrozenVAE
 
 
-
 def test_stored_moments_and_levels_are_those_of_a_direct_encode(prepared, pictures, vae_path):
     card = read_card(prepared)
     assert (card.kind, card.num_samples, card.grid) == ("latents", COUNT, GRID)

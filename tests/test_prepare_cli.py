@@ -22,7 +22,6 @@ from ahpa_scale.data.prepare import prepare
 from ahpa_scale.data.sources import FolderSource
 
 
-
 def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "ahpa_scale.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)

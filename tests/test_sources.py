@@ -13,7 +13,6 @@ from PIL import Image
 from ahpa_scale.data.sources import DemoSource, FolderSource, center_crop, open_image
 
 
-
 @given(width=st.integers(1, 90), height=st.integers(1, 90), size=st.integers(1, 24))
 @settings(max_examples=60, deadline=None)
 def test_a_crop_is_square_and_keeps_a_plain_colour(width, height, size):

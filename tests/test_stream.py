@@ -24,7 +24,6 @@ from ahpa_scale.data.prepare import prepare
 from ahpa_scale.data.stream import ColumnReader, build_loader
 
 
-
 @given(st.sets(st.sampled_from(LEVELS)))
 @settings(max_examples=16, deadline=None)
 def test_reading_some_columns_equals_reading_all(prepared, levels):

@@ -27,7 +27,8 @@ from ahpa_scale.callbacks.common import (
 )
 
 LOSS_KEYS = ("loss/train/total", "loss/train/flow", "loss/train/alignment")
-_NOT_WRITTEN = ("time/", "trainer/")
+# Clocks have keys of their own in a row, and so does the router, as one record.
+_NOT_WRITTEN = ("time/", "trainer/", "router/")
 
 
 class MetricsFile(LoggerDestination):

@@ -8,8 +8,11 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+_YIELD_SECONDS = 5.0
 
 
 class ConfigError(ValueError):
@@ -64,4 +67,8 @@ def exit_on_user_error() -> Iterator[None]:
     except ValueError as error:
         if speaks_for_all_ranks():
             print(f"error: {one_line(str(error))}", file=sys.stderr, flush=True)
+        else:
+            # Composer's launcher ends all ranks when one fails and takes the first rank's exit
+            # code: rank 0 must have left with its 2 before another rank's end gets it killed.
+            threading.Event().wait(_YIELD_SECONDS)
         raise SystemExit(2) from None

@@ -18,6 +18,7 @@ from ahpa_scale.method.losses import get_alignment_loss
 from ahpa_scale.method.priors import group_targets
 from ahpa_scale.method.router import DynamicRouter, divergence
 from ahpa_scale.method.statistics import BinnedStatistics
+from ahpa_scale.precision import float32_region
 
 OBJECTIVES = ("standardised", "literal")
 
@@ -110,7 +111,7 @@ class PriorAlignment(nn.Module):
         # One head per group because groups differ in channels; from the losses on everything is [B,
         # G].
         prediction_BNC = [head(h_BND) for head in self.heads]
-        with torch.autocast(device_type=h_BND.device.type, enabled=False):
+        with float32_region(h_BND):
             loss_BG = torch.stack(
                 [self._loss(p, y) for p, y in zip(prediction_BNC, target_BNC, strict=True)], dim=1
             )

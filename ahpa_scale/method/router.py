@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ahpa_scale.precision import float32_region
+
 
 def level_positions(num_levels: int) -> Tensor:
     """Places the levels on [-1, 1], fine to coarse; a single level sits at 0."""
@@ -123,7 +125,7 @@ class DynamicRouter(nn.Module):
 
     def forward(self, t_B: Tensor) -> Tensor:
         """Returns weights ``[B, G]`` that sum to 1, computed in float32 whatever the autocast."""
-        with torch.autocast(device_type=t_B.device.type, enabled=False):
+        with float32_region(t_B):
             angle = t_B.float().unsqueeze(1) * self.frequency
             learnt_BG = self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1))
             return self._weights(learnt_BG + self._prior_logits(t_B))

@@ -19,6 +19,7 @@ from ahpa_scale.models.flow import Path, get_path, interpolate, sample_timesteps
 from ahpa_scale.models.randomness import normal, sample_key, uniform
 from ahpa_scale.models.vae import FrozenVAE
 from ahpa_scale.models.vae_config import LatentScaling
+from ahpa_scale.precision import float32_region
 
 ATTACHMENTS = "attachments."
 
@@ -161,7 +162,7 @@ class DiffusionGenerator(ComposerModel):
         shape = tuple(mean_BCHW.shape[1:])
         # float32 whatever the autocast: x_t mixes two terms of very different size near both ends
         # of the path.
-        with torch.autocast(device_type=mean_BCHW.device.type, enabled=False):
+        with float32_region(mean_BCHW):
             posterior_BCHW = mean_BCHW + std_BCHW * normal(self._key(batch, "posterior"), shape)
             x_BCHW = self._normalise(posterior_BCHW)
             eps_BCHW = normal(self._key(batch, "noise"), shape)
