@@ -5,7 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 FASHION := .cache/fashion-mnist
+RUNS ?= runs
 DEMO_RANKS ?= 2
+# Overrides for a shorter or another demo: make demo DEMO_ARGS='max_duration=200ba'
+DEMO_ARGS ?=
+DEMO_PICTURES ?= 16384
 # One thread a rank: ranks share the cores, and more threads than cores make each other wait.
 export OMP_NUM_THREADS ?= 1
 
@@ -22,12 +26,15 @@ $(STAMP): pyproject.toml
 	bash tools/make_venv.sh $(PYTHON) $(VENV)
 	touch $@
 
-runs/demo-data/dataset.json: $(STAMP)
-	$(BIN)/ahpa-scale prepare demo --out runs/demo-data --overwrite
+# Drawn again when the embedded VAE changes: the data belong to it.
+$(RUNS)/demo-data/dataset.json: $(STAMP) ahpa_scale/assets/demo-vae/config.json
+	$(BIN)/ahpa-scale prepare demo --size 32 --num-samples $(DEMO_PICTURES) \
+	  --out $(RUNS)/demo-data --overwrite
 
-demo: $(STAMP) runs/demo-data/dataset.json
-	rm -rf runs/demo
-	$(BIN)/composer -n $(DEMO_RANKS) train.py yamls/demo-ahpa.yaml
+demo: $(RUNS)/demo-data/dataset.json
+	rm -rf $(RUNS)/demo
+	$(BIN)/composer -n $(DEMO_RANKS) train.py yamls/demo-ahpa.yaml data.local=$(RUNS)/demo-data \
+	  output_dir=$(RUNS)/demo checkpoint.save_folder=$(RUNS)/demo/checkpoints $(DEMO_ARGS)
 
 $(FASHION)/.unpacked:
 	bash tools/fetch_fashion_mnist.sh $(FASHION)
@@ -43,4 +50,4 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 clean-runs:
-	rm -rf runs
+	rm -rf $(RUNS)

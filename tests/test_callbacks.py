@@ -192,9 +192,14 @@ def test_last_line_names_what_is_there(tmp_path):
     stream = io.StringIO()
     summary = RunSummary(tmp_path, "s3://bucket/run", stream)
     callbacks = [toy_grid(tmp_path), RouterFigure(tmp_path), summary]
-    toy_trainer("1ba", callbacks=callbacks, loggers=MetricsFile(tmp_path)).fit()
+    trainer = toy_trainer("1ba", callbacks=callbacks, loggers=MetricsFile(tmp_path))
+    trainer.fit()
+    assert stream.getvalue() == "", "the loggers are not done yet"
+    trainer.close()
     expected = (
         f"metrics {tmp_path}/metrics.jsonl, samples {tmp_path}/samples, checkpoints s3://bucket/run"
     )
     assert stream.getvalue() == f"done: {expected}\n"
+    toy_trainer("1ba", callbacks=[RunSummary(tmp_path, stream=stream)]).close()
+    assert stream.getvalue().count("done:") == 1, "a run that did not end well is not done"
     assert RunSummary(tmp_path / "empty").line() == "done: nothing was written"

@@ -57,7 +57,12 @@ def test_baselines_are_one_override_away(path, kind):
 
 
 def test_command_line_wins_over_the_file(load):
-    config = load("seed=7", "optimizer.lr=1e-4", "sampling.classes=[3, 1]", "alignment.kind=ahpa")
+    config = load(
+        "seed=7",
+        "optimizer.lr=1e-4",
+        "sampling={interval: 9ba, classes: [3, 1]}",
+        "alignment.kind=ahpa",
+    )
     assert (config.seed, config.optimizer.lr) == (7, 1e-4)
     assert config.sampling.classes == (3, 1)
     text = SMALL + "alignment: {kind: ahpa, groups: {a: [encoder.mid_block]}}\n"
@@ -144,11 +149,17 @@ def test_bad_file_earns_one_line(complaint, text, words):
         (["data.local=null"], ["data.local: name the data set's folder"]),
         (["device_train_microbatch_size=100"], ["the nearest that does is 128"]),
         (["precision=amp_fp16", "device=cpu"], ["precision: 'amp_fp16' needs a gpu"]),
-        (["checkpoint.autoresume=true"], ["checkpoint.autoresume: needs checkpoint.save_folder"]),
+        (["checkpoint.autoresume=true"], ["checkpoint.autoresume: true would have no effect"]),
         (["ema.decay=0.99", "ema.half_life=5ba"], ["ema.half_life: give either"]),
         (["optimizer.warmup=100ba"], ["optimizer.warmup: '100ba' must lie before the end"]),
-        (["sampling.classes=[1000]"], ["sampling.classes: there is no class 1000", "999"]),
-        (["sampling.guidance_scale=2", "model.label_dropout=0"], ["model.label_dropout above 0"]),
+        (
+            ["sampling.interval=9ba", "sampling.classes=[1000]"],
+            ["sampling.classes: there is no class 1000", "999"],
+        ),
+        (
+            ["sampling={interval: 9ba, guidance_scale: 2.0}", "model.label_dropout=0"],
+            ["model.label_dropout above 0"],
+        ),
     ],
 )
 def test_bad_override_earns_one_line(complaint, tmp_path, overrides, words):

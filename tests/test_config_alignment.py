@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import pytest
-from small_run import LEVELS, SmallRun
+from small_run import LEVELS, SMALL, SmallRun
 
 from ahpa_scale.config.levels import alignment_groups
+from ahpa_scale.config.load import to_yaml
 
 
 @pytest.fixture
@@ -109,6 +110,21 @@ def test_a_key_without_effect_is_refused(complaint, kind, item):
     line = complaint(f"alignment.kind={kind}", item)
     assert line.startswith(f"command line: {item.partition('=')[0]}: ")
     assert "no effect" in line
+
+
+def test_a_switch_on_the_command_line_idles_keys_of_the_file(load, complaint):
+    """A baseline is one override away, and what is saved says what was used."""
+    text = SMALL + "alignment: {kind: ahpa, weight: 0.3, head: {width: 64}, router: {depth: 5}}\n"
+    control = load("alignment.kind=none", text=text)
+    assert control.alignment == load("alignment.kind=none").alignment
+    uniform = load("alignment.kind=uniform", text=text).alignment
+    assert (uniform.weight, uniform.head.width) == (0.3, 64)
+    assert uniform.router == load().alignment.router
+    assert load(text=to_yaml(control)) == control
+    both = complaint("alignment.kind=none", "alignment.weight=0.2", text=text)
+    assert "no effect" in both
+    in_file = complaint(text=text.replace("ahpa", "none"))
+    assert "run.yaml:4: alignment.weight" in in_file
 
 
 def test_linear_head_has_no_width_and_ema_off_no_decay(complaint):

@@ -40,11 +40,19 @@ class RunSummary(Callback):
         self.output_dir = Path(output_dir)
         self.checkpoints = checkpoints
         self.stream = stream
+        self._done = False
 
     def fit_end(self, state: State, logger: Logger) -> None:
+        """Note that training came to its end; a run that failed is closed too."""
         del state, logger
-        if writes_files():
+        self._done = True
+
+    def close(self, state: State, logger: Logger) -> None:
+        """Print: after the loggers, the progress bar among them, have had their last word."""
+        del state, logger
+        if self._done and writes_files():
             print(self.line(), file=self.stream or sys.stdout, flush=True)
+        self._done = False
 
     def line(self) -> str:
         """``done: metrics ..., samples ..., router ..., checkpoints ...``."""

@@ -19,7 +19,7 @@ from composer.utils import dist, get_device, reproducibility
 from ahpa_scale.algorithms import EMA, GradClip
 from ahpa_scale.algorithms.ahpa import AHPA
 from ahpa_scale.callbacks import MetricsFile, ProgressBar, RouterFigure, RunSummary, SampleGrid
-from ahpa_scale.checkpoint.safe_load import CheckpointError, protect_composer
+from ahpa_scale.checkpoint.composer_io import CheckpointError, protect_composer
 from ahpa_scale.config.card import check_vae_weights
 from ahpa_scale.config.errors import ConfigError
 from ahpa_scale.config.levels import EXTERNAL, LATENT, alignment_groups
@@ -202,6 +202,7 @@ def _build_optimizer(config: Config, generator: DiffusionGenerator) -> torch.opt
         betas=chosen.betas,
         eps=chosen.eps,
         weight_decay=chosen.weight_decay,
+        fused=True,
     )
 
 

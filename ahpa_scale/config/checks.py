@@ -12,7 +12,6 @@ import os
 
 from ahpa_scale.config.card import check_data, read_data_card
 from ahpa_scale.config.defaults import default_tap
-from ahpa_scale.config.effects import check_effects
 from ahpa_scale.config.errors import ConfigError
 from ahpa_scale.config.levels import check_level_names, known_levels
 from ahpa_scale.config.schema import Config, parse_time
@@ -28,7 +27,6 @@ def check_static(config: Config) -> None:
     Raises:
         ConfigError: the first mistake found.
     """
-    check_effects(config)
     _check_model(config)
     _check_batch(config)
     _check_times(config)
@@ -131,10 +129,6 @@ def _moment(config: Config, text: str) -> tuple[float, str]:
 
 
 def _check_run(config: Config) -> None:
-    if config.checkpoint.autoresume and config.checkpoint.save_folder is None:
-        raise config_error(
-            config, "checkpoint.autoresume", "needs checkpoint.save_folder, to look in"
-        )
     if config.precision == "amp_fp16" and config.device == "cpu":
         raise config_error(
             config, "precision", "'amp_fp16' needs a gpu; on the cpu use amp_bf16 or fp32"

@@ -1,75 +1,122 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No option is accepted and ignored: a key that has no effect beside the others must keep its
-default.
+"""No option is accepted and ignored: a key that would have no effect beside the others is refused.
+
+One case is told apart: a switch on the command line, such as ``alignment.kind=none``, idles keys of
+the file. These go back to their defaults, so that a baseline is one override away and the saved
+configuration says what was really used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
-from ahpa_scale.config.errors import ConfigError
+from ahpa_scale.algorithms.ahpa import KINDS
+from ahpa_scale.config.errors import COMMAND_LINE, ConfigError
 from ahpa_scale.config.explain import shown
 from ahpa_scale.config.schema import Config
 from ahpa_scale.config.schema.alignment import LEVEL_KINDS
 from ahpa_scale.config.schema.fields import Section
 
+SectionT = TypeVar("SectionT", bound=Section)
 
-def check_effects(config: Config) -> None:
-    """Refuse a key that was set and would do nothing.
+
+@dataclass(frozen=True)
+class Idle:
+    """A key, or a whole section, without effect in a run.
+
+    Attributes:
+        key: dotted.
+        switch: the key that idles it.
+        why: in words.
+    """
+
+    key: str
+    switch: str
+    why: str
+
+    def covers(self, key: str) -> bool:
+        """Whether `key` is the idle key or lies in the idle section."""
+        return key == self.key or key.startswith(f"{self.key}.")
+
+
+def settle_effects(config: Config) -> Config:
+    """Refuse keys that would do nothing; reset those of the file that the command line idled.
 
     Raises:
         ConfigError: naming the key and what it would need.
     """
-    idle = dict(_idle(config))
+    rules = list(_idle(config))
     for key, value, default in _leaves(config):
-        # A rule names a key or a whole section.
-        rule = next((name for name in idle if key == name or key.startswith(f"{name}.")), None)
-        if rule is not None and value != default:
+        rule = next((rule for rule in rules if rule.covers(key)), None)
+        if rule is None or value == default:
+            continue
+        switched = config.source_of(rule.switch) == COMMAND_LINE
+        if not switched or config.source_of(key) == COMMAND_LINE:
             raise ConfigError(
                 config.source_of(key),
                 key,
-                f"{shown(value)} would have no effect: {idle[rule]}; remove it, or leave "
+                f"{shown(value)} would have no effect: {rule.why}; remove it, or leave "
                 f"{shown(default)}",
             )
+        config = _replaced(config, key.split("."), default)
+    return config
 
 
-def _idle(config: Config) -> Iterator[tuple[str, str]]:
+def _replaced(section: SectionT, path: Sequence[str], value: object) -> SectionT:
+    """A copy of `section` with the key at `path` set."""
+    name, *rest = path
+    inner = _replaced(getattr(section, name), rest, value) if rest else value
+    return section.model_copy(update={name: inner})
+
+
+def _idle(config: Config) -> Iterator[Idle]:
     """Keys and sections without effect in this run, and why."""
     yield from _idle_alignment(config)
     if config.flow.timesteps != "logit_normal":
         why = "it belongs to flow.timesteps=logit_normal"
-        yield from (("flow.logit_mean", why), ("flow.logit_std", why))
+        yield from (Idle(f"flow.{n}", "flow.timesteps", why) for n in ("logit_mean", "logit_std"))
     if not config.ema.enabled:
         why = "ema.enabled is false"
-        yield from (("ema.decay", why), ("ema.half_life", why))
+        yield from (Idle(f"ema.{name}", "ema.enabled", why) for name in ("decay", "half_life"))
     if config.checkpoint.save_folder is None:
         why = "without checkpoint.save_folder nothing is saved"
-        yield from (("checkpoint.save_interval", why), ("checkpoint.keep", why))
+        names = ("save_interval", "keep", "autoresume")
+        yield from (Idle(f"checkpoint.{n}", "checkpoint.save_folder", why) for n in names)
     if not config.logging.wandb:
-        yield "logging.wandb_project", "logging.wandb is false"
+        yield Idle("logging.wandb_project", "logging.wandb", "logging.wandb is false")
     if config.data.remote is None:
         why = "without data.remote nothing is downloaded"
-        yield from (("data.predownload", why), ("data.cache_limit", why))
+        yield from (Idle(f"data.{n}", "data.remote", why) for n in ("predownload", "cache_limit"))
+    if config.sampling.interval is None:
+        why = "sampling.interval is null"
+        fields = [name for name in type(config.sampling).model_fields if name != "interval"]
+        yield from (Idle(f"sampling.{name}", "sampling.interval", why) for name in fields)
 
 
-def _idle_alignment(config: Config) -> Iterator[tuple[str, str]]:
+def _idle_alignment(config: Config) -> Iterator[Idle]:
     alignment = config.alignment
     kind = alignment.kind
     if kind == "none":
         names = (name for name in type(alignment).model_fields if name != "kind")
-        yield from ((f"alignment.{name}", "alignment.kind is none") for name in names)
+        why = "alignment.kind is none"
+        yield from (Idle(f"alignment.{name}", "alignment.kind", why) for name in names)
         return
     if kind not in LEVEL_KINDS:
         why = f"alignment.kind {kind} has one fixed target"
-        yield from (("alignment.levels", why), ("alignment.groups", why))
+        yield from (Idle(f"alignment.{n}", "alignment.kind", why) for n in ("levels", "groups"))
     for key, owner in (("level", "single"), ("reverse", "scheduled"), ("router", "ahpa")):
         if kind != owner:
-            yield f"alignment.{key}", f"it belongs to alignment.kind={owner}"
-    loss = alignment.loss or ("smooth_l1" if kind == "latent" else "cosine")
+            why = f"it belongs to alignment.kind={owner}"
+            yield Idle(f"alignment.{key}", "alignment.kind", why)
+    loss = alignment.loss or KINDS[kind].loss
     if loss != "smooth_l1":
-        yield "alignment.smooth_l1_beta", "it belongs to alignment.loss=smooth_l1"
+        switch = "alignment.kind" if alignment.loss is None else "alignment.loss"
+        yield Idle("alignment.smooth_l1_beta", switch, "it belongs to alignment.loss=smooth_l1")
     if alignment.head.kind != "mlp":
-        yield "alignment.head.width", "it belongs to alignment.head.kind=mlp"
+        why = "it belongs to alignment.head.kind=mlp"
+        yield Idle("alignment.head.width", "alignment.head.kind", why)
 
 
 def _leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, object, object]]:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+COMMAND_LINE = "command line"
 _YIELD_SECONDS = 5.0
 
 

@@ -17,14 +17,14 @@ from pydantic import ValidationError
 
 from ahpa_scale.config.checks import check_static
 from ahpa_scale.config.defaults import fill_defaults
-from ahpa_scale.config.errors import ConfigError, exit_on_user_error, nearest
+from ahpa_scale.config.effects import settle_effects
+from ahpa_scale.config.errors import COMMAND_LINE, ConfigError, exit_on_user_error, nearest
 from ahpa_scale.config.explain import first_problem
 from ahpa_scale.config.schema import Config
 from ahpa_scale.config.schema.run import source_of
 
 __all__ = ["ConfigError", "exit_on_user_error", "load_config", "load_yaml", "to_yaml"]
 
-COMMAND_LINE = "command line"
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*")
 
 
@@ -68,7 +68,7 @@ def load_yaml(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         sources[key] = COMMAND_LINE
         for section in _parents(key):
             sources.setdefault(section, COMMAND_LINE)
-    config = _validate(_resolve(content, sources), sources)
+    config = settle_effects(_validate(_resolve(content, sources), sources))
     check_static(config)
     return fill_defaults(config)
 

@@ -10,7 +10,7 @@ import composer.utils.checkpoint
 import pytest
 import torch
 
-from ahpa_scale.checkpoint.safe_load import CheckpointError, protect_composer
+from ahpa_scale.checkpoint.composer_io import CheckpointError, protect_composer
 
 
 class Planted:
@@ -31,8 +31,9 @@ def checkpoint(make_trainer, tmp_path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _protected(monkeypatch):
-    original = composer.utils.checkpoint._torch_load_with_validation
-    monkeypatch.setattr(composer.utils.checkpoint, "_torch_load_with_validation", original)
+    for name in ("_torch_load_with_validation", "_write_checkpoint_file"):
+        original = getattr(composer.utils.checkpoint, name)
+        monkeypatch.setattr(composer.utils.checkpoint, name, original)
     protect_composer()
 
 
@@ -60,3 +61,20 @@ def test_a_damaged_checkpoint_is_one_clear_error(damage: str, checkpoint: Path, 
     checkpoint.write_bytes(broken)
     with pytest.raises(CheckpointError, match=r"the checkpoint (can't be read|holds)"):
         make_trainer(load_path=str(checkpoint))
+
+
+def test_a_save_that_fails_half_way_leaves_the_checkpoint_before(
+    checkpoint: Path, make_trainer, monkeypatch
+):
+    before = checkpoint.read_bytes()
+
+    def full_disk(state_dict, file) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    trainer = make_trainer()
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.save_checkpoint(str(checkpoint))
+    assert checkpoint.read_bytes() == before
+    assert [path.name for path in checkpoint.parent.glob("*.partial")] == []

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes Composer's loader refuse checkpoints that hold anything but tensors, numbers and text."""
+"""Composer's checkpoint files, read and written safely.
+
+Reading refuses anything but tensors, numbers and text. Writing is atomic: a job that is killed
+while it saves leaves the checkpoint before, not half of a new one under its name.
+"""
 
 from __future__ import annotations
 
 import datetime
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -54,10 +59,24 @@ def load_plain(checkpoint_filepath: Path | str, map_location: str) -> Any:
         raise CheckpointError(f"the checkpoint can't be read ({first_line})") from None
 
 
-def protect_composer() -> None:
-    """Replaces the one function of Composer 0.32.1 that unpickles checkpoints without restriction.
+def write_atomically(state_dict: dict[str, Any], filename: str) -> None:
+    """Writes a checkpoint file beside its place and renames it once it is whole and on disk."""
+    partial = f"{filename}.partial"
+    try:
+        with open(partial, "wb") as file:
+            torch.save(state_dict, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, filename)
+    finally:
+        Path(partial).unlink(missing_ok=True)
 
-    Upstream fixed it after the last release and will not release again, so there is no option to
-    set.
+
+def protect_composer() -> None:
+    """Replaces the two functions of Composer 0.32.1 that read and write checkpoint files.
+
+    Its reader unpickles without restriction (hardened upstream after the last release), its writer
+    writes in place, and no option changes either.
     """
     composer.utils.checkpoint._torch_load_with_validation = load_plain
+    composer.utils.checkpoint._write_checkpoint_file = write_atomically

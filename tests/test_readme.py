@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every command of the README and of the YAMLs' headers is one that this version understands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import typer
+
+from ahpa_scale.cli import app
+from ahpa_scale.config.load import load_config
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def commands(text: str) -> list[list[str]]:
+    """Shell commands of fenced blocks and YAML headers, continued lines joined."""
+    fenced = "\n".join(re.findall(r"```\n(.*?)```", text, re.DOTALL))
+    headers = "\n".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#   "))
+    joined = (fenced + "\n" + headers).replace("\\\n", " ")
+    lines = [shlex.split(line, comments=True) for line in joined.splitlines() if line.strip()]
+    return [words for words in lines if words and words[0] in ("make", "composer", "ahpa-scale")]
+
+
+SHIPPED = {path.name: path.read_text() for path in (ROOT / "yamls").glob("*.yaml")}
+COMMANDS = [
+    pytest.param(words, id=f"{name}: {' '.join(words)[:60]}")
+    for name, text in {"README": README, **SHIPPED}.items()
+    for words in commands(text)
+]
+
+
+def test_the_readme_has_its_commands():
+    assert {words[0] for words in commands(README)} == {"make", "composer", "ahpa-scale"}
+    assert len(COMMANDS) > 12
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_the_command_is_understood(words: list[str], monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for name in ("WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    program, *rest = words
+    if program == "make":
+        done = subprocess.run(["make", "-n", *rest], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    elif program == "composer":
+        load_config(rest[rest.index("train.py") + 1 :])
+    else:
+        group = typer.main.get_command(app)
+        command = group.get_command(
+            group.make_context(program, rest, resilient_parsing=True), rest[0]
+        )
+        assert command is not None, rest[0]
+        command.make_context(rest[0], rest[1:])
+
+
+def test_linked_files_exist():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_every_yaml_is_in_the_table():
+    for name in SHIPPED:
+        assert f"yamls/{name}" in README
