@@ -25,11 +25,13 @@ def data_sets(tmp_path_factory) -> dict[str, str]:
     return {kind: str(folder / kind) for kind in ("latents", "images", "bfloat16")}
 
 
-def aligned_generator(card: DatasetCard, vae: FrozenVAE | None) -> DiffusionGenerator:
+def aligned_generator(
+    card: DatasetCard, vae: FrozenVAE | None, cpu_bf16: bool = False
+) -> DiffusionGenerator:
     torch.manual_seed(0)
     channels, side, _ = card.latent_shape
     dit = build_dit("tiny/2", input_size=side, in_channels=channels, num_classes=8, depth=3)
-    generator = DiffusionGenerator(dit, scaling=card.scaling, vae=vae)
+    generator = DiffusionGenerator(dit, scaling=card.scaling, vae=vae, cpu_bf16=cpu_bf16)
     levels = {level.name: level.channels for level in card.levels}
     # One loss per level, so that each of them is compared and none hides in a mean.
     groups = {name.replace(".", "_"): [name] for name in [*levels, "latent"]}
@@ -38,9 +40,11 @@ def aligned_generator(card: DatasetCard, vae: FrozenVAE | None) -> DiffusionGene
     return generator
 
 
-def losses(url: str, vae: FrozenVAE | None) -> tuple[dict[str, float], torch.Tensor]:
+def losses(
+    url: str, vae: FrozenVAE | None, cpu_bf16: bool
+) -> tuple[dict[str, float], torch.Tensor]:
     card = read_card(url)
-    generator = aligned_generator(card, vae)
+    generator = aligned_generator(card, vae, cpu_bf16)
     levels = None if card.kind == "latents" else ()
     batch = next(iter(build_loader(url, batch_size=32, shuffle=False, levels=levels)))
     loss = generator.loss(generator(batch), batch)
@@ -50,11 +54,12 @@ def losses(url: str, vae: FrozenVAE | None) -> tuple[dict[str, float], torch.Ten
     ].statistics.mean_GT
 
 
+@pytest.mark.parametrize("cpu_bf16", [False, True], ids=["float32", "bfloat16 autocast"])
 @pytest.mark.parametrize("cache", ["latents", "bfloat16"])
-def test_cached_and_online_alignment_agree(cache: str, data_sets: dict[str, str]):
+def test_cached_and_online_alignment_agree(cache: str, cpu_bf16: bool, data_sets: dict[str, str]):
     vae = FrozenVAE.from_pretrained("demo")
-    cached, cached_GT = losses(data_sets[cache], None)
-    online, online_GT = losses(data_sets["images"], vae)
+    cached, cached_GT = losses(data_sets[cache], None, cpu_bf16)
+    online, online_GT = losses(data_sets["images"], vae, cpu_bf16)
     assert abs(cached["alignment"]) > 1e-3
     assert cached["alignment"] == pytest.approx(online["alignment"], rel=1e-3)
     assert cached["flow"] == pytest.approx(online["flow"], rel=1e-3)

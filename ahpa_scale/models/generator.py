@@ -213,7 +213,12 @@ class DiffusionGenerator(ComposerModel):
             mean_BCHW, std_BCHW = batch["moments"].float().chunk(2, dim=1)
             return mean_BCHW, std_BCHW, inputs
         assert self.vae is not None, "batches of images need a generator built with a VAE"
-        encoded = self.vae.encode(batch["image"], levels=self._online_levels(), grid=self.dit.grid)
+        # In float32 as at preparation: in bfloat16 the encoder alone would move the alignment loss
+        # by half a percent, and a run that encodes online would differ from one that reads its
+        # cache.
+        with float32_region(batch["image"]):
+            levels = self._online_levels()
+            encoded = self.vae.encode(batch["image"], levels=levels, grid=self.dit.grid)
         inputs.update({f"prior.{level}": map_BCHW for level, map_BCHW in encoded.priors.items()})
         return encoded.mean_BCHW, encoded.std_BCHW, inputs
 
