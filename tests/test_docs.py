@@ -56,3 +56,9 @@ def test_cards_follow_one_order_and_name_their_class(card: Path):
     (metadata,) = json.loads((card.parent / "metadata.json").read_text()).values()
     assert metadata["class_name"] in text
     assert metadata["functional"] in text
+
+
+def test_a_warning_from_our_own_code_is_an_error():
+    code = compile("import warnings; warnings.warn('ours')", "ours.py", "exec")
+    with pytest.raises(UserWarning, match="ours"):
+        exec(code, {"__name__": "ahpa_scale.anything"})

@@ -153,6 +153,15 @@ def test_a_second_run_on_the_same_folder_is_refused_and_changes_nothing(two_rank
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
 
 
+def test_checkpoints_of_another_run_are_not_overwritten(two_ranks, demo_data: Path, tmp_path):
+    folder, _ = two_ranks
+    saved = f"checkpoint.save_folder={folder / 'checkpoints'}"
+    done = train(tmp_path, f"data.local={demo_data}", saved)
+    assert done.returncode == 2
+    assert "checkpoint.save_folder" in done.stderr
+    assert "holds a run already" in done.stderr
+
+
 def test_a_run_killed_and_resumed_ends_like_an_undisturbed_one(demo_data: Path, tmp_path):
     common = [
         f"data.local={demo_data}",
@@ -222,3 +231,27 @@ def test_every_baseline_is_one_override_away(demo_data: Path, tmp_path):
         assert done.returncode == 0, done.stderr
         aligned = rows(folder)[-1]["loss/train/alignment"]
         assert (aligned is None) is (kind == "none")
+
+
+def test_training_from_pictures_encodes_online(tmp_path: Path):
+    pictures = tmp_path / "pictures"
+    done = run(
+        str(BIN / "ahpa-scale"), "prepare", "demo", "--size", "32", "--kind", "images",
+        "--out", str(pictures), "--num-samples", "128", "--no-progress",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    done = train(tmp_path, f"data.local={pictures}", "data.online=true", "max_duration=3ba")
+    assert done.returncode == 0, done.stderr
+    assert rows(tmp_path)[-1]["loss/train/alignment"] != 0
+
+
+def test_make_demo_goes_all_the_way(tmp_path: Path):
+    """The README's first command, shortened."""
+    done = run(
+        "make", "demo", f"RUNS={tmp_path}", "DEMO_PICTURES=256",
+        "DEMO_ARGS=max_duration=4ba optimizer.warmup=0ba sampling.interval=4ba sampling.steps=2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"done: metrics {tmp_path}/demo/metrics.jsonl" in done.stdout
+    assert (tmp_path / "demo" / "samples" / "step-00000004.png").exists()
+    assert (tmp_path / "demo" / "router.png").exists()

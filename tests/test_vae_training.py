@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 
+from ahpa_scale.cli import app
 from ahpa_scale.data.demo import PRESETS
 from ahpa_scale.data.demo.mixture import held_out
 from ahpa_scale.data.sources import Picture
@@ -110,3 +112,13 @@ def test_train_vae_spares_what_is_not_a_vae(tmp_path: Path) -> None:
 def test_bad_training_settings_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         VAETraining(**change)
+
+
+def test_the_command_has_the_embedded_vaes_settings_as_defaults():
+    """Otherwise the card's command would not make the VAE that it describes."""
+    command = typer.main.get_command(app).commands["train-vae"]
+    defaults = {option.name: option.default for option in command.params}
+    settings = VAETraining()
+    assert defaults["widths"] == ",".join(str(width) for width in settings.block_out_channels)
+    for name in ("latent_channels", "steps", "batch_size", "lr", "kl_weight", "seed"):
+        assert defaults[name] == getattr(settings, name), name

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import wandb
 from composer import Trainer
 from composer.core import Algorithm, Callback
 from composer.devices import Device, DeviceCPU
@@ -257,7 +258,7 @@ def _build_loggers(config: Config, output_dir: Path) -> Sequence[LoggerDestinati
 
 def _wandb(config: Config, output_dir: Path) -> WandBLogger:
     # Without a key wandb would stop and ask; a job at night has nobody to answer.
-    if not os.environ.get("WANDB_API_KEY"):
+    if wandb.api.api_key is None:
         os.environ.setdefault("WANDB_MODE", "offline")
     return WandBLogger(
         project=config.logging.wandb_project,

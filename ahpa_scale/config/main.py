@@ -14,6 +14,8 @@ from ahpa_scale.config.load import load_config, to_yaml
 from ahpa_scale.config.schema import Config
 
 RESOLVED = "config.yaml"
+# What Composer leaves beside the newest checkpoint: a link on a disk, a text in an object store.
+LATEST = ["latest.pt", "latest.pt.symlink"]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -45,13 +47,19 @@ def check_output(config: Config) -> None:
     """Refuses to write over another run.
 
     Raises:
-        ConfigError: output_dir holds a run that this one neither resumes nor starts from.
+        ConfigError: output_dir or checkpoint.save_folder holds a run that this one neither resumes
+            nor starts from.
     """
-    resumes = config.checkpoint.autoresume or config.checkpoint.load_path is not None
-    if (Path(config.output_dir) / RESOLVED).exists() and not resumes:
-        raise config_error(
-            config,
-            "output_dir",
-            f"{config.output_dir} holds a run already; set checkpoint.autoresume=true to go on "
-            "with it, or give another run_name or output_dir",
-        )
+    if config.checkpoint.autoresume or config.checkpoint.load_path is not None:
+        return
+    places = {"output_dir": (config.output_dir, [RESOLVED])}
+    if config.checkpoint.save_folder is not None:
+        places["checkpoint.save_folder"] = (config.checkpoint.save_folder, LATEST)
+    for key, (folder, names) in places.items():
+        if any(storage.exists(storage.join(folder, name)) for name in names):
+            raise config_error(
+                config,
+                key,
+                f"{folder} holds a run already; set checkpoint.autoresume=true to go on with it, "
+                "or give another run_name or folder",
+            )

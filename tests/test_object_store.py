@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The main job against an object store: a real S3 server on loopback holds data and checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from s3_server import BUCKET, s3_server
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+
+
+def test_data_and_checkpoints_live_in_an_object_store(tmp_path: Path):
+    store = tmp_path / "store"
+    store.mkdir()
+    with s3_server(store) as server:
+
+        def run(*command: object) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                [str(word) for word in command],
+                cwd=ROOT,
+                env={**os.environ, **server.environment, "OMP_NUM_THREADS": "1"},
+                capture_output=True,
+                text=True,
+                timeout=300,
+                check=False,
+            )
+
+        def train(name: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+            items = {
+                "data.remote": f"s3://{BUCKET}/demo",
+                "data.local": tmp_path / name / "cache",
+                "data.num_workers": 0,
+                "output_dir": tmp_path / name / "run",
+                "checkpoint.save_folder": f"s3://{BUCKET}/checkpoints/demo-ahpa",
+                "checkpoint.save_interval": "4ba",
+                "logging.interval": "1ba",
+                "optimizer.warmup": "0ba",
+                "sampling.interval": "null",
+                "precision": "fp32",
+            }
+            chosen = [f"{key}={value}" for key, value in items.items()]
+            return run(sys.executable, "train.py", "yamls/demo-ahpa.yaml", *chosen, *overrides)
+
+        done = run(BIN / "ahpa-scale", "prepare", "demo", "--size", "32", "--num-samples", "256",
+                   "--out", f"s3://{BUCKET}/demo", "--no-progress")  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        first = train("first", "max_duration=4ba")
+        assert first.returncode == 0, first.stderr
+        keys = server.keys()
+        assert "demo/dataset.json" in keys
+        assert any(key.startswith("checkpoints/demo-ahpa/ba4") for key in keys), keys
+        # Another machine: nothing of the first one's disk is there.
+        fresh = train("fresh", "max_duration=6ba")
+        assert fresh.returncode == 2, "it would have overwritten the first run's checkpoints"
+        assert "holds a run already" in fresh.stderr
+        second = train("second", "max_duration=6ba", "checkpoint.autoresume=true")
+        assert second.returncode == 0, second.stderr
+    rows = (tmp_path / "second" / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["batch"] for row in rows] == [5, 6]
