@@ -248,3 +248,19 @@ def test_only_one_rank_speaks(monkeypatch, capsys, rank, printed):
         raise ValueError("two\nlines")
     assert stop.value.code == 2
     assert capsys.readouterr().err == ("error: two lines\n" if printed else "")
+
+
+def test_a_misspelt_key_is_named_even_where_an_interpolation_misses_it(complaint):
+    text = "run_nmae: a\nmax_duration: 9ba\ndata:\n  local: ${run_name}\n"
+    assert "run.yaml:1: run_nmae" in complaint(text=text)
+
+
+@pytest.mark.parametrize(
+    "key", ["model.input_size", "model.num_classes", "global_train_batch_size", "data.num_workers"]
+)
+def test_absurd_sizes_are_refused_before_they_eat_the_memory(complaint, key: str):
+    assert f"{key}: 1{'0' * 30} must be at most" in complaint(f"{key}=1{'0' * 30}")
+
+
+def test_a_vae_that_is_no_folder_and_no_hub_id_is_refused(complaint):
+    assert "vae.path: 'dem' is neither a folder here nor a hub id" in complaint("vae.path=dem")

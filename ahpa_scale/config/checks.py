@@ -12,11 +12,11 @@ import os
 
 from ahpa_scale.config.card import check_data, read_data_card
 from ahpa_scale.config.defaults import default_tap
-from ahpa_scale.config.errors import ConfigError
+from ahpa_scale.config.errors import ConfigError, choices
 from ahpa_scale.config.levels import check_level_names, known_levels
 from ahpa_scale.config.schema import Config, parse_time
 from ahpa_scale.models.dit_config import DiTGeometry, resolve_geometry
-from ahpa_scale.models.vae_config import load_vae_config
+from ahpa_scale.models.vae_config import DEMO_VAE, KNOWN_VAES, load_vae_config
 
 __all__ = ["check_data", "check_static", "geometry", "read_data_card"]
 
@@ -163,6 +163,10 @@ def _check_vae(config: Config) -> None:
         vae = load_vae_config(config.vae.path)
     except ValueError as error:
         raise config_error(config, "vae.path", str(error)) from None
+    if vae is None and "/" not in config.vae.path:
+        hint = choices(config.vae.path, (DEMO_VAE, *KNOWN_VAES))
+        problem = f"{config.vae.path!r} is neither a folder here nor a hub id; {hint}"
+        raise config_error(config, "vae.path", problem)
     if vae is None:
         # A hub id that this version has never heard of: check_data compares with the card instead.
         check_level_names(config, None)

@@ -178,9 +178,20 @@ def _resolve(content: dict[str, Any], sources: Mapping[str, str]) -> Any:
             OmegaConf.create(content), resolve=True, throw_on_missing=True
         )
     except OmegaConfBaseException as error:
+        _refuse_unknown_keys(content, sources)
         key = str(error.full_key or "")
         problem = str(error.msg or error).splitlines()[0]
         raise ConfigError(source_of(sources, key), key, problem) from None
+
+
+def _refuse_unknown_keys(content: Any, sources: Mapping[str, str]) -> None:
+    """A misspelt key says more than the interpolation that misses it."""
+    try:
+        Config.model_validate(content)
+    except ValidationError as error:
+        if any(finding["type"] == "extra_forbidden" for finding in error.errors()):
+            key, problem = first_problem(error)
+            raise ConfigError(source_of(sources, key.partition("[")[0]), key, problem) from None
 
 
 def _validate(content: Any, sources: Mapping[str, str]) -> Config:

@@ -20,7 +20,7 @@ class Head(Section):
     kind: Literal["mlp", "conv", "linear"] = Field(
         "mlp", description="mlp: three linear layers; conv: one 3x3 convolution; linear: one layer."
     )
-    width: int = Field(2048, ge=1, description="Hidden width; mlp only.")
+    width: int = Field(2048, ge=1, le=1_000_000, description="Hidden width; mlp only.")
 
 
 class Router(Section):
@@ -31,8 +31,10 @@ class Router(Section):
         description="standardised: per-level losses in units of their own running deviation; "
         "literal: the alignment loss itself, which collapses onto the easiest level.",
     )
-    hidden: int = Field(256, ge=2, multiple_of=2, description="Width of the hidden layers.")
-    depth: int = Field(4, ge=2, description="Linear layers.")
+    hidden: int = Field(
+        256, ge=2, le=1_000_000, multiple_of=2, description="Width of the hidden layers."
+    )
+    depth: int = Field(4, ge=2, le=100, description="Linear layers.")
     temperature: float = Field(
         1.0, gt=0, description="Divides the logits; above 1 flattens the weights."
     )

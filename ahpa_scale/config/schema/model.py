@@ -19,10 +19,13 @@ class Model(Section):
     input_size: int = Field(
         32,
         ge=1,
+        le=4096,
         description="Side of the latent, in latent pixels (picture side / VAE downsampling).",
     )
-    in_channels: int = Field(4, ge=1, description="Channels of the latent.")
-    num_classes: int = Field(1000, ge=1, description="Number of classes; 1 is unconditional.")
+    in_channels: int = Field(4, ge=1, le=4096, description="Channels of the latent.")
+    num_classes: int = Field(
+        1000, ge=1, le=10_000_000, description="Number of classes; 1 is unconditional."
+    )
     qk_norm: bool = Field(False, description="Normalise queries and keys in attention.")
     label_dropout: float = Field(
         0.1, ge=0, lt=1, description="Share of labels replaced by the null class, for guidance."
@@ -67,12 +70,13 @@ class Data(Section):
         "latents.",
     )
     num_workers: int = Field(
-        8, ge=0, description="Loader processes per rank; 0 loads in the trainer."
+        8, ge=0, le=1024, description="Loader processes per rank; 0 loads in the trainer."
     )
     shuffle: bool = Field(True, description="Read in a new order each epoch.")
     num_canonical_nodes: int = Field(
         1,
         ge=1,
+        le=100_000,
         description="Nodes the sample order is laid out for; fix it to resume on another "
         "number of nodes.",
     )

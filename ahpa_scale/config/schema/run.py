@@ -33,7 +33,7 @@ class Config(Section):
     )
     max_duration: TotalTime = Field(description="Length of the run, as in '400000ba' or '80ep'.")
     global_train_batch_size: int = Field(
-        256, ge=1, description="Samples per optimizer step, over all devices."
+        256, ge=1, le=10_000_000, description="Samples per optimizer step, over all devices."
     )
     device_train_microbatch_size: int | None = Field(
         None,

@@ -16,7 +16,7 @@ ClassIndex = Annotated[int, Field(ge=0)]
 class Optimizer(Section):
     """AdamW, constant learning rate after the warm-up."""
 
-    lr: float = Field(1e-4, gt=0, description="Learning rate.")
+    lr: float = Field(1e-4, gt=0, le=1, description="Learning rate.")
     betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = Field(
         (0.9, 0.999), description="AdamW's averaging coefficients."
     )
@@ -52,7 +52,7 @@ class Checkpoint(Section):
         False,
         description="Take up this run_name's newest checkpoint in save_folder, if there is one.",
     )
-    keep: int = Field(-1, ge=-1, description="Newest checkpoints kept; -1: all.")
+    keep: int = Field(-1, ge=-1, le=1_000_000, description="Newest checkpoints kept; -1: all.")
 
 
 class Logging(Section):
@@ -72,11 +72,13 @@ class Sampling(Section):
     """Sample grids during training."""
 
     interval: Interval | None = Field(None, description="Time between sample grids; null: none.")
-    num_per_class: int = Field(4, ge=1, description="Samples per class.")
+    num_per_class: int = Field(4, ge=1, le=1000, description="Samples per class.")
     classes: List[ClassIndex] | None = Field(
         None, description="Classes to show, from 0; null: the first 8."
     )
-    steps: int = Field(50, ge=1, description="Steps of the sampler.")
+    steps: int = Field(50, ge=1, le=100_000, description="Steps of the sampler.")
     method: Literal["euler", "heun", "sde"] = Field("euler", description="Sampler.")
-    guidance_scale: float = Field(1.0, ge=1, description="Classifier-free guidance; 1: none.")
+    guidance_scale: float = Field(
+        1.0, ge=1, le=100, description="Classifier-free guidance; 1: none."
+    )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the samples' noise.")
