@@ -164,6 +164,17 @@ def test_router_weights_are_logged_per_level_and_t(make_generator, make_trainer)
     assert all(sum(column) == pytest.approx(1, abs=1e-4) for column in weights)
 
 
+def test_the_last_report_covers_a_broken_interval_and_an_even_end_keeps_its_own(
+    make_generator, make_trainer
+):
+    for interval, batches in (("3ba", 1), ("2ba", 2)):
+        model = make_generator()
+        make_trainer(model, algorithms=[ahpa(log_interval=interval)]).fit()
+        summary = model.attachments["alignment"].summary()
+        assert summary["batch"] == 4
+        assert sum(summary["count_T"]) == batches * 16
+
+
 def test_state_survives_a_checkpoint(make_generator, make_trainer, tmp_path):
     straight = make_generator()
     make_trainer(straight, algorithms=[ahpa()], max_duration="8ba").fit()

@@ -4,43 +4,31 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+from job import CLI, ROOT, run
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
-BIN = Path(sys.executable).parent
 IDX = ROOT / ".cache" / "fashion-mnist"
 
 
-def run(*command: object) -> None:
-    done = subprocess.run(
-        [str(word) for word in command],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
+def succeed(*command: object) -> None:
+    done = run(*command)
     assert done.returncode == 0, done.stderr
 
 
 def test_fashion_mnist_from_idx_files_to_samples(tmp_path: Path):
     assert IDX.is_dir(), "the idx files of Fashion-MNIST are missing; `make test` fetches them"
     pictures, data, out = tmp_path / "pictures", tmp_path / "data", tmp_path / "run"
-    cli = BIN / "ahpa-scale"
-    run(cli, "unpack-idx", IDX, "--out", pictures, "--limit", 3200)
+    succeed(CLI, "unpack-idx", IDX, "--out", pictures, "--limit", 3200)
     classes = sorted(folder.name for folder in (pictures / "train").iterdir())
     assert len(classes) == 10
     sizes = [len(list((pictures / "train" / name).iterdir())) for name in classes]
     assert sum(sizes) == 3200
-    run(cli, "prepare", pictures / "train", "--size", 32, "--out", data, "--no-progress")
-    run(
+    succeed(CLI, "prepare", pictures / "train", "--size", 32, "--out", data, "--no-progress")
+    succeed(
         sys.executable, "train.py", "yamls/fashion-ahpa.yaml",
         f"data.local={data}", f"output_dir={out}", f"checkpoint.save_folder={tmp_path / 'saved'}",
         "max_duration=300ba", "checkpoint.save_interval=300ba", "sampling.interval=300ba",

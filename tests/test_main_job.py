@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from job import BIN, CLI, ROOT, run
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
-BIN = Path(sys.executable).parent
 QUICK = [
     "data.num_workers=0",
     "global_train_batch_size=32",
@@ -24,18 +23,6 @@ QUICK = [
     "logging.router_interval=4ba",
     "sampling.interval=null",
 ]
-
-
-def run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
 
 
 def train(folder: Path, *overrides: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
@@ -56,7 +43,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 def demo_data(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("data") / "demo"
     done = run(
-        str(BIN / "ahpa-scale"),
+        CLI,
         "prepare",
         "demo",
         "--size",
@@ -236,7 +223,7 @@ def test_every_baseline_is_one_override_away(demo_data: Path, tmp_path):
 def test_training_from_pictures_encodes_online(tmp_path: Path):
     pictures = tmp_path / "pictures"
     done = run(
-        str(BIN / "ahpa-scale"), "prepare", "demo", "--size", "32", "--kind", "images",
+        CLI, "prepare", "demo", "--size", "32", "--kind", "images",
         "--out", str(pictures), "--num-samples", "128", "--no-progress",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

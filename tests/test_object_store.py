@@ -4,32 +4,18 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
+from job import CLI, run
 from s3_server import BUCKET, s3_server
-
-ROOT = Path(__file__).parents[1]
-BIN = Path(sys.executable).parent
 
 
 def test_data_and_checkpoints_live_in_an_object_store(tmp_path: Path):
     store = tmp_path / "store"
     store.mkdir()
     with s3_server(store) as server:
-
-        def run(*command: object) -> subprocess.CompletedProcess[str]:
-            return subprocess.run(
-                [str(word) for word in command],
-                cwd=ROOT,
-                env={**os.environ, **server.environment, "OMP_NUM_THREADS": "1"},
-                capture_output=True,
-                text=True,
-                timeout=300,
-                check=False,
-            )
 
         def train(name: str, *overrides: str) -> subprocess.CompletedProcess[str]:
             items = {
@@ -45,10 +31,12 @@ def test_data_and_checkpoints_live_in_an_object_store(tmp_path: Path):
                 "precision": "fp32",
             }
             chosen = [f"{key}={value}" for key, value in items.items()]
-            return run(sys.executable, "train.py", "yamls/demo-ahpa.yaml", *chosen, *overrides)
+            command = [sys.executable, "train.py", "yamls/demo-ahpa.yaml", *chosen, *overrides]
+            return run(*command, environment=server.environment)
 
-        done = run(BIN / "ahpa-scale", "prepare", "demo", "--size", "32", "--num-samples", "256",
-                   "--out", f"s3://{BUCKET}/demo", "--no-progress")  # fmt: skip
+        sizes = ["--size", "32", "--num-samples", "256", "--no-progress"]
+        where = ["--out", f"s3://{BUCKET}/demo"]
+        done = run(CLI, "prepare", "demo", *sizes, *where, environment=server.environment)
         assert done.returncode == 0, done.stderr
         first = train("first", "max_duration=4ba")
         assert first.returncode == 0, first.stderr

@@ -107,6 +107,11 @@ class BinnedStatistics(nn.Module):
         self.var_GT.lerp_(var_GT.clamp(min=0), step_T.expand_as(var_GT))
         self.seen_T.add_(filled_T)
 
+    @property
+    def unread(self) -> bool:
+        """Whether anything was committed since the last reading."""
+        return self._since_read is not None
+
     def read(self) -> dict[str, list]:
         """Means since the last reading, as host values; the one place that waits for the device.
 

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from composer.core import Algorithm, Event, State, Time, TimeUnit
 from composer.loggers import Logger
-from composer.utils import create_interval_scheduler
 from torch import nn
 
 from ahpa_scale.algorithms.ahpa.kinds import KINDS, ROUTERS, kind_groups
+from ahpa_scale.algorithms.timing import Every
 from ahpa_scale.method import DynamicRouter, PriorAlignment, ScheduledRouter, UniformRouter
 from ahpa_scale.method.priors import LATENT
 from ahpa_scale.models.dit import DiT
@@ -123,16 +123,20 @@ class AHPA(Algorithm):
             else prior_weight,
             "num_bins": num_bins,
         }
-        self._report_due = create_interval_scheduler(
-            log_interval, checkpoint_events=False, final_events={Event.BATCH_END}
-        )
+        self._report_due = Every(log_interval, "log_interval")
 
     def _encoder_levels(self) -> list[str]:
         return [name for name in self.channels if name not in (LATENT, "external")]
 
     def match(self, event: Event, state: State) -> bool:
         """Acts when the model is there and around each batch."""
-        return event in (Event.INIT, Event.BATCH_START, Event.BATCH_END, Event.EPOCH_END)
+        return event in (
+            Event.INIT,
+            Event.BATCH_START,
+            Event.BATCH_END,
+            Event.EPOCH_END,
+            Event.FIT_END,
+        )
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Attaches, weighs or reports, see the class."""
@@ -181,8 +185,9 @@ class AHPA(Algorithm):
     def _report(self, event: Event, state: State, logger: Logger) -> None:
         alignment = unwrap(state.model).attachments[NAME]
         assert isinstance(alignment, PriorAlignment)
-        alignment.statistics.commit()  # nothing is pending any more on EPOCH_END
-        if not self._report_due(state, event):
+        alignment.statistics.commit()  # on EPOCH_END and FIT_END nothing is pending any more
+        ended = event == Event.FIT_END and alignment.statistics.unread
+        if not (ended or self._report_due(event, state)):
             return
         summary = alignment.read_summary(batch=state.timestamp.batch.value)
         for row, name in enumerate(summary["levels"]):
