@@ -15,7 +15,7 @@ export OMP_NUM_THREADS ?= 1
 
 .PHONY: help venv demo test lint clean-runs
 help:
-	@echo 'make demo   train AHPA on the embedded demo, draw samples and the router (about 10 minutes)'
+	@echo 'make demo   train AHPA on the embedded demo, draw samples and the router (about 6 minutes)'
 	@echo 'make test   the test suite'
 	@echo 'make lint   formatting, lint, types, import floors'
 	@echo 'make venv   only the set-up of .venv'
