@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from job import CLI, run
+from job import CLI, ROOT, run
 from s3_server import BUCKET, s3_server
 
 
@@ -49,5 +49,10 @@ def test_data_and_checkpoints_live_in_an_object_store(tmp_path: Path):
         assert "holds a run already" in fresh.stderr
         second = train("second", "max_duration=6ba", "checkpoint.autoresume=true")
         assert second.returncode == 0, second.stderr
-    rows = (tmp_path / "second" / "run" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(row)["batch"] for row in rows] == [5, 6]
+        # And once more on a machine that resumed before: the newest one, not the one seen then.
+        third = train("third", "max_duration=8ba", "checkpoint.autoresume=true")
+        assert third.returncode == 0, third.stderr
+    assert not (ROOT / "s3:").exists()
+    for name, batches in (("second", [5, 6]), ("third", [7, 8])):
+        rows = (tmp_path / name / "run" / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(row)["batch"] for row in rows] == batches

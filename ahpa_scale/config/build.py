@@ -21,6 +21,7 @@ from ahpa_scale.algorithms import EMA, GradClip
 from ahpa_scale.algorithms.ahpa import AHPA
 from ahpa_scale.callbacks import MetricsFile, ProgressBar, RouterFigure, RunSummary, SampleGrid
 from ahpa_scale.checkpoint.composer_io import CheckpointError, protect_composer
+from ahpa_scale.checkpoint.resume import LATEST, find_latest
 from ahpa_scale.config.card import check_vae_weights
 from ahpa_scale.config.errors import ConfigError
 from ahpa_scale.config.levels import EXTERNAL, LATENT, alignment_groups
@@ -72,12 +73,11 @@ def build_trainer(config: Config, card: DatasetCard) -> Trainer:
             run_name=config.run_name,
             save_folder=save_folder,
             save_filename="ba{batch}.pt",
-            save_latest_filename="latest.pt",
+            save_latest_filename=LATEST,
             save_interval=config.checkpoint.save_interval,
             save_num_checkpoints_to_keep=config.checkpoint.keep,
             save_overwrite=config.checkpoint.autoresume,
-            load_path=config.checkpoint.load_path,
-            autoresume=config.checkpoint.autoresume,
+            load_path=_load_path(config),
             progress_bar=False,
             auto_log_hparams=False,
         )
@@ -157,6 +157,16 @@ def build_alignment(config: Config, card: DatasetCard) -> AHPA:
         num_bins=chosen.bins,
         log_interval=config.logging.router_interval,
     )
+
+
+def _load_path(config: Config) -> str | None:
+    """Where to go on from, the same on every rank; autoresume wins over load_path."""
+    found = [config.checkpoint.load_path]
+    if config.checkpoint.autoresume and dist.get_global_rank() == 0:
+        assert config.checkpoint.save_folder is not None
+        found = [find_latest(config.checkpoint.save_folder) or config.checkpoint.load_path]
+    dist.broadcast_object_list(found)
+    return found[0]
 
 
 def _load_vae(config: Config, card: DatasetCard) -> FrozenVAE | None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ahpa_scale import storage
+from ahpa_scale.checkpoint.resume import find_latest
 from ahpa_scale.config.card import check_data, read_data_card
 from ahpa_scale.config.checks import config_error
 from ahpa_scale.config.errors import exit_on_user_error, speaks_for_all_ranks
@@ -14,8 +15,6 @@ from ahpa_scale.config.load import load_config, to_yaml
 from ahpa_scale.config.schema import Config
 
 RESOLVED = "config.yaml"
-# What Composer leaves beside the newest checkpoint: a link on a disk, a text in an object store.
-LATEST = ["latest.pt", "latest.pt.symlink"]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -52,11 +51,13 @@ def check_output(config: Config) -> None:
     """
     if config.checkpoint.autoresume or config.checkpoint.load_path is not None:
         return
-    places = {"output_dir": (config.output_dir, [RESOLVED])}
-    if config.checkpoint.save_folder is not None:
-        places["checkpoint.save_folder"] = (config.checkpoint.save_folder, LATEST)
-    for key, (folder, names) in places.items():
-        if any(storage.exists(storage.join(folder, name)) for name in names):
+    save_folder = config.checkpoint.save_folder
+    places = {
+        "output_dir": (config.output_dir, storage.exists(Path(config.output_dir) / RESOLVED)),
+        "checkpoint.save_folder": (save_folder, save_folder and find_latest(save_folder)),
+    }
+    for key, (folder, taken) in places.items():
+        if taken:
             raise config_error(
                 config,
                 key,
