@@ -34,3 +34,15 @@ class SmallRun:
             self(*overrides, text=text)
         assert "\n" not in str(caught.value)
         return str(caught.value)
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    return SmallRun(tmp_path)
+
+
+@pytest.fixture
+def complaint(load):
+    return load.complaint

@@ -10,24 +10,12 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_run import ROOT, SHIPPED, SMALL, SmallRun
+from small_run import ROOT, SHIPPED, SMALL
 
 from ahpa_scale.config.explain import all_keys
 from ahpa_scale.config.load import ConfigError, exit_on_user_error, load_config, to_yaml
 from ahpa_scale.config.schema import Config, parse_time
 from ahpa_scale.config.schema.fields import Section
-
-
-@pytest.fixture
-def load(tmp_path, monkeypatch):
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    return SmallRun(tmp_path)
-
-
-@pytest.fixture
-def complaint(load):
-    return load.complaint
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

@@ -4,22 +4,10 @@
 from __future__ import annotations
 
 import pytest
-from small_run import LEVELS, SMALL, SmallRun
+from small_run import LEVELS, SMALL
 
 from ahpa_scale.config.levels import alignment_groups
 from ahpa_scale.config.load import to_yaml
-
-
-@pytest.fixture
-def load(tmp_path, monkeypatch):
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    return SmallRun(tmp_path)
-
-
-@pytest.fixture
-def complaint(load):
-    return load.complaint
 
 
 @pytest.mark.parametrize(

@@ -6,19 +6,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from small_run import ROOT, SD_VAE, SmallRun
+from small_run import ROOT, SD_VAE
 
 from ahpa_scale.config.checks import check_data, read_data_card
 from ahpa_scale.config.load import ConfigError, load_config
 from ahpa_scale.data.card import DatasetCard, LevelInfo, VaeInfo
 from ahpa_scale.models.vae_config import LatentScaling, encoder_levels
-
-
-@pytest.fixture
-def load(tmp_path, monkeypatch):
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    return SmallRun(tmp_path)
 
 
 @pytest.fixture

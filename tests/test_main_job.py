@@ -143,10 +143,19 @@ def test_a_second_run_on_the_same_folder_is_refused_and_changes_nothing(two_rank
 def test_checkpoints_of_another_run_are_not_overwritten(two_ranks, demo_data: Path, tmp_path):
     folder, _ = two_ranks
     saved = f"checkpoint.save_folder={folder / 'checkpoints'}"
-    done = train(tmp_path, f"data.local={demo_data}", saved)
-    assert done.returncode == 2
-    assert "checkpoint.save_folder" in done.stderr
-    assert "holds a run already" in done.stderr
+    start = f"checkpoint.load_path={folder / 'checkpoints' / 'ba8.pt'}"
+    for overrides in ([saved], [saved, start]):
+        done = train(tmp_path, f"data.local={demo_data}", *overrides)
+        assert done.returncode == 2
+        assert "checkpoint.save_folder" in done.stderr
+        assert "holds a run already" in done.stderr
+
+
+def test_another_run_starts_from_a_checkpoint(two_ranks, demo_data: Path, tmp_path):
+    start = f"checkpoint.load_path={two_ranks[0] / 'checkpoints' / 'ba8.pt'}"
+    done = train(tmp_path, f"data.local={demo_data}", start, "max_duration=9ba")
+    assert done.returncode == 0, done.stderr
+    assert [row["batch"] for row in rows(tmp_path)] == [9]
 
 
 def test_a_run_killed_and_resumed_ends_like_an_undisturbed_one(demo_data: Path, tmp_path):

@@ -46,10 +46,10 @@ def check_output(config: Config) -> None:
     """Refuses to write over another run.
 
     Raises:
-        ConfigError: output_dir or checkpoint.save_folder holds a run that this one neither resumes
-            nor starts from.
+        ConfigError: output_dir or checkpoint.save_folder holds a run, and this one does not go
+            on with it. A run that only starts from a checkpoint (load_path) is another run.
     """
-    if config.checkpoint.autoresume or config.checkpoint.load_path is not None:
+    if config.checkpoint.autoresume:
         return
     save_folder = config.checkpoint.save_folder
     places = {
