@@ -96,6 +96,45 @@ def prepare(
     )
 
 
+@app.command()
+def diagnose(
+    checkpoint: Annotated[
+        str, typer.Argument(help="A run's checkpoint or output folder, or a DiT's safetensors.")
+    ],
+    data: Annotated[str, typer.Option(help="Prepared data set: local folder, s3:// or gs:// URL.")],
+    out: Annotated[str, typer.Option(help="Folder for the map and its figure.")] = "recoverability",
+    config: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="The run's config.yaml [default: beside the checkpoint or above it]."),
+    ] = None,
+    levels: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Levels with commas, also latent, external, self.<block>."),
+    ] = None,
+    source: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Levels of one source: vae, latent, external, self [default: all kept]."),
+    ] = None,
+    pictures: Annotated[int, typer.Option(help="At most this many pictures.")] = 2048,
+    bins: Annotated[int, typer.Option(help="Equal bins of the noise level.")] = 10,
+    device: Device = "cpu",
+    progress: Progress = True,
+) -> None:
+    """Map which levels a trained model shows, in which block, at which noise."""
+    from ahpa_scale.config.diagnosis import Diagnosis
+
+    names = tuple(name.strip() for name in (levels or "").split(",") if name.strip())
+    # Wrong options are refused before the slow imports.
+    wanted = Diagnosis(checkpoint, data, config, names, source, pictures, bins, device, progress)
+    from ahpa_scale import diagnosis
+
+    found = diagnosis.diagnose(wanted, out)
+    typer.echo(
+        f"{out}: {', '.join(diagnosis.NAMES)}; {len(found.levels)} levels, "
+        f"{len(found.blocks)} blocks, {found.bins} bins of t, {found.pictures} pictures"
+    )
+
+
 @app.command("train-vae")
 def train_vae(
     out: Annotated[str, typer.Option(help="Diffusers folder to write.")],

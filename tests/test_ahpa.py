@@ -9,6 +9,7 @@ from composer.core import Callback
 from conftest import LEVELS, ToyLatents
 from torch.utils.data import DataLoader
 
+from ahpa_scale.algorithms import EMA
 from ahpa_scale.algorithms.ahpa import AHPA, KINDS
 
 
@@ -67,7 +68,9 @@ def test_every_kind_trains_and_aligns_what_it_says(kind: str, make_generator, ma
         level="coarse_layout" if kind == "single" else None,
     )
     trainer = make_trainer(
-        model, algorithms=[algorithm], train_dataloader=DataLoader(External(), batch_size=16)
+        model,
+        algorithms=[algorithm, EMA(decay=0.5)],
+        train_dataloader=DataLoader(External(), batch_size=16),
     )
     trainer.fit()
     groups = model.attachments["alignment"].groups
@@ -75,6 +78,7 @@ def test_every_kind_trains_and_aligns_what_it_says(kind: str, make_generator, ma
         "single": {"coarse_layout": ("encoder.mid_block",)},
         "latent": {"latent": ("latent",)},
         "repa": {"external": ("external",)},
+        "self": {"self.2": ("self.2",)},
     }.get(kind)
     assert groups == (
         expected

@@ -6,6 +6,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
@@ -187,8 +188,9 @@ def test_every_key_says_what_it_is():
     def fields(section: type[Section]) -> Iterator[str | None]:
         for field in section.model_fields.values():
             yield field.description
-            if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-                yield from fields(field.annotation)
+            for inner in get_args(field.annotation) or (field.annotation,):
+                if isinstance(inner, type) and issubclass(inner, Section):
+                    yield from fields(inner)
 
     described = list(fields(Config))
     assert len(described) == len(list(all_keys())) > 60

@@ -31,6 +31,7 @@ TIMES = (
     *WHOLE_TIMES,
     "alignment.start",
     "alignment.until",
+    "alignment.ramp",
     "optimizer.warmup",
     "checkpoint.save_interval",
     "logging.interval",
@@ -82,7 +83,7 @@ def _leaves(node: dict[str, Any] = SCHEMA, key: str = "") -> Iterator[Leaf]:
         if "properties" in child:
             yield from _leaves(child, place)
         else:
-            yield Leaf(place, child.get("anyOf", [child]))
+            yield Leaf(place, [_resolved(option) for option in child.get("anyOf", [child])])
 
 
 SECTIONS = dict(_sections())

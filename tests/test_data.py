@@ -16,11 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from s3_server import BUCKET, S3Server, s3_server
 
-from ahpa_scale.data.card import CARD_NAME, DatasetCard, read_card
+from ahpa_scale.data.card import (
+    CARD_NAME,
+    PRIOR_STATISTICS,
+    DatasetCard,
+    read_card,
+    read_prior_statistics,
+)
 from ahpa_scale.data.prepare import prepare
 from ahpa_scale.data.sources import FolderSource
-from ahpa_scale.data.statistics import ChannelStatistics
+from ahpa_scale.data.statistics import ChannelStatistics, TokenMoments
 from ahpa_scale.data.stream import build_loader
+from ahpa_scale.method.priors import patchify, pool_to_grid
 from ahpa_scale.models.vae import FrozenVAE
 
 
@@ -75,6 +82,59 @@ def test_statistics_do_not_depend_on_the_batches(sizes, offset):
     variance = mean.var(dim=(0, 2, 3), correction=0) + std.square().mean(dim=(0, 2, 3))
     torch.testing.assert_close(torch.tensor(found.shift).double(), mean.mean(dim=(0, 2, 3)))
     torch.testing.assert_close(torch.tensor(found.scale).double(), variance.rsqrt())
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.floats(-1e4, 1e4))
+@settings(max_examples=40, deadline=None)
+def test_token_moments_do_not_depend_on_the_batches(sizes, offset):
+    generator = torch.Generator().manual_seed(sum(sizes))
+    mix = torch.randn(3, 3, generator=generator).double()
+    tokens = torch.randn(sum(sizes), 3, generator=generator).double() @ mix + offset
+    moments = TokenMoments()
+    for part in tokens.split(sizes):
+        moments.update(part)
+    expected = torch.atleast_2d(torch.cov(tokens.T, correction=0))
+    torch.testing.assert_close(moments.mean_C, tokens.mean(dim=0))
+    torch.testing.assert_close(moments.covariance_CC, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("scaling", ["config", "channel"])
+def test_prior_statistics_are_those_of_the_stored_tokens(scaling, pictures, vae_path, tmp_path):
+    save_features(pictures, tmp_path / "features")
+    out = str(tmp_path / "set")
+    options = {"features": str(tmp_path / "features"), "scaling": scaling, "batch_size": 10}
+    card = prepare(str(pictures), out, vae_path=vae_path, size=SIZE, progress=False, **options)
+    statistics = read_prior_statistics(out)
+    found = batches(out)
+    mean, _ = everything(found, "moments").float().chunk(2, dim=1)
+    # The latent as the alignment reads it: scaled, in the patches of the token grid.
+    priors = {"latent": patchify(card.scaling.normalise(mean), GRID)}
+    for level in (*LEVELS, "external"):
+        priors[level] = pool_to_grid(everything(found, f"prior.{level}"), GRID)
+    assert set(statistics) == {f"{k}.{what}" for k in priors for what in ("mean", "covariance")}
+    for level, tokens_BNC in priors.items():
+        tokens_NC = tokens_BNC.flatten(0, 1).double()
+        covariance = torch.cov(tokens_NC.T, correction=0).float()
+        scale = float(covariance.diagonal().max())
+        close_to = {"rtol": 2e-3, "atol": 2e-3 * scale}
+        torch.testing.assert_close(statistics[f"{level}.covariance"], covariance, **close_to)
+        torch.testing.assert_close(
+            statistics[f"{level}.mean"], tokens_NC.mean(dim=0).float(), rtol=2e-3, atol=2e-3
+        )
+
+
+def test_a_set_without_prior_statistics_has_none_and_damaged_ones_are_named(
+    pictures, vae_path, tmp_path
+):
+    out = tmp_path / "set"
+    options = {"vae_path": vae_path, "size": SIZE, "limit": 8, "progress": False}
+    prepare(str(pictures), str(out), kind="images", **options)
+    assert read_prior_statistics(out) == {}
+    prepare(str(pictures), str(out), overwrite=True, **options)
+    path = out / PRIOR_STATISTICS
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"prior_statistics.safetensors cannot be read"):
+        read_prior_statistics(out)
 
 
 def test_pictures_are_stored_losslessly_for_online_encoding(pictures, vae_path, tmp_path):
@@ -206,9 +266,14 @@ def test_a_data_set_in_an_object_store(
     assert [name for name in after if not name.endswith(".mds")] == [
         "deep/set/dataset.json",
         "deep/set/index.json",
+        f"deep/set/{PRIOR_STATISTICS}",
     ]
+    assert set(read_prior_statistics(url)) == set(read_prior_statistics(prepared))
     assert len(everything(batches(url, local=cache, batch_size=4), "index")) == 8
     assert sorted(os.listdir(cache)) == sorted([card.fingerprint, small.fingerprint])
+    # Pictures have no statistics, and those of the set before must not pass for theirs.
+    prepare(str(pictures), url, limit=8, overwrite=True, kind="images", **options)
+    assert read_prior_statistics(url) == {}
     # Shards without their card are what a killed run leaves: not a data set.
     server.client().delete_object(Bucket=BUCKET, Key=f"deep/set/{CARD_NAME}")
     with pytest.raises(ValueError, match="no data set at s3://"):

@@ -204,6 +204,16 @@ def test_applied_gives_the_weights_back_after_an_error_and_nests():
     assert not ema.active
 
 
+def test_averages_are_the_live_tensors_under_the_backbones_own_names():
+    ema = EMA(decay=0.5)
+    with pytest.raises(ValueError, match="no averages of a DiT yet"):
+        ema.averages()
+    toy_trainer("2ba", algorithms=ema).fit()
+    averages = ema.averages()
+    assert list(averages) == ["mix.weight", "mix.bias", "label.weight"]
+    assert all(averages[name] is ema.shadow[f"dit.{name}"] for name in averages)
+
+
 def test_names_do_not_depend_on_wrappers():
     assert (
         plain_name("module.dit.blocks.0._orig_mod.mlp.fc1.weight") == "dit.blocks.0.mlp.fc1.weight"

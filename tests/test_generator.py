@@ -17,16 +17,16 @@ from ahpa_scale.models.flow import get_path, interpolate
 class Probe(nn.Module):
     """An auxiliary that remembers what it was called with."""
 
-    levels = ("encoder.mid_block",)
+    levels = ("encoder.mid_block", "latent")
 
     def __init__(self) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(()))
         self.calls: list[tuple] = []
 
-    def forward(self, h_BND, t_B, batch):
-        self.calls.append((h_BND, t_B, dict(batch)))
-        return self.scale * h_BND.float().square().mean()
+    def forward(self, tapped, t_B, batch):
+        self.calls.append((tapped, t_B, dict(batch)))
+        return self.scale * sum(h_BND.float().square().mean() for h_BND in tapped.values())
 
 
 def test_the_loss_is_that_of_the_velocity(make_generator, toy_batch):
@@ -113,11 +113,12 @@ def test_path_and_scaling_shape_the_input(path: str, make_generator, toy_batch, 
 
 def test_an_auxiliary_sees_the_tapped_tokens_and_adds_its_weighted_loss(make_generator, toy_batch):
     generator, probe = make_generator(), Probe()
-    generator.attach("probe", probe, tap=2, weight=0.25)
+    generator.attach("probe", probe, taps=2, weight=0.25)
     outputs = generator(toy_batch)
     loss = generator.loss(outputs, toy_batch)
-    ((h_BND, t_B, batch),) = probe.calls
-    assert h_BND.shape == (8, 16, 32)
+    ((tapped, t_B, batch),) = probe.calls
+    assert list(tapped) == [2]
+    assert tapped[2].shape == (8, 16, 32)
     assert torch.equal(t_B, outputs["t"])
     assert {"prior.encoder.mid_block", "prior.latent", "label"} <= set(batch)
     torch.testing.assert_close(batch["prior.latent"], toy_batch["moments"][:, :4].float())
@@ -127,11 +128,25 @@ def test_an_auxiliary_sees_the_tapped_tokens_and_adds_its_weighted_loss(make_gen
     assert generator.dit.blocks[1].adaLN_modulation[1].weight.grad.abs().sum() > 0
 
 
+def test_an_auxiliary_with_several_taps_gets_the_tensors_that_the_next_blocks_read(
+    make_generator, toy_batch
+):
+    generator, probe = make_generator(), Probe()
+    read = {}
+    for number, block in enumerate(generator.dit.blocks):
+        block.register_forward_pre_hook(lambda _, args, n=number: read.update({n: args[0]}))
+    generator.attach("probe", probe, taps=[2, 1, 2])
+    generator(toy_batch)
+    ((tapped, _, _),) = probe.calls
+    assert list(tapped) == [1, 2]
+    assert all(tapped[block] is read[block] for block in tapped)
+
+
 def test_at_weight_zero_the_auxiliary_is_not_run_but_every_parameter_takes_part(
     make_generator, toy_batch
 ):
     generator, probe = make_generator(), Probe()
-    generator.attach("probe", probe, tap=1)
+    generator.attach("probe", probe, taps=1)
     generator.set_weight("probe", 0.0)
     loss = generator.loss(generator(toy_batch), toy_batch)
     loss["total"].backward()
@@ -142,7 +157,7 @@ def test_at_weight_zero_the_auxiliary_is_not_run_but_every_parameter_takes_part(
 
 def test_detaching_leaves_exactly_the_vanilla_keys(make_generator):
     plain, generator = make_generator(), make_generator()
-    generator.attach("probe", Probe(), tap=1)
+    generator.attach("probe", Probe(), taps=1)
     assert "attachments.probe.scale" in generator.state_dict()
     generator.detach("probe")
     assert list(generator.state_dict()) == list(plain.state_dict())
@@ -151,7 +166,7 @@ def test_detaching_leaves_exactly_the_vanilla_keys(make_generator):
 
 def test_a_checkpoint_with_other_auxiliaries_is_refused_by_name(make_generator):
     plain, aligned = make_generator(), make_generator()
-    aligned.attach("probe", Probe(), tap=1)
+    aligned.attach("probe", Probe(), taps=1)
     with pytest.raises(ValueError, match="holds state of the auxiliary 'probe'"):
         plain.load_state_dict(aligned.state_dict(), strict=False)
     with pytest.raises(ValueError, match="has the auxiliary 'probe', but the checkpoint"):
@@ -163,15 +178,17 @@ def test_a_checkpoint_with_other_auxiliaries_is_refused_by_name(make_generator):
     [
         ("probe", 0, "outside the DiT's blocks 1 to 3"),
         ("probe", 4, "outside the DiT's blocks 1 to 3"),
+        ("probe", [1, 4], "outside the DiT's blocks 1 to 3"),
+        ("probe", [], "names no block"),
         ("flow", 1, "already there"),
         ("there", 1, "already there"),
     ],
 )
 def test_attaching_wrongly_says_so(name: str, tap: int, message: str, make_generator):
     generator = make_generator()
-    generator.attach("there", Probe(), tap=1)
+    generator.attach("there", Probe(), taps=1)
     with pytest.raises(ValueError, match=message):
-        generator.attach(name, Probe(), tap=tap)
+        generator.attach(name, Probe(), taps=tap)
 
 
 _BARE_BUILD = textwrap.dedent("""
@@ -197,7 +214,7 @@ _BARE_BUILD = textwrap.dedent("""
         from ahpa_scale.algorithms.ahpa import AHPA
         from conftest import LEVELS
         state = torch.get_rng_state()
-        model.attach("alignment", AHPA(LEVELS).build(dit), tap=1)
+        model.attach("alignment", AHPA(LEVELS).build(dit), taps=1)
         model.detach("alignment")
         torch.set_rng_state(state)
     batch = next(iter(DataLoader(ToyLatents(), batch_size=8)))

@@ -233,7 +233,7 @@ def test_total_is_the_weighted_mean_over_levels():
         dim=1,
     )
     expected = (module.router(t_B) * loss_BG).sum(1).mean()
-    torch.testing.assert_close(module(h_BND, t_B, batch), expected)
+    torch.testing.assert_close(module({1: h_BND}, t_B, batch), expected)
 
 
 @pytest.mark.parametrize("objective", ["literal", "standardised"])
@@ -241,10 +241,10 @@ def test_the_routers_objective_changes_gradients_and_never_the_logged_value(obje
     batch, h_BND, t_B = priors(), torch.randn(6, 16, 16, requires_grad=True), torch.rand(6)
     module = alignment(DynamicRouter(2, snr_prior=0.5), objective=objective, prior_weight=0.1)
     fixed = alignment(DynamicRouter(2, snr_prior=0.5).requires_grad_(False))
-    module(h_BND, t_B, batch)
+    module({1: h_BND}, t_B, batch)
     module.statistics.commit()
-    loss = module(h_BND, t_B, batch)
-    torch.testing.assert_close(loss, fixed(h_BND, t_B, batch))
+    loss = module({1: h_BND}, t_B, batch)
+    torch.testing.assert_close(loss, fixed({1: h_BND}, t_B, batch))
     loss.backward()
     assert module.router.mlp[-1].weight.grad.abs().sum() > 0
     assert h_BND.grad.abs().sum() > 0
@@ -264,7 +264,7 @@ def _train_router(objective: str, prior_weight: float, steps: int = 300) -> list
         weight_BG = module.router(t_B)
         module.statistics.observe(t_B, loss_BG, weight_BG.detach())
         optimizer.zero_grad()
-        module._train_router(t_B, loss_BG, weight_BG).backward()
+        module._train_router(t_B, loss_BG, weight_BG, None).backward()
         optimizer.step()
         module.statistics.commit()
     return module.router(torch.linspace(0, 1, 50)).mean(0).tolist()
@@ -314,6 +314,6 @@ def test_standardised_losses_are_zero_before_anything_is_known_and_centred_after
 
 def test_evaluation_leaves_the_statistics_alone():
     module = alignment(DynamicRouter(2)).eval()
-    module(torch.randn(6, 16, 16), torch.rand(6), priors())
+    module({1: torch.randn(6, 16, 16)}, torch.rand(6), priors())
     module.statistics.commit()
     assert module.statistics.seen_T.sum() == 0

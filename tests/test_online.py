@@ -36,7 +36,7 @@ def aligned_generator(
     # One loss per level, so that each of them is compared and none hides in a mean.
     groups = {name.replace(".", "_"): [name] for name in [*levels, "latent"]}
     plug_in = AHPA(levels, groups=groups, head_width=64, router={"floor": 0.0})
-    generator.attach("alignment", plug_in.build(dit), tap=1)
+    generator.attach("alignment", plug_in.build(dit), taps=1)
     return generator
 
 

@@ -13,9 +13,15 @@ import typer
 
 from ahpa_scale.cli import app
 from ahpa_scale.config.load import load_config
+from experiments.__main__ import _parser as studies_parser
+from experiments.study import load_study
+from experiments.transfer import _parser as transfer_parser
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+
+
+PROGRAMS = ("make", "composer", "ahpa-scale", "python")
 
 
 def commands(text: str) -> list[list[str]]:
@@ -24,19 +30,23 @@ def commands(text: str) -> list[list[str]]:
     headers = "\n".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#   "))
     joined = (fenced + "\n" + headers).replace("\\\n", " ")
     lines = [shlex.split(line, comments=True) for line in joined.splitlines() if line.strip()]
-    return [words for words in lines if words and words[0] in ("make", "composer", "ahpa-scale")]
+    return [words for words in lines if words and words[0] in PROGRAMS]
 
 
 SHIPPED = {path.name: path.read_text() for path in (ROOT / "yamls").glob("*.yaml")}
+STUDIES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in [ROOT / "experiments/README.md", *(ROOT / "experiments/studies").glob("*.yaml")]
+}
 COMMANDS = [
     pytest.param(words, id=f"{name}: {' '.join(words)[:60]}")
-    for name, text in {"README": README, **SHIPPED}.items()
+    for name, text in {"README": README, **SHIPPED, **STUDIES}.items()
     for words in commands(text)
 ]
 
 
 def test_the_readme_has_its_commands():
-    assert {words[0] for words in commands(README)} == {"make", "composer", "ahpa-scale"}
+    assert {words[0] for words in commands(README)} == set(PROGRAMS)
     assert len(COMMANDS) > 12
 
 
@@ -51,6 +61,13 @@ def test_the_command_is_understood(words: list[str], monkeypatch):
         assert done.returncode == 0, done.stderr
     elif program == "composer":
         load_config(rest[rest.index("train.py") + 1 :])
+    elif program == "python" and rest[0] == "-m":
+        given = studies_parser().parse_args(rest[2:])
+        for path in (given.study,) if given.command == "run" else ():
+            assert load_study(path).cells(given.only)
+    elif program == "python":
+        assert rest[0] == "experiments/transfer.py"
+        transfer_parser().parse_args(rest[1:])
     else:
         group = typer.main.get_command(app)
         command = group.get_command(

@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from data_sets import COUNT, GRID, SIZE, save_features
@@ -10,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from ahpa_scale.data.features import read_features
 from ahpa_scale.data.sources import DemoSource, FolderSource, center_crop, open_image
 
 
@@ -122,3 +127,21 @@ def test_features_that_do_not_fit_are_named(pictures, tmp_path, save, message):
     source = FolderSource(str(pictures), size=SIZE, **features)
     with pytest.raises(ValueError, match=message):
         source.read(3)
+
+
+def test_feature_files_are_parsed_one_at_a_time(tmp_path, monkeypatch):
+    path = tmp_path / "one.npy"
+    np.save(path, np.ones((5, 2, 2), np.float32))
+    parsing, seen = threading.Semaphore(1), []
+
+    def load(content, load=np.load, **options):
+        seen.append(parsing.acquire(blocking=False))
+        time.sleep(0.002)  # long enough for another thread to come
+        parsing.release()
+        return load(content, **options)
+
+    monkeypatch.setattr(np, "load", load)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: read_features(path, 2).sum(), range(40)))
+    assert found == [20.0] * 40
+    assert seen == [True] * 40

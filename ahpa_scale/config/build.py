@@ -18,13 +18,14 @@ from composer.optim import ComposerScheduler, ConstantScheduler, ConstantWithWar
 from composer.utils import dist, get_device, reproducibility
 
 from ahpa_scale.algorithms import EMA, GradClip
-from ahpa_scale.algorithms.ahpa import AHPA
 from ahpa_scale.callbacks import MetricsFile, ProgressBar, RouterFigure, RunSummary, SampleGrid
 from ahpa_scale.checkpoint.composer_io import CheckpointError, protect_composer
 from ahpa_scale.checkpoint.resume import LATEST, find_latest
+from ahpa_scale.config.alignment import build_alignment
 from ahpa_scale.config.card import check_vae_weights
+from ahpa_scale.config.compilation import compile_blocks
 from ahpa_scale.config.errors import ConfigError
-from ahpa_scale.config.levels import EXTERNAL, LATENT, alignment_groups
+from ahpa_scale.config.levels import alignment_groups, stored_levels
 from ahpa_scale.config.schema import Config, parse_time
 from ahpa_scale.data.card import DatasetCard
 from ahpa_scale.data.stream import build_loader
@@ -33,12 +34,13 @@ from ahpa_scale.models.generator import DiffusionGenerator
 from ahpa_scale.models.vae import FrozenVAE
 
 
-def build_trainer(config: Config, card: DatasetCard) -> Trainer:
+def build_trainer(config: Config, card: DatasetCard, callbacks: Sequence[Callback] = ()) -> Trainer:
     """Builds the Trainer of one run.
 
     Args:
         config: a configuration that passed its checks.
         card: the card of the data set that it names.
+        callbacks: further callbacks, after those that the configuration asks for.
 
     Raises:
         ConfigError: the VAE's weights are not those that made the data, or a checkpoint that
@@ -53,6 +55,8 @@ def build_trainer(config: Config, card: DatasetCard) -> Trainer:
     if vae is not None:
         vae.to(device._device)
     generator = build_generator(config, card, vae, cpu_bf16=_cpu_bf16(config, device))
+    if config.parallelism.compile:
+        compile_blocks(config, generator, device)
     output_dir = Path(config.output_dir)
     save_folder = config.checkpoint.save_folder
     try:
@@ -63,7 +67,7 @@ def build_trainer(config: Config, card: DatasetCard) -> Trainer:
             schedulers=_build_scheduler(config),
             max_duration=config.max_duration,
             algorithms=build_algorithms(config, card),
-            callbacks=_build_callbacks(config, card, generator, vae),
+            callbacks=[*_build_callbacks(config, card, generator, vae), *callbacks],
             loggers=_build_loggers(config, output_dir),
             device=device,
             # Composer knows no bfloat16 on the CPU; the generator does it there.
@@ -92,13 +96,17 @@ def build_generator(
 ) -> DiffusionGenerator:
     """Builds the model; without a VAE it takes cached latents only."""
     model, flow = config.model, config.flow
+    label_dropout = 0.0 if model.unconditional else model.label_dropout
     dit = build_dit(
         model.name,
         input_size=model.input_size,
         in_channels=model.in_channels,
         num_classes=model.num_classes,
         qk_norm=model.qk_norm,
-        class_dropout_prob=model.label_dropout,
+        class_dropout_prob=label_dropout,
+        depth=model.depth,
+        width=model.width,
+        heads=model.heads,
     )
     return DiffusionGenerator(
         dit,
@@ -107,7 +115,7 @@ def build_generator(
         timesteps=flow.timesteps,
         logit_mean=flow.logit_mean,
         logit_std=flow.logit_std,
-        label_dropout=model.label_dropout,
+        label_dropout=label_dropout,
         seed=config.seed,
         vae=vae,
         cpu_bf16=cpu_bf16,
@@ -124,39 +132,6 @@ def build_algorithms(config: Config, card: DatasetCard) -> list[Algorithm]:
     if config.ema.enabled:
         algorithms.append(EMA(decay=config.ema.decay, half_life=config.ema.half_life))
     return algorithms
-
-
-def build_alignment(config: Config, card: DatasetCard) -> AHPA:
-    """Builds the alignment plug-in of any kind but ``none``."""
-    chosen = config.alignment
-    channels = {level.name: level.channels for level in card.levels}
-    if card.external_channels is not None:
-        channels[EXTERNAL] = card.external_channels
-    router: dict[str, Any] = {}
-    if chosen.kind == "ahpa":
-        router = chosen.router.model_dump(exclude={"objective", "prior_weight"})
-    elif chosen.kind == "scheduled":
-        router = {"reverse": chosen.reverse}
-    return AHPA(
-        channels,
-        kind=chosen.kind,
-        groups=alignment_groups(config, card.level_names),
-        level=chosen.level,
-        weight=chosen.weight,
-        tap=chosen.tap,
-        start=chosen.start,
-        until=chosen.until,
-        loss=chosen.loss,
-        smooth_l1_beta=chosen.smooth_l1_beta,
-        spatial_norm=chosen.spatial_norm,
-        head=chosen.head.kind,
-        head_width=chosen.head.width,
-        router=router,
-        objective=chosen.router.objective,
-        prior_weight=chosen.router.prior_weight,
-        num_bins=chosen.bins,
-        log_interval=config.logging.router_interval,
-    )
 
 
 def _load_path(config: Config) -> str | None:
@@ -189,8 +164,7 @@ def _build_loader(config: Config, card: DatasetCard) -> Any:
     data = config.data
     levels: tuple[str, ...] = ()
     if config.alignment.kind != "none" and not data.online:
-        groups = alignment_groups(config, card.level_names)
-        levels = tuple(one for group in groups.values() for one in group if one != LATENT)
+        levels = stored_levels(alignment_groups(config, card.level_names))
     return build_loader(
         data.remote or str(data.local),
         local=data.local if data.remote else None,
@@ -238,7 +212,7 @@ def _build_callbacks(
                 decoder=vae,
                 scaling=card.scaling,
                 path=generator.path,
-                class_names=card.classes,
+                class_names=("",) if config.model.unconditional else card.classes,
                 classes=sampling.classes,
                 num_per_class=sampling.num_per_class,
                 steps=sampling.steps,

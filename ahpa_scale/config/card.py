@@ -15,9 +15,10 @@ from ahpa_scale.config.levels import (
     alignment_groups,
     check_level_names,
     known_levels,
+    stored_levels,
 )
 from ahpa_scale.config.schema import Config
-from ahpa_scale.models.dit_config import resolve_geometry
+from ahpa_scale.config.self_levels import level_key
 from ahpa_scale.models.vae_config import (
     DEMO_VAE,
     KNOWN_VAES,
@@ -125,11 +126,12 @@ def _check_shape(config: Config, card: DatasetCard) -> None:
 
 
 def _check_classes(config: Config, card: DatasetCard) -> None:
-    if config.model.num_classes != card.num_classes:
+    if config.model.num_classes != card.num_classes and not config.model.unconditional:
         raise _error(
             config,
             "model.num_classes",
-            f"{config.model.num_classes} does not fit the data set, which has {card.num_classes}",
+            f"{config.model.num_classes} does not fit the data set, which has {card.num_classes}; "
+            "1 ignores its labels",
         )
 
 
@@ -167,17 +169,17 @@ def _check_priors(config: Config, card: DatasetCard) -> None:
     if config.data.online:
         return
     groups = alignment_groups(config, available)
-    stored = (*card.level_names, LATENT, *([EXTERNAL] if card.external_channels else []))
-    needed = dict.fromkeys(level for levels in groups.values() for level in levels)
+    stored = (*card.level_names, *([EXTERNAL] if card.external_channels else []))
+    needed = stored_levels(groups)
     for level in needed:
         if level not in stored:
             raise _error(
                 config,
-                _level_key(config),
-                f"the data set has no {level!r}; {choices(level, stored)}",
+                level_key(config),
+                f"the data set has no {level!r}; {choices(level, (*stored, LATENT))}",
             )
-    grid = resolve_geometry(config.model.name, input_size=config.model.input_size).grid
-    if set(needed) - {LATENT} and card.grid != grid:
+    grid = config.model.geometry().grid
+    if needed and card.grid != grid:
         raise _error(
             config,
             "model.name",
@@ -185,16 +187,6 @@ def _check_priors(config: Config, card: DatasetCard) -> None:
             "priors are pooled to "
             f"{card.grid}x{card.grid}; prepare them for this grid",
         )
-
-
-def _level_key(config: Config) -> str:
-    """The key that asks for the levels."""
-    alignment = config.alignment
-    if alignment.kind == "single":
-        return "alignment.level"
-    if alignment.groups is not None:
-        return "alignment.groups"
-    return "alignment.kind" if alignment.kind == "repa" else "alignment.levels"
 
 
 def _error(config: Config, key: str, problem: str) -> ConfigError:

@@ -13,7 +13,8 @@ import os
 from ahpa_scale.config.card import check_data, read_data_card
 from ahpa_scale.config.defaults import default_tap
 from ahpa_scale.config.errors import ConfigError, choices
-from ahpa_scale.config.levels import check_level_names, known_levels
+from ahpa_scale.config.levels import alignment_groups, check_level_names, known_levels
+from ahpa_scale.config.remedies import check_remedies
 from ahpa_scale.config.schema import Config, parse_time
 from ahpa_scale.models.dit_config import DiTGeometry, resolve_geometry
 from ahpa_scale.models.vae_config import DEMO_VAE, KNOWN_VAES, load_vae_config
@@ -50,10 +51,18 @@ def geometry(config: Config) -> DiTGeometry:
     Raises:
         ConfigError: unknown name, or a patch that does not divide the input.
     """
+    model = config.model
     try:
-        return resolve_geometry(config.model.name, input_size=config.model.input_size)
+        return model.geometry()
     except ValueError as error:
-        raise config_error(config, "model.name", str(error)) from None
+        # What the name alone allows, a number beside it has spoilt.
+        given = [name for name in ("width", "heads") if getattr(model, name) is not None]
+        try:
+            resolve_geometry(model.name, input_size=model.input_size)
+            key = f"model.{given[0]}"
+        except ValueError:
+            key = "model.name"
+        raise config_error(config, key, str(error)) from None
 
 
 def _check_model(config: Config) -> None:
@@ -62,12 +71,14 @@ def _check_model(config: Config) -> None:
     if alignment.kind == "none":
         return
     tap = alignment.tap or default_tap(alignment.kind, depth)
-    if tap > depth:
-        raise config_error(
-            config,
-            "alignment.tap",
-            f"{tap} lies behind the last of {depth} blocks of {config.model.name}",
-        )
+    named = tap if isinstance(tap, dict) else {"": tap}
+    for group, block in named.items():
+        if block > depth:
+            raise config_error(
+                config,
+                f"alignment.tap.{group}".rstrip("."),
+                f"{block} lies behind the last of {depth} blocks of {config.model.name}",
+            )
 
 
 def _check_batch(config: Config) -> None:
@@ -141,6 +152,12 @@ def _check_run(config: Config) -> None:
 
 def _check_sampling(config: Config) -> None:
     sampling, model = config.sampling, config.model
+    if sampling.guidance_scale > 1 and model.unconditional:
+        raise config_error(
+            config,
+            "sampling.guidance_scale",
+            "guidance needs classes, and model.num_classes is 1; set it to 1",
+        )
     if sampling.guidance_scale > 1 and model.label_dropout == 0:
         raise config_error(
             config,
@@ -170,6 +187,7 @@ def _check_vae(config: Config) -> None:
     if vae is None:
         # A hub id that this version has never heard of: check_data compares with the card instead.
         check_level_names(config, None)
+        check_remedies(config, None)
         return
     channels = int(vae["latent_channels"])
     if channels != config.model.in_channels:
@@ -180,3 +198,4 @@ def _check_vae(config: Config) -> None:
             f"{channels}",
         )
     check_level_names(config, known_levels(vae))
+    check_remedies(config, alignment_groups(config, known_levels(vae)))

@@ -10,7 +10,7 @@ from typing import Any
 
 from ahpa_scale.algorithms.ahpa import KINDS, ROUTERS
 from ahpa_scale.config.schema import Config, Router
-from ahpa_scale.models.dit_config import DIT_SIZES
+from ahpa_scale.config.schema.alignment import ROUTED_KINDS
 
 EMA_DECAY = 0.9999
 
@@ -36,18 +36,17 @@ def _alignment(config: Config) -> dict[str, Any]:
     chosen, kind = config.alignment, config.alignment.kind
     if kind == "none":
         return {}
-    size = config.model.name.partition("/")[0]
     defaults = KINDS[kind]
     filled: dict[str, Any] = {}
-    if chosen.weight is None:
+    if chosen.weight is None and chosen.gradient_ratio is None:
         filled["weight"] = defaults.weight
     if chosen.tap is None:
-        filled["tap"] = default_tap(kind, DIT_SIZES[size].depth)
+        filled["tap"] = default_tap(kind, config.model.geometry().depth)
     if chosen.loss is None:
         filled["loss"] = defaults.loss
     if "spatial_norm" not in chosen.model_fields_set:
-        filled["spatial_norm"] = defaults.spatial_norm
-    if kind == "ahpa":
+        filled["spatial_norm"] = None if chosen.whiten else defaults.spatial_norm
+    if kind in ROUTED_KINDS:
         filled["router"] = chosen.router.model_copy(update=_router(chosen.router))
     return filled
 

@@ -12,14 +12,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ahpa_scale.algorithms.ahpa import KINDS
+from ahpa_scale.algorithms.ahpa import KINDS, is_self_level
 from ahpa_scale.config.errors import COMMAND_LINE, ConfigError
 from ahpa_scale.config.explain import shown
-from ahpa_scale.config.schema import Config
+from ahpa_scale.config.schema import Alignment, Config
 from ahpa_scale.config.schema.alignment import LEVEL_KINDS
 from ahpa_scale.config.schema.fields import Section
 
 SectionT = TypeVar("SectionT", bound=Section)
+
+#: Keys of the alignment section that belong to some kinds only.
+OWNERS = {
+    "level": ("single",),
+    "reverse": ("scheduled",),
+    "sharpness": ("scheduled",),
+    "router": ("ahpa", "self"),
+}
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,9 @@ def _replaced(section: SectionT, path: Sequence[str], value: object) -> SectionT
 def _idle(config: Config) -> Iterator[Idle]:
     """Keys and sections without effect in this run, and why."""
     yield from _idle_alignment(config)
+    if config.model.unconditional:
+        why = "model.num_classes is 1, and there is no label to drop"
+        yield Idle("model.label_dropout", "model.num_classes", why)
     if config.flow.timesteps != "logit_normal":
         why = "it belongs to flow.timesteps=logit_normal"
         yield from (Idle(f"flow.{n}", "flow.timesteps", why) for n in ("logit_mean", "logit_std"))
@@ -106,9 +117,9 @@ def _idle_alignment(config: Config) -> Iterator[Idle]:
     if kind not in LEVEL_KINDS:
         why = f"alignment.kind {kind} has one fixed target"
         yield from (Idle(f"alignment.{n}", "alignment.kind", why) for n in ("levels", "groups"))
-    for key, owner in (("level", "single"), ("reverse", "scheduled"), ("router", "ahpa")):
-        if kind != owner:
-            why = f"it belongs to alignment.kind={owner}"
+    for key, owners in OWNERS.items():
+        if kind not in owners:
+            why = f"it belongs to alignment.kind={' or '.join(owners)}"
             yield Idle(f"alignment.{key}", "alignment.kind", why)
     loss = alignment.loss or KINDS[kind].loss
     if loss != "smooth_l1":
@@ -117,13 +128,33 @@ def _idle_alignment(config: Config) -> Iterator[Idle]:
     if alignment.head.kind != "mlp":
         why = "it belongs to alignment.head.kind=mlp"
         yield Idle("alignment.head.width", "alignment.head.kind", why)
+    yield from _idle_remedies(alignment)
+
+
+def _idle_remedies(alignment: Alignment) -> Iterator[Idle]:
+    if alignment.gradient_ratio is not None:
+        why = "the strength follows from alignment.gradient_ratio"
+        yield Idle("alignment.weight", "alignment.gradient_ratio", why)
+    if alignment.until is None:
+        yield Idle("alignment.ramp", "alignment.until", "alignment.until is null")
+    if alignment.router.objective != "gap":
+        why = "it belongs to alignment.router.objective=gap"
+        switch = "alignment.router.objective"
+        yield from (
+            Idle(f"alignment.router.{n}", switch, why)
+            for n in ("gap_map", "ceiling", "gap_strength")
+        )
+    named = [alignment.level or "", *(alignment.levels or ())]
+    named += [level for group in (alignment.groups or {}).values() for level in group]
+    if alignment.kind != "self" and not any(is_self_level(name) for name in named):
+        yield Idle("alignment.self_lead", "alignment.kind", "no level self.<block> is aligned")
 
 
 def _leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, object, object]]:
     """Dotted key, value and default of every key that is not a section and has a fixed default."""
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
-        if isinstance(value, Section):
+        if isinstance(value, Section) and field.default is not None:
             yield from _leaves(value, f"{prefix}{name}.")
         elif not field.is_required() and field.default_factory is None:
             yield prefix + name, value, field.default

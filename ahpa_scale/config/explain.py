@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -149,16 +149,24 @@ def _section(location: Location) -> type[Section]:
     """The class of the section at `location`."""
     section: type[Section] = Config
     for part in location:
-        annotation = section.model_fields[str(part)].annotation
-        assert isinstance(annotation, type)
-        assert issubclass(annotation, Section)
-        section = annotation
+        found = _section_class(section.model_fields[str(part)].annotation)
+        assert found is not None
+        section = found
     return section
+
+
+def _section_class(annotation: Any) -> type[Section] | None:
+    """The section that a key holds, also where it may be null; None for any other key."""
+    for one in get_args(annotation) or (annotation,):
+        if isinstance(one, type) and issubclass(one, Section):
+            return one
+    return None
 
 
 def all_keys(section: type[Section] = Config, prefix: str = "") -> Iterator[str]:
     """Every dotted key of the schema, sections included."""
     for name, field in section.model_fields.items():
         yield prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from all_keys(field.annotation, f"{prefix}{name}.")
+        inner = _section_class(field.annotation)
+        if inner is not None:
+            yield from all_keys(inner, f"{prefix}{name}.")

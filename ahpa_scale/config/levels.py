@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ahpa_scale.algorithms.ahpa import is_self_level, self_groups
+from ahpa_scale.config.defaults import default_tap
 from ahpa_scale.config.errors import ConfigError, choices
 from ahpa_scale.config.schema import Config
-from ahpa_scale.config.schema.alignment import LEVEL_KINDS
+from ahpa_scale.config.schema.alignment import LEVEL_KINDS, ROUTED_KINDS
+from ahpa_scale.config.self_levels import check_block, check_self_groups
 from ahpa_scale.models.vae_config import default_groups, encoder_levels
 
 LATENT = "latent"
@@ -48,10 +51,32 @@ def alignment_groups(config: Config, available: Sequence[str]) -> Groups:
     return groups
 
 
+def stored_levels(groups: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """The levels of `groups` that a data set's columns or a VAE must bring, each once."""
+    named = dict.fromkeys(level for levels in groups.values() for level in levels)
+    return tuple(level for level in named if level != LATENT and not is_self_level(level))
+
+
 def _groups(config: Config, available: Sequence[str]) -> Groups:
-    if config.alignment.groups is not None:
-        return dict(config.alignment.groups)
-    return default_groups(config.alignment.levels or available)
+    chosen = config.alignment
+    if chosen.groups is not None:
+        return dict(chosen.groups)
+    if chosen.kind == "self" and chosen.levels is None:
+        return _default_self_groups(config)
+    levels = chosen.levels or available
+    own = [level for level in levels if is_self_level(level)]
+    others = [level for level in levels if level not in own]
+    # Two blocks are no finer and coarser halves of one thing, as neighbouring encoder levels are.
+    return {**(default_groups(others) if others else {}), **{level: (level,) for level in own}}
+
+
+def _default_self_groups(config: Config) -> Groups:
+    depth, tap = config.model.geometry().depth, config.alignment.tap
+    named = list(tap.values()) if isinstance(tap, dict) else [tap] if tap else []
+    try:
+        return self_groups(depth, max(named, default=default_tap("self", depth)))
+    except ValueError as error:
+        raise _error(config, "alignment.kind", str(error)) from None
 
 
 def check_level_names(config: Config, available: Sequence[str] | None) -> None:
@@ -74,8 +99,16 @@ def check_level_names(config: Config, available: Sequence[str] | None) -> None:
     _check_groups(config, available)
     if kind == "single":
         _check_single(config, available)
-    elif available is not None:
-        _check_count(config, available)
+    # A VAE that is not known yet leaves only the groups of kind self known.
+    if available is None and kind != "self":
+        return
+    groups = _groups(config, available or ())
+    if kind == "single":
+        assert config.alignment.level is not None
+        level = config.alignment.level
+        groups = {level: groups.get(level, (level,))}
+    _check_count(config, len(groups))
+    check_self_groups(config, groups)
 
 
 def _check_levels(config: Config, available: Sequence[str] | None) -> None:
@@ -98,7 +131,7 @@ def _check_groups(config: Config, available: Sequence[str] | None) -> None:
     owner: dict[str, str] = {}
     for group, members in groups.items():
         key = f"alignment.groups.{group}"
-        if group in (LATENT, EXTERNAL):
+        if group in (LATENT, EXTERNAL) or is_self_level(group):
             raise _error(config, key, f"{group!r} is the name of a level; call the group otherwise")
         _check_names(config, key, members, available, listed=levels)
         for name in members:
@@ -122,6 +155,9 @@ def _check_single(config: Config, available: Sequence[str] | None) -> None:
         _check_external(config, "alignment.level", [chosen.level])
         return
     groups, levels = _groups(config, available), (*available, LATENT, EXTERNAL)
+    if is_self_level(chosen.level):
+        check_block(config, "alignment.level", chosen.level)
+        levels = (*levels, chosen.level)
     if chosen.level not in (*groups, *levels):
         problem = f"no group or level {chosen.level!r}; {choices(chosen.level, (*groups, *levels))}"
         raise _error(config, "alignment.level", problem)
@@ -132,10 +168,10 @@ def _check_single(config: Config, available: Sequence[str] | None) -> None:
     _check_external(config, "alignment.level", groups.get(chosen.level, (chosen.level,)))
 
 
-def _check_count(config: Config, available: Sequence[str]) -> None:
+def _check_count(config: Config, count: int) -> None:
     """The router's limits depend on the number of groups."""
-    count, router = len(_groups(config, available)), config.alignment.router
-    if config.alignment.kind != "ahpa":
+    router = config.alignment.router
+    if config.alignment.kind not in ROUTED_KINDS:
         return
     if router.top_k is not None and router.top_k > count:
         raise _error(
@@ -157,10 +193,16 @@ def _check_names(
     listed: Sequence[str] | None = None,
 ) -> None:
     """Every name must be in alignment.levels, where that is given, else be a level that exists."""
+    for name in filter(is_self_level, names):
+        check_block(config, key, name)
     options = listed
     if options is None and available is not None:
         options = (*available, LATENT, EXTERNAL)
-    unknown = [name for name in names if options is not None and name not in options]
+    others = names if listed is not None else [name for name in names if not is_self_level(name)]
+    if config.alignment.kind == "self" and any(not is_self_level(name) for name in names):
+        problem = "alignment.kind self aligns self.<block> alone; alignment.kind=ahpa mixes levels"
+        raise _error(config, key, problem)
+    unknown = [name for name in others if options is not None and name not in options]
     if options is not None and unknown:
         where = "alignment.levels has" if listed is not None else "there is"
         raise _error(config, key, f"{where} no {unknown[0]!r}; {choices(unknown[0], options)}")
@@ -180,6 +222,9 @@ def _check_order(
     places = [available.index(name) for name in names if name in available] if available else []
     if places != sorted(places):
         raise _error(config, key, "must run from fine to coarse, as the encoder does")
+    blocks = [int(name.removeprefix("self.")) for name in names if is_self_level(name)]
+    if blocks != sorted(blocks):
+        raise _error(config, key, "must run from fine to coarse: self levels by their block")
 
 
 def _error(config: Config, key: str, problem: str) -> ConfigError:

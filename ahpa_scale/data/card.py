@@ -9,12 +9,16 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ahpa_scale import storage
 from ahpa_scale.models.vae_config import LatentScaling
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 CARD_NAME = "dataset.json"
+PRIOR_STATISTICS = "prior_statistics.safetensors"
 FORMAT = 1
 KINDS = ("latents", "images")
 #: Hash that the shard index holds of every shard.
@@ -126,6 +130,29 @@ def read_card(url: str | os.PathLike[str]) -> DatasetCard:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(_missing(str(url))) from error
     return DatasetCard.from_json(text, where)
+
+
+def read_prior_statistics(url: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read mean and covariance of the data set's prior levels over all tokens of all pictures.
+
+    Returns:
+        float32 ``<level>.mean`` [C] and ``<level>.covariance`` [C, C] for every stored level and
+        for ``latent`` (scaled, and folded into the grid's patches where they divide it); empty
+        where the data set has none: pictures, or a set of an older version.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    where = storage.join(url, PRIOR_STATISTICS)
+    try:
+        return dict(load(storage.read_bytes(where)))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except SafetensorError as error:
+        raise ValueError(f"{where} cannot be read ({error}): prepare the data again") from None
 
 
 def write_card(url: str | os.PathLike[str], card: DatasetCard) -> None:

@@ -72,6 +72,26 @@ def unpack_idx(
     return {split: len(labels_N[:limit]) for split, (_, labels_N) in splits.items()}
 
 
+def load_idx(
+    folder: str | Path, *, side: int = SIDE
+) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Both splits of a folder of idx files, in memory.
+
+    Args:
+        folder: holds train-images-idx3-ubyte and its three companions, gzipped or not.
+        side: side that the pictures are framed to.
+
+    Returns:
+        'train' and 'test' -> pictures uint8 [N, side, side] and labels uint8 [N].
+
+    Raises:
+        ValueError: a file is missing or damaged, or the side is smaller than the pictures.
+    """
+    source = Path(folder).expanduser()
+    splits = {split: _read_split(source, stem) for split, stem in SPLITS.items()}
+    return {split: (_framed(images, side), labels) for split, (images, labels) in splits.items()}
+
+
 def read_idx(path: Path) -> NDArray[np.uint8]:
     """An idx file of unsigned bytes, gzipped or not, as an array of its own shape.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -18,34 +17,36 @@ from difflib import get_close_matches
 from itertools import islice
 from typing import Any
 
-import numpy as np
+import safetensors.torch as safetensors
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from streaming import MDSWriter
-from tqdm import tqdm
 
 from ahpa_scale import __version__, storage
 from ahpa_scale.data import codec
+from ahpa_scale.data.array_source import ArraySource
 from ahpa_scale.data.card import (
     CARD_NAME,
+    PRIOR_STATISTICS,
     SHARD_HASH,
     DatasetCard,
     LevelInfo,
     VaeInfo,
     write_card,
 )
+from ahpa_scale.data.encode import BatchEncoder
 from ahpa_scale.data.settings import DEMO, PrepareSettings
 from ahpa_scale.data.sources import DemoSource, FolderSource, Picture, Source
-from ahpa_scale.data.statistics import ChannelStatistics
 from ahpa_scale.models.vae import FrozenVAE
 from ahpa_scale.models.vae_config import LatentScaling
+from ahpa_scale.progress import progress_bar
 
 INDEX_NAME = "index.json"
 
 
-def prepare(source: str, out: str, **options: Any) -> DatasetCard:
+def prepare(source: str | ArraySource, out: str, **options: Any) -> DatasetCard:
     """Write a data set; options are the fields of PrepareSettings. Returns its card.
+
+    Pictures in memory come as an ArraySource, which settles their size, order and features.
 
     The data set appears whole or not at all: locally by one rename, in an object store because
     readers demand the card, which is written last.
@@ -55,17 +56,21 @@ def prepare(source: str, out: str, **options: Any) -> DatasetCard:
         FileExistsError: `out` holds something that may not be replaced.
         OSError: the disk or the store refused.
     """
-    settings = PrepareSettings(source=source, out=out, **options)
+    given = source if isinstance(source, ArraySource) else None
+    if isinstance(source, ArraySource):
+        settings = source.settings(out, options)
+    else:
+        settings = PrepareSettings(source=source, out=out, **options)
     _check_target(settings)
-    _check_device(settings.device)
+    check_device(settings.device)
     vae = FrozenVAE.from_pretrained(settings.vae_path)
-    card, pictures = _plan(settings, vae)
+    card, pictures = _plan(settings, vae, given)
     vae = vae.to(settings.device)
     if storage.is_remote(out):
         return _write_remote(settings, card, vae, pictures)
     with storage.atomic_folder(out, replace=settings.overwrite) as folder:
-        scaling = _write_shards(settings, card, vae, pictures, str(folder))
-        return _finish(str(folder), card, scaling)
+        encoder = _write_shards(settings, card, vae, pictures, str(folder))
+        return _finish(str(folder), card, encoder)
 
 
 def _check_target(settings: PrepareSettings) -> None:
@@ -81,7 +86,12 @@ def _check_target(settings: PrepareSettings) -> None:
         )
 
 
-def _check_device(name: str) -> None:
+def check_device(name: str) -> None:
+    """Check that torch can use a device here.
+
+    Raises:
+        ValueError: it cannot; the line says why.
+    """
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
@@ -89,7 +99,9 @@ def _check_device(name: str) -> None:
         raise ValueError(f"device {name!r} cannot be used here: {reason}") from error
 
 
-def _plan(settings: PrepareSettings, vae: FrozenVAE) -> tuple[DatasetCard, Source]:
+def _plan(
+    settings: PrepareSettings, vae: FrozenVAE, given: ArraySource | None
+) -> tuple[DatasetCard, Source]:
     """The card, but for what only the finished pass can tell, and the opened source."""
     if settings.size % vae.downsample:
         near = max(1, round(settings.size / vae.downsample)) * vae.downsample
@@ -101,7 +113,7 @@ def _plan(settings: PrepareSettings, vae: FrozenVAE) -> tuple[DatasetCard, Sourc
     grid = settings.grid if settings.grid is not None else max(1, side // 2)
     if grid > side:
         raise ValueError(f"grid {grid} is finer than the latent of {side}x{side}")
-    pictures = _open_source(settings, grid)
+    pictures = _open_source(settings, grid) if given is None else given.on_grid(grid)
     card = DatasetCard(
         kind=settings.kind,
         num_samples=len(pictures),
@@ -168,10 +180,11 @@ def _write_remote(
     out = settings.out
     old = _shard_names(out) if storage.exists(storage.join(out, CARD_NAME)) else set()
     # From here on the old set is no longer whole, and must not look so.
-    storage.remove(storage.join(out, CARD_NAME))
+    for name in (CARD_NAME, PRIOR_STATISTICS):
+        storage.remove(storage.join(out, name))
     with tempfile.TemporaryDirectory(prefix="ahpa-scale-") as room:
-        scaling = _write_shards(settings, card, vae, pictures, (room, out))
-    card = _finish(out, card, scaling)
+        encoder = _write_shards(settings, card, vae, pictures, (room, out))
+    card = _finish(out, card, encoder)
     for name in old - _shard_names(out):
         storage.remove(storage.join(out, name))
     return card
@@ -183,22 +196,15 @@ def _write_shards(
     vae: FrozenVAE,
     pictures: Source,
     out: str | tuple[str, str],
-) -> LatentScaling:
-    """Encode and write every picture; returns the scaling for the card."""
-    statistics = ChannelStatistics() if settings.scaling == "channel" else None
+) -> BatchEncoder:
+    """Encode and write every picture; returns the encoder with what it learnt on the way."""
+    encoder = BatchEncoder(settings, card, vae)
     writer = _open_writer(settings, card, out)
-    bar = tqdm(
-        total=len(pictures),
-        unit="picture",
-        desc="prepare",
-        disable=not settings.progress,
-        # A log file wants a line now and then, a terminal a moving bar.
-        mininterval=0.5 if sys.stderr.isatty() else 30.0,
-    )
+    bar = progress_bar(total=len(pictures), unit="picture", desc="prepare", shown=settings.progress)
     try:
         with bar:
             for batch in _batches(pictures, settings):
-                for sample in _encode(batch, settings, card, vae, statistics):
+                for sample in encoder.samples(batch):
                     writer.write(sample)
                 bar.update(len(batch))
         writer.finish()
@@ -208,7 +214,7 @@ def _write_shards(
         if writer.event.is_set():
             raise OSError(f"uploading shards to {settings.out} failed; see the log above") from None
         raise
-    return card.scaling if statistics is None else statistics.scaling()
+    return encoder
 
 
 def _open_writer(
@@ -247,42 +253,14 @@ def _batches(pictures: Source, settings: PrepareSettings) -> Iterator[list[Pictu
         pool.shutdown(cancel_futures=True)
 
 
-def _encode(
-    batch: list[Picture],
-    settings: PrepareSettings,
-    card: DatasetCard,
-    vae: FrozenVAE,
-    statistics: ChannelStatistics | None,
-) -> Iterator[dict[str, Any]]:
-    """The MDS samples of a batch."""
-    stored: dict[str, Sequence[Any] | NDArray[Any]] = {"label": [p.label for p in batch]}
-    if card.kind == "images":
-        stored["image"] = [Image.fromarray(picture.image_HWC) for picture in batch]
-    if card.kind == "latents" or statistics is not None:
-        images_BHWC = torch.from_numpy(np.stack([picture.image_HWC for picture in batch]))
-        images_BCHW = images_BHWC.permute(0, 3, 1, 2).to(settings.device)
-        levels = card.level_names if card.kind == "latents" else ()
-        encoded = vae.encode(images_BCHW, levels=levels, grid=card.grid)
-        if statistics is not None:
-            statistics.update(encoded.mean_BCHW, encoded.std_BCHW)
-        if card.kind == "latents":
-            stored["moments"] = codec.encode_moments(encoded.mean_BCHW, encoded.std_BCHW)
-        for name, map_BCgg in encoded.priors.items():
-            stored[codec.PRIOR_PREFIX + name] = codec.encode_prior(map_BCgg, name, card.prior_dtype)
-    if card.external_channels is not None:
-        external_BCgg = torch.from_numpy(np.stack([p.external_Cgg for p in batch]))  # type: ignore[misc]
-        stored[codec.PRIOR_PREFIX + codec.EXTERNAL] = codec.encode_prior(
-            external_BCgg, codec.EXTERNAL, card.prior_dtype
-        )
-    for row in range(len(batch)):
-        yield {name: values[row] for name, values in stored.items()}
-
-
-def _finish(out: str, card: DatasetCard, scaling: LatentScaling) -> DatasetCard:
-    """Write the card, which makes the set whole."""
+def _finish(out: str, card: DatasetCard, encoder: BatchEncoder) -> DatasetCard:
+    """Write the priors' statistics, then the card, which makes the set whole."""
+    statistics = encoder.prior_statistics()
+    if statistics:
+        storage.write_bytes(storage.join(out, PRIOR_STATISTICS), safetensors.save(statistics))
     index = storage.read_bytes(storage.join(out, INDEX_NAME))
     fingerprint = hashlib.sha256(index).hexdigest()[:16]
-    card = replace(card, scaling=scaling, fingerprint=fingerprint)
+    card = replace(card, scaling=encoder.scaling(), fingerprint=fingerprint)
     write_card(out, card)
     return card
 

@@ -22,6 +22,7 @@ from PIL import Image
 
 from ahpa_scale.data import demo
 from ahpa_scale.data.demo import DemoSpec
+from ahpa_scale.data.features import read_features
 from ahpa_scale.data.settings import DEMO
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
@@ -134,6 +135,11 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self._files)
 
+    @property
+    def names(self) -> list[str]:
+        """Paths of the pictures below the root, in order."""
+        return [name for name, _ in self._files]
+
     def read(self, position: int) -> Picture:
         """Read and crop one picture, and its features where asked for."""
         name, label = self._files[position]
@@ -150,30 +156,6 @@ class FolderSource:
                 f"{path} has {len(features)} feature channels, others {self.external_channels}"
             )
         return features
-
-
-def read_features(path: Path, grid: int) -> NDArray[np.float32]:
-    """Read one picture's features, [C, g, g] or [g*g, C], as float32 [C, g, g].
-
-    Raises:
-        ValueError: missing, not a plain float array, or not on this grid.
-    """
-    try:
-        found = np.load(path, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise ValueError(f"no features at {path}: each picture needs one .npy") from error
-    except BROKEN as error:
-        raise ValueError(f"cannot read the features {path}: {error}") from error
-    if not isinstance(found, np.ndarray) or found.dtype.kind != "f":
-        raise ValueError(f"{path} must hold one array of floating-point numbers")
-    if found.ndim == 2 and found.shape[0] == grid * grid:
-        found = found.T.reshape(-1, grid, grid)
-    if found.ndim != 3 or found.shape[1:] != (grid, grid):
-        raise ValueError(
-            f"{path} has shape {list(found.shape)}; a grid of {grid} needs [C, {grid}, {grid}] "
-            f"or [{grid * grid}, C]"
-        )
-    return np.ascontiguousarray(found, dtype=np.float32)
 
 
 class DemoSource:
@@ -221,12 +203,16 @@ class DemoSource:
         drawn = demo.render(self.spec, self._seed, index)
         external_Cgg = None
         if self._oracle:
-            maps = [
-                pooled_one_hot(drawn.maps[name], count, self._grid)
-                for name, count in _map_sizes(self.spec)
-            ]
-            external_Cgg = np.concatenate(maps)
+            external_Cgg = oracle_maps(self.spec, drawn, self._grid)
         return Picture(str(index), drawn.image, drawn.label, external_Cgg)
+
+
+def oracle_maps(spec: DemoSpec, drawn: demo.DemoPicture, grid: int) -> NDArray[np.float32]:
+    """What is known about every cell of a drawn picture, float32 [C, grid, grid]: the share of each
+    object, shape and texture in it.
+    """
+    maps = [pooled_one_hot(drawn.maps[name], count, grid) for name, count in _map_sizes(spec)]
+    return np.concatenate(maps)
 
 
 def pooled_one_hot(map_HW: NDArray[np.uint8], count: int, grid: int) -> NDArray[np.float32]:

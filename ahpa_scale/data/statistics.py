@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mean and variance of latents per channel, in one pass and without cancellation.
+"""Moments of latents and of prior levels, in one pass and without cancellation.
 
-Shapes: B batch, C latent channels, H W latent sides, N all values of a channel in a batch.
+Shapes: B batch, C channels, H W latent sides, g the token grid's side, N all values of a channel
+in a batch.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ahpa_scale.method.priors import LATENT, patchify, pool_to_grid
 from ahpa_scale.models.vae_config import LatentScaling
 
 
@@ -53,3 +55,78 @@ class ChannelStatistics:
         return LatentScaling(
             "channel", tuple(self.mean_C.tolist()), tuple(variance_C.rsqrt().tolist())
         )
+
+
+@dataclass
+class TokenMoments:
+    """Mean and scatter of token vectors in float64, merged batch by batch (Chan, Golub & LeVeque
+    1983, eq. 2.1, with outer products for squares).
+    """
+
+    count: int = 0
+    mean_C: Tensor = field(default_factory=lambda: torch.zeros(()))
+    scatter_CC: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def update(self, tokens_NC: Tensor) -> None:
+        """Add tokens; they are merged on their own device."""
+        # Metal has no float64.
+        device = "cpu" if tokens_NC.device.type == "mps" else tokens_NC.device
+        tokens_NC = tokens_NC.detach().to(device).double()
+        added = len(tokens_NC)
+        total = self.count + added
+        batch_mean_C = tokens_NC.mean(dim=0)
+        delta_C = batch_mean_C - self.mean_C.to(device)
+        centred_NC = tokens_NC - batch_mean_C
+        between_CC = torch.outer(delta_C, delta_C) * (self.count * added / total)
+        self.scatter_CC = self.scatter_CC.to(device) + centred_NC.T @ centred_NC + between_CC
+        self.mean_C = self.mean_C.to(device) + delta_C * (added / total)
+        self.count = total
+
+    @property
+    def covariance_CC(self) -> Tensor:
+        """Population covariance of what was added."""
+        return self.scatter_CC / self.count
+
+
+class PriorStatistics:
+    """Mean and covariance of every prior level over the tokens of all pictures.
+
+    Args:
+        grid: tokens per side.
+    """
+
+    def __init__(self, grid: int) -> None:
+        self._grid = grid
+        self._moments: dict[str, TokenMoments] = {}
+        self._patch = 1
+
+    def update(self, level: str, map_BCgg: Tensor) -> None:
+        """Add a batch of maps of one level."""
+        tokens_BNC = pool_to_grid(map_BCgg, self._grid)
+        self._moments.setdefault(level, TokenMoments()).update(tokens_BNC.flatten(0, 1))
+
+    def update_latent(self, mean_BCHW: Tensor) -> None:
+        """Add a batch of unscaled posterior means, in the patches that the alignment compares."""
+        tokens_BNC = patchify(mean_BCHW, self._grid)
+        self._patch = tokens_BNC.shape[-1] // mean_BCHW.shape[1]
+        self._moments.setdefault(LATENT, TokenMoments()).update(tokens_BNC.flatten(0, 1))
+
+    def tensors(self, scaling: LatentScaling) -> dict[str, Tensor]:
+        """``<level>.mean`` [C] and ``<level>.covariance`` [C, C], float32 on the CPU.
+
+        Args:
+            scaling: applied to `latent`, which may be known only after the last picture.
+        """
+        found: dict[str, Tensor] = {}
+        for level, moments in self._moments.items():
+            mean_C, covariance_CC = moments.mean_C.cpu(), moments.covariance_CC.cpu()
+            if level == LATENT:
+                shift_C, scale_C = (
+                    torch.tensor(numbers, dtype=torch.float64).repeat_interleave(self._patch)
+                    for numbers in (scaling.shift, scaling.scale)
+                )
+                mean_C = (mean_C - shift_C) * scale_C
+                covariance_CC = covariance_CC * torch.outer(scale_C, scale_C)
+            found[f"{level}.mean"] = mean_C.float().contiguous()
+            found[f"{level}.covariance"] = covariance_CC.float().contiguous()
+        return found

@@ -20,6 +20,7 @@ from streaming.base.util import clean_stale_shared_memory
 from ahpa_scale import storage
 from ahpa_scale.data import codec
 from ahpa_scale.data.card import SHARD_HASH, DatasetCard, read_card
+from ahpa_scale.data.host_lock import alone_on_host
 
 _living: WeakSet[LatentStream] = WeakSet()
 
@@ -248,7 +249,8 @@ def _places(remote: str, local: str | None, card: DatasetCard) -> dict[str, str 
 
 def _open_stream(card: DatasetCard, levels: tuple[str, ...] | None, **options: Any) -> LatentStream:
     try:
-        return LatentStream(card=card, levels=levels, **options)
+        with alone_on_host():
+            return LatentStream(card=card, levels=levels, **options)
     except ValueError as error:
         if "Reused local directory" not in str(error):
             raise

@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
-from tqdm import tqdm
 
 from ahpa_scale.data.demo.mixture import SIZES, DemoMixture, Pixels, held_out
 from ahpa_scale.data.sources import Source
 from ahpa_scale.data.vae_release import VAEReport, card, check_free, measure_psnr
 from ahpa_scale.models.vae import FrozenVAE
+from ahpa_scale.progress import progress_bar
 from ahpa_scale.storage import atomic_folder
 
 DEMO_SOURCE = "demo"
@@ -200,8 +200,8 @@ def _fit(model: AutoencoderKL, batches: Batches, settings: VAETraining, progress
         )
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    bar = tqdm(range(settings.steps), unit="step", disable=not progress)
-    for step in bar:
+    bar = progress_bar(total=settings.steps, unit="step", desc="VAE", shown=progress)
+    for step in range(settings.steps):
         image_BCHW = _to_input(batches(step, settings.batch_size), settings)
         loss = _loss(model, image_BCHW, settings)
         optimizer.zero_grad(set_to_none=True)
@@ -211,6 +211,8 @@ def _fit(model: AutoencoderKL, batches: Batches, settings: VAETraining, progress
         schedule.step()
         if progress and step % 20 == 0:
             bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+        bar.update()
+    bar.close()
 
 
 def _to_input(pictures: Pixels, settings: VAETraining) -> Tensor:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The alignment loss: a tapped hidden state against routed multi-level targets.
+"""The alignment loss: tapped hidden states against routed multi-level targets.
 
 Legend: B batch, N tokens, D width of the DiT, C channels of a target, G groups of levels (fine to
-coarse).
+coarse), T bins of the noise level t.
 """
 
 from __future__ import annotations
@@ -13,21 +13,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ahpa_scale.method.balance import GradientBalance
+from ahpa_scale.method.gap import Agreement, MeasuredGap, OnlineGap
+from ahpa_scale.method.gradients import TapProbe
 from ahpa_scale.method.heads import build_head
-from ahpa_scale.method.losses import get_alignment_loss
-from ahpa_scale.method.priors import group_targets
-from ahpa_scale.method.router import DynamicRouter, divergence
+from ahpa_scale.method.losses import AlignmentLoss
+from ahpa_scale.method.pending import Pending, commit_all
+from ahpa_scale.method.priors import pool_tokens
+from ahpa_scale.method.router import DynamicRouter, cross_entropy, divergence
 from ahpa_scale.method.statistics import BinnedStatistics
+from ahpa_scale.method.strength import NoiseWindow, strength
+from ahpa_scale.method.targets import GroupTargets
+from ahpa_scale.method.trend import Plateau, ResidualTrend
+from ahpa_scale.method.whitening import Whitening
 from ahpa_scale.precision import float32_region
 
-OBJECTIVES = ("standardised", "literal")
+OBJECTIVES = ("standardised", "literal", "gap", "agreement")
 
 
-def routed_loss(loss_BG: Tensor, weight_BG: Tensor) -> Tensor:
-    """``mean_b sum_g w_g(t_b) L_g(b)``, a scalar; gradients reach whatever the two arguments
-    carry.
+def routed_loss(loss_BG: Tensor, weight_BG: Tensor, strength_B: Tensor | None = None) -> Tensor:
+    """``mean_b s(t_b) sum_g w_g(t_b) L_g(b)``, a scalar; gradients reach whatever the arguments
+    carry. Without `strength_B`, s is 1.
     """
-    return (weight_BG * loss_BG).sum(dim=-1).mean()
+    loss_B = (weight_BG * loss_BG).sum(dim=-1)
+    return (loss_B if strength_B is None else strength_B * loss_B).mean()
 
 
 class PriorAlignment(nn.Module):
@@ -37,25 +46,45 @@ class PriorAlignment(nn.Module):
         width: D, the DiT's width.
         grid: the DiT's tokens per side.
         groups: group name -> names of its levels, fine to coarse.
-        channels: group name -> channels of its target.
+        channels: group name -> channels of its target, after any whitening.
         router: module mapping t ``[B]`` to weights ``[B, G]``.
         head: kind of head, see :func:`ahpa_scale.method.heads.build_head`.
         head_width: hidden width of an MLP head.
         loss: ``cosine`` or ``smooth_l1``.
         smooth_l1_beta: beta of the smooth L1 loss.
+        token_weights: ``uniform`` or ``residual``, see :class:`~ahpa_scale.method.AlignmentLoss`.
         spatial_norm: share of the token mean removed from targets, or None for raw targets.
         objective: what trains a dynamic router. ``literal``: the alignment loss itself, whose
             gradient sends all weight to the level that is *easiest* at that t (see the method
             card). ``standardised``: each level's loss in its own running deviations from its own
-            running mean in that t-bin, so that an easy level has no head start.
+            running mean in that t-bin, so that an easy level has no head start. ``gap`` and
+            ``agreement``: the cross-entropy to weights that are known, see
+            :mod:`ahpa_scale.method.gap`.
         prior_weight: beta, the cost of the router's divergence from its prior (uniform weights
             unless it has an SNR prior; then this is the entropy term). Under ``standardised`` the
             optimum is ``w ~ prior * exp(-z / beta)``; without it the noise of z alone walks the
             weights into a corner, because Adam's steps don't shrink with the gradient.
         num_bins: t-bins of the statistics.
+        taps: the block, 1-based, that each group reads, in the order of the groups; None where all
+            read the one block that the auxiliary is attached to.
+        grids: tokens per side that each group is compared on, in the order of the groups; None for
+            the DiT's own.
+        whitening: level -> its whitening; others stay as they are.
+        placebo: targets of another picture, see :class:`~ahpa_scale.method.targets.GroupTargets`.
+        gradient_ratio: wanted norm of this loss's gradient at the taps, in units of the flow's;
+            None leaves the gradient alone.
+        gap: ``[G, T]``, what ``objective="gap"`` trains the router to; None measures it online.
+        gap_strength: align in proportion to the whole gap at each t, instead of equally strongly;
+            needs ``objective="gap"``.
+        window: lowest and highest noise level that is aligned, or None for all.
+        plateau: what its residual's trend is judged by; None for the usual rule.
+
+    Attributes:
+        balance: the measured ratio of the gradients, or None.
+        trend: averages of the residual.
 
     Raises:
-        ValueError: unknown objective, head or loss.
+        ValueError: unknown objective, head or loss, or a grid that can't be.
     """
 
     def __init__(
@@ -70,10 +99,20 @@ class PriorAlignment(nn.Module):
         head_width: int = 2048,
         loss: str = "cosine",
         smooth_l1_beta: float = 0.05,
+        token_weights: str = "uniform",
         spatial_norm: float | None = 0.6,
         objective: str = "standardised",
         prior_weight: float = 0.5,
         num_bins: int = 10,
+        taps: Sequence[int] | None = None,
+        grids: Sequence[int] | None = None,
+        whitening: Mapping[str, Whitening] | None = None,
+        placebo: bool = False,
+        gradient_ratio: float | None = None,
+        gap: Tensor | None = None,
+        gap_strength: bool = False,
+        window: tuple[float, float] | None = None,
+        plateau: Plateau | None = None,
     ) -> None:
         super().__init__()
         if objective not in OBJECTIVES:
@@ -81,58 +120,127 @@ class PriorAlignment(nn.Module):
                 f"unknown router objective {objective!r}; choose one of {', '.join(OBJECTIVES)}"
             )
         self.groups = {name: tuple(levels) for name, levels in groups.items()}
-        self.grid = grid
-        self.spatial_norm = spatial_norm
+        self.taps = None if taps is None else tuple(taps)
         self.objective = objective
         self.prior_weight = prior_weight
-        self._loss = get_alignment_loss(loss, smooth_l1_beta)
+        self.targets = GroupTargets(
+            groups, grid, spatial_norm, grids=grids, whitening=whitening, placebo=placebo
+        )
+        self._loss = AlignmentLoss(loss, smooth_l1_beta, token_weights)
         self.heads = nn.ModuleList(
             build_head(head, width, head_width, channels[name]) for name in self.groups
         )
         self.router = router
         self.statistics = BinnedStatistics(len(self.groups), num_bins)
+        self.trend = ResidualTrend(plateau)
+        self.balance = None if gradient_ratio is None else GradientBalance(gradient_ratio)
+        self.router_target = self._router_target(
+            [channels[name] for name in self.groups], num_bins, gap
+        )
+        self.window = None if window is None else NoiseWindow(*window)
+        self.gap_strength = gap_strength
         self._summary: dict[str, Any] = {}
+
+    def _router_target(
+        self, channels: Sequence[int], num_bins: int, gap: Tensor | None
+    ) -> nn.Module | None:
+        if not isinstance(self.router, DynamicRouter):
+            return None
+        if self.objective == "agreement":
+            return Agreement(len(self.groups), num_bins)
+        if self.objective != "gap":
+            return None
+        if gap is not None:
+            return MeasuredGap(gap)
+        return OnlineGap(channels, num_bins, self._loss.kind)
 
     @property
     def levels(self) -> tuple[str, ...]:
         """Every level that a batch must bring, in the order of the groups."""
         return tuple(dict.fromkeys(level for group in self.groups.values() for level in group))
 
-    def forward(self, h_BND: Tensor, t_B: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The blocks that it reads, in rising order; empty where it takes the one tapped."""
+        return tuple(sorted(set(self.taps or ())))
+
+    def forward(
+        self, tapped: Mapping[int, Tensor], t_B: Tensor, batch: Mapping[str, Tensor]
+    ) -> Tensor:
         """Returns the alignment loss, a float32 scalar; its value never contains the router's own
-        objective.
+        objective, and no factor that balances gradients.
 
         Args:
-            h_BND: tapped tokens of the DiT.
+            tapped: block (1-based) -> its tokens ``[B, N, D]``.
             t_B: noise levels in [0, 1].
             batch: ``prior.<level>`` maps ``[B, C, H, W]`` of the clean images.
         """
-        target_BNC = group_targets(batch, self.groups, self.grid, self.spatial_norm)
+        target_BNC = self.targets(batch)
         # One head per group because groups differ in channels; from the losses on everything is [B,
         # G].
-        prediction_BNC = [head(h_BND) for head in self.heads]
-        with float32_region(h_BND):
+        prediction_BNC = [
+            head(pool_tokens(h_BND, side))
+            for head, h_BND, side in zip(
+                self.heads, self._read_by_heads(tapped, t_B), self.targets.grids, strict=True
+            )
+        ]
+        with float32_region(t_B):
             loss_BG = torch.stack(
                 [self._loss(p, y) for p, y in zip(prediction_BNC, target_BNC, strict=True)], dim=1
             )
             weight_BG = self.router(t_B)
             if self.training:
-                self.statistics.observe(t_B, loss_BG.detach(), weight_BG.detach())
+                self._observe(t_B, loss_BG.detach(), weight_BG.detach())
+                if isinstance(self.router_target, OnlineGap):
+                    self.router_target.observe(t_B, prediction_BNC, target_BNC)
+            strength_B = self._strength(t_B)
             if not weight_BG.requires_grad:
-                return routed_loss(loss_BG, weight_BG)
-            return self._train_router(t_B, loss_BG, weight_BG)
+                return routed_loss(loss_BG, weight_BG, strength_B)
+            return self._train_router(t_B, loss_BG, weight_BG, strength_B)
 
-    def _train_router(self, t_B: Tensor, loss_BG: Tensor, weight_BG: Tensor) -> Tensor:
+    def _strength(self, t_B: Tensor) -> Tensor | None:
+        parts = [] if self.window is None else [self.window(t_B)]
+        if self.gap_strength:
+            assert isinstance(self.router_target, MeasuredGap | OnlineGap)
+            parts.append(self.router_target.strength(t_B))
+        return strength(parts)
+
+    def _read_by_heads(self, tapped: Mapping[int, Tensor], t_B: Tensor) -> list[Tensor]:
+        taps = self.taps or tuple(tapped) * len(self.groups)
+        agreement = self.router_target if isinstance(self.router_target, Agreement) else None
+        if not self.training or (self.balance is None and agreement is None):
+            return [tapped[tap] for tap in taps]
+        return TapProbe(self.balance, agreement).watch(tapped, taps, t_B)
+
+    def _observe(self, t_B: Tensor, loss_BG: Tensor, weight_BG: Tensor) -> None:
+        self.statistics.observe(t_B, loss_BG, weight_BG)
+        residual = routed_loss(loss_BG - self._loss.optimum, weight_BG)
+        self.trend.observe(residual, pictures=t_B.shape[0])
+
+    def _train_router(
+        self, t_B: Tensor, loss_BG: Tensor, weight_BG: Tensor, strength_B: Tensor | None
+    ) -> Tensor:
         assert isinstance(self.router, DynamicRouter)
         router_loss = self.prior_weight * divergence(weight_BG, self.router.prior(t_B)).mean()
         if self.objective == "literal":
-            total = routed_loss(loss_BG, weight_BG)
+            total = routed_loss(loss_BG, weight_BG, strength_B)
         else:
-            total = routed_loss(loss_BG, weight_BG.detach())
-            z_BG = self.statistics.standardise(t_B, loss_BG.detach())
-            router_loss = router_loss + routed_loss(z_BG, weight_BG)
+            total = routed_loss(loss_BG, weight_BG.detach(), strength_B)
+            router_loss = router_loss + self._objective(t_B, loss_BG.detach(), weight_BG)
         # Adds the gradient and not the value: the logged number stays comparable between routers.
         return total + (router_loss - router_loss.detach())
+
+    def _objective(self, t_B: Tensor, loss_BG: Tensor, weight_BG: Tensor) -> Tensor:
+        if self.router_target is None:
+            return routed_loss(self.statistics.standardise(t_B, loss_BG), weight_BG)
+        if self.router.top_k is not None:
+            # Levels that top-k leaves out must still learn, or they could never come in again.
+            weight_BG = self.router(t_B, select=False)
+        return cross_entropy(self.router_target(t_B).detach(), weight_BG).mean()
+
+    def commit(self) -> None:
+        """Ends a batch: one sum over the ranks for everything that was observed."""
+        commit_all(part for part in self.modules() if isinstance(part, Pending))
 
     def read_summary(self, batch: int) -> dict[str, Any]:
         """Brings the statistics since the last call to the host and keeps them for :meth:`summary`.

@@ -7,7 +7,8 @@ Everything here is a function of the clean image only, so nothing carries a grad
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -63,27 +64,25 @@ def spatial_normalise(target_BNC: Tensor, alpha: float, eps: float = 1e-6) -> Te
     return (target_BNC - alpha * mean_B1C) / (std_B1C + eps)
 
 
-@torch.no_grad()
-def group_targets(
-    batch: Mapping[str, Tensor], groups: Mapping[str, Sequence[str]], grid: int, alpha: float | None
-) -> list[Tensor]:
-    """Builds one target per group of levels.
-
-    Args:
-        batch: holds ``prior.<level>`` maps ``[B, C, H, W]`` for every level of every group.
-        groups: group name -> its levels; a group's channels are concatenated in this order.
-        grid: tokens per side of the DiT.
-        alpha: share of the mean removed by the spatial normalisation, or None for raw targets.
-
-    Returns:
-        A list of G float32 targets ``[B, N, C_g]`` in the order of `groups`.
+def level_tokens(batch: Mapping[str, Tensor], level: str, grid: int) -> Tensor:
+    """One level's map as float32 tokens ``[B, grid * grid, C]``; the latent in the DiT's own
+    patches.
     """
-    targets = []
-    for levels in groups.values():
-        tokens = [
-            (patchify if level == LATENT else pool_to_grid)(batch[PRIOR_PREFIX + level], grid)
-            for level in levels
-        ]
-        target_BNC = torch.cat(tokens, dim=-1)
-        targets.append(target_BNC if alpha is None else spatial_normalise(target_BNC, alpha))
-    return targets
+    fold = patchify if level == LATENT else pool_to_grid
+    return fold(batch[PRIOR_PREFIX + level], grid)
+
+
+def pool_tokens(tokens_BNC: Tensor, grid: int) -> Tensor:
+    """Averages tokens ``[B, N, C]`` over the cells of a coarser grid, to ``[B, grid * grid, C]``.
+
+    N must be a square number; at its own side the tokens come back as they are. A grid of 1 is
+    their mean.
+    """
+    side = math.isqrt(tokens_BNC.shape[1])
+    if grid == side:
+        return tokens_BNC
+    if side % grid:
+        map_BCHW = tokens_BNC.transpose(1, 2).unflatten(2, (side, side))
+        return F.adaptive_avg_pool2d(map_BCHW, grid).flatten(2).transpose(1, 2)
+    cell = side // grid
+    return tokens_BNC.unflatten(1, (grid, cell, grid, cell)).mean(dim=(2, 4)).flatten(1, 2)

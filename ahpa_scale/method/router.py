@@ -123,12 +123,14 @@ class DynamicRouter(nn.Module):
         self.register_buffer("frequency", frequency, persistent=False)
         self.register_buffer("slope_G", level_positions(num_levels) * snr_prior, persistent=False)
 
-    def forward(self, t_B: Tensor) -> Tensor:
-        """Returns weights ``[B, G]`` that sum to 1, computed in float32 whatever the autocast."""
+    def forward(self, t_B: Tensor, select: bool = True) -> Tensor:
+        """Returns weights ``[B, G]`` that sum to 1, computed in float32 whatever the autocast;
+        without `select`, as they are before `top_k`.
+        """
         with float32_region(t_B):
             angle = t_B.float().unsqueeze(1) * self.frequency
             learnt_BG = self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1))
-            return self._weights(learnt_BG + self._prior_logits(t_B))
+            return self._weights(learnt_BG + self._prior_logits(t_B), select)
 
     def prior(self, t_B: Tensor) -> Tensor:
         """The weights ``[B, G]`` before anything is learnt: what the router leaves only if it
@@ -139,8 +141,8 @@ class DynamicRouter(nn.Module):
     def _prior_logits(self, t_B: Tensor) -> Tensor:
         return (2 * t_B.float() - 1).unsqueeze(1) * self.slope_G
 
-    def _weights(self, logit_BG: Tensor) -> Tensor:
-        if self.top_k is not None and self.top_k < self.num_levels:
+    def _weights(self, logit_BG: Tensor, select: bool = True) -> Tensor:
+        if select and self.top_k is not None and self.top_k < self.num_levels:
             least_B1 = logit_BG.topk(self.top_k, dim=-1).values[:, -1:]
             logit_BG = logit_BG.masked_fill(logit_BG < least_B1, -math.inf)
         weight_BG = (logit_BG / self.temperature).softmax(dim=-1)
@@ -157,3 +159,10 @@ def divergence(weight_BG: Tensor, prior_BG: Tensor) -> Tensor:
     # gets there.
     ratio_BG = weight_BG.clamp(min=1e-12) / prior_BG.clamp(min=1e-12)
     return (weight_BG * ratio_BG.log()).sum(dim=-1)
+
+
+def cross_entropy(target_BG: Tensor, weight_BG: Tensor) -> Tensor:
+    """Cross-entropy of the weights to a target distribution in nats, ``[B]``; least where they
+    agree.
+    """
+    return -(target_BG * weight_BG.clamp(min=1e-12).log()).sum(dim=-1)

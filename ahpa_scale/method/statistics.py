@@ -7,14 +7,65 @@ Legend: B batch, G levels, T bins of the noise level t.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
+
+from ahpa_scale.method.pending import Pending
 
 LOSS, SQUARE, WEIGHT = range(3)
 
 
-class BinnedStatistics(nn.Module):
+def one_hot_bins(t_B: Tensor, num_bins: int) -> Tensor:
+    """One-hot bin of each noise level, float32 ``[B, T]``; equal bins of t in [0, 1]."""
+    index_B = (t_B * num_bins).long().clamp_(0, num_bins - 1)
+    return torch.nn.functional.one_hot(index_B, num_bins).float()
+
+
+class BinnedMean(Pending):
+    """Running mean of one number per picture and level, in each t-bin.
+
+    Args:
+        num_levels: G.
+        num_bins: T.
+        momentum: share of the old mean kept by each batch.
+    """
+
+    def __init__(self, num_levels: int, num_bins: int = 10, momentum: float = 0.99) -> None:
+        super().__init__()
+        self.num_bins = num_bins
+        self.momentum = momentum
+        self.mean_GT: Tensor
+        self.seen_GT: Tensor
+        self.register_buffer("mean_GT", torch.zeros(num_levels, num_bins))
+        self.register_buffer("seen_GT", torch.zeros(num_levels, num_bins))
+
+    @torch.no_grad()
+    def observe(self, t_B: Tensor, value_BG: Tensor, rows: Sequence[int] | None = None) -> None:
+        """Adds one micro-batch; `rows` names the levels that the columns belong to, None for all
+        of them.
+        """
+        bin_BT = one_hot_bins(t_B, self.num_bins)
+        sum_GT = value_BG.T @ bin_BT
+        count_GT = bin_BT.sum(dim=0).expand_as(sum_GT).clone()
+        if rows is not None:
+            whole = torch.zeros_like(self.mean_GT), torch.zeros_like(self.mean_GT)
+            for row, level in enumerate(rows):
+                whole[0][level], whole[1][level] = sum_GT[row], count_GT[row]
+            sum_GT, count_GT = whole
+        self.add(sum_GT, count_GT)
+
+    def settle(self, *sums: Tensor) -> None:
+        """Moves the running means of the bins that saw a picture."""
+        sum_GT, count_GT = sums
+        filled_GT = (count_GT > 0).float()
+        step_GT = filled_GT * (1 / (self.seen_GT + 1)).clamp(min=1 - self.momentum)
+        self.mean_GT.lerp_(sum_GT / count_GT.clamp(min=1), step_GT)
+        self.seen_GT.add_(filled_GT)
+
+
+class BinnedStatistics(Pending):
     """Running mean and variance of each level's loss in each t-bin, and sums for the log.
 
     Three stages keep micro-batches and ranks from changing a result: `observe` only adds to pending
@@ -39,27 +90,18 @@ class BinnedStatistics(nn.Module):
         self.register_buffer("mean_GT", torch.zeros(shape))
         self.register_buffer("var_GT", torch.zeros(shape))
         self.register_buffer("seen_T", torch.zeros(num_bins))
-        # Plain attributes, not buffers: DDP broadcasts rank 0's buffers before every forward pass.
-        self._pending: tuple[Tensor, Tensor] | None = None
         self._since_read: tuple[Tensor, Tensor] | None = None
 
     def bins(self, t_B: Tensor) -> Tensor:
         """One-hot bin of each noise level, float32 ``[B, T]``."""
-        index_B = (t_B * self.num_bins).long().clamp_(0, self.num_bins - 1)
-        return torch.nn.functional.one_hot(index_B, self.num_bins).float()
+        return one_hot_bins(t_B, self.num_bins)
 
     @torch.no_grad()
     def observe(self, t_B: Tensor, loss_BG: Tensor, weight_BG: Tensor) -> None:
         """Adds one micro-batch to the pending sums; no communication, no host sync."""
         bin_BT = self.bins(t_B)
         values_XBG = torch.stack([loss_BG, loss_BG.square(), weight_BG])
-        sums_XGT = torch.einsum("xbg,bt->xgt", values_XBG, bin_BT)
-        count_T = bin_BT.sum(dim=0)
-        if self._pending is None:
-            self._pending = (sums_XGT, count_T)
-        else:
-            self._pending[0].add_(sums_XGT)
-            self._pending[1].add_(count_T)
+        self.add(torch.einsum("xbg,bt->xgt", values_XBG, bin_BT), bin_BT.sum(dim=0))
 
     @torch.no_grad()
     def standardise(self, t_B: Tensor, loss_BG: Tensor) -> Tensor:
@@ -72,18 +114,9 @@ class BinnedStatistics(nn.Module):
         known_B1 = (bin_BT @ self.seen_T).clamp(max=1).unsqueeze(1)
         return known_B1 * ((loss_BG - mean_BG) / (std_BG + 1e-3)).clamp(-5, 5)
 
-    @torch.no_grad()
-    def commit(self) -> None:
-        """Ends a batch: sums over ranks, moves the running moments, keeps the sums for `read`."""
-        if self._pending is None:
-            return
-        sums_XGT, count_T = self._pending
-        self._pending = None
-        if dist.is_available() and dist.is_initialized():
-            packed = torch.cat([sums_XGT.flatten(), count_T])
-            dist.all_reduce(packed)
-            sums_XGT = packed[: sums_XGT.numel()].view_as(sums_XGT)
-            count_T = packed[sums_XGT.numel() :]
+    def settle(self, *sums: Tensor) -> None:
+        """Moves the running moments and keeps the sums for `read`."""
+        sums_XGT, count_T = sums
         self._move_moments(sums_XGT, count_T)
         if self._since_read is None:
             self._since_read = (sums_XGT, count_T)

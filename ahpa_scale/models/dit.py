@@ -8,6 +8,7 @@ Shape legend: B batch, N tokens, D width, C channels, H W.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -84,8 +85,13 @@ class DiT(nn.Module):
             nn.init.zeros_(layer.weight)
 
     def forward(
-        self, x_BCHW: Tensor, t_B: Tensor, y_B: Tensor, taps: Sequence[int] = ()
-    ) -> Tensor | tuple[Tensor, dict[int, Tensor]]:
+        self,
+        x_BCHW: Tensor,
+        t_B: Tensor,
+        y_B: Tensor,
+        taps: Sequence[int] = (),
+        tokens_only: bool = False,
+    ) -> Tensor | dict[int, Tensor] | tuple[Tensor, dict[int, Tensor]]:
         """Predict the velocity of noisy inputs.
 
         Args:
@@ -93,10 +99,12 @@ class DiT(nn.Module):
             t_B: times in [0, 1], float32 for accuracy.
             y_B: int64 labels in [0, num_classes), or ``null_label``.
             taps: blocks, counted from 1, whose output tokens are wanted too.
+            tokens_only: no velocity is wanted: stop behind the deepest tap.
 
         Returns:
             The velocity [B, C, H, W] (the first C channels when the model also predicts sigma);
-            with taps, a pair of it and ``{block: tokens [B, N, D]}``.
+            with taps, a pair of it and ``{block: tokens [B, N, D]}``; with `tokens_only` the
+            latter alone.
 
         Raises:
             ValueError: a tap outside 1..depth, or an input of the wrong size.
@@ -105,10 +113,13 @@ class DiT(nn.Module):
         x_BND = self.x_embedder(x_BCHW) + self.pos_embed
         c_BD = self.t_embedder(t_B) + self.y_embedder(y_B)
         tapped: dict[int, Tensor] = {}
-        for number, block in enumerate(self.blocks, start=1):
+        last = max(taps, default=0) if tokens_only else self.depth
+        for number, block in enumerate(islice(self.blocks, last), start=1):
             x_BND = block(x_BND, c_BD)
             if number in taps:
                 tapped[number] = x_BND
+        if tokens_only:
+            return tapped
         v_BCHW = self._unpatchify(self.final_layer(x_BND, c_BD))[:, : self.in_channels]
         return (v_BCHW, tapped) if taps else v_BCHW
 

@@ -7,21 +7,31 @@ Legend: B batch, C channels, H W latent height and width, N tokens, D width of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from composer.models import ComposerModel
 from torch import Tensor, nn
 
+from ahpa_scale.models.attachments import (
+    refuse_other_attachments,
+    released_loss,
+    tapped_blocks,
+)
 from ahpa_scale.models.dit import DiT
 from ahpa_scale.models.flow import Path, get_path, interpolate, sample_timesteps, velocity_loss
+from ahpa_scale.models.prior_sources import (
+    PRIOR_PREFIX,
+    LatentSource,
+    PriorSource,
+    SourceContext,
+    fill_priors,
+)
 from ahpa_scale.models.randomness import normal, sample_key, uniform
 from ahpa_scale.models.vae import FrozenVAE
 from ahpa_scale.models.vae_config import LatentScaling
 from ahpa_scale.precision import float32_region
-
-ATTACHMENTS = "attachments."
 
 
 class DiffusionGenerator(ComposerModel):
@@ -73,42 +83,46 @@ class DiffusionGenerator(ComposerModel):
             self.register_buffer(name, torch.tensor(numbers).view(-1, 1, 1), persistent=False)
         self._timesteps: dict[str, Any] = {"kind": timesteps, "mean": logit_mean, "std": logit_std}
         self._cpu_bf16 = cpu_bf16
-        self._taps: dict[str, int] = {}
+        self._taps: dict[str, tuple[int, ...]] = {}
         self._weights: dict[str, float] = {}
+        self._sources: list[PriorSource] = [LatentSource()]
         # In a tuple, so that nn.Module doesn't adopt it: a frozen VAE belongs in no checkpoint,
         # optimizer or shard.
         self._vae = (vae,)
-        self.register_load_state_dict_pre_hook(_refuse_other_attachments)
+        self.register_load_state_dict_pre_hook(refuse_other_attachments)
 
     @property
     def vae(self) -> FrozenVAE | None:
         """The frozen VAE for online encoding, or None."""
         return self._vae[0]
 
-    def attach(self, name: str, auxiliary: nn.Module, tap: int, weight: float = 1.0) -> None:
-        """Attaches an auxiliary loss to the tokens after a block; call it before the optimizer's
-        parameters are fixed.
+    def attach(
+        self, name: str, auxiliary: nn.Module, taps: int | Sequence[int], weight: float = 1.0
+    ) -> None:
+        """Attaches an auxiliary loss to the tokens after some blocks; call it before the
+        optimizer's parameters are fixed.
 
         Args:
             name: key under ``attachments`` and of the logged loss.
-            auxiliary: called as ``auxiliary(h_BND, t_B, batch)`` inside the forward pass; returns a
-                scalar loss. Its attribute ``levels`` names the ``prior.<level>`` entries that it
-                reads.
-            tap: block whose output it sees, 1-based.
+            auxiliary: called as ``auxiliary(tapped, t_B, batch)`` inside the forward pass, where
+                ``tapped`` maps each block of `taps` to its tokens ``[B, N, D]``, the very tensor
+                that the next block reads; returns a scalar loss. Its attribute ``levels`` names
+                the ``prior.<level>`` entries that it reads.
+            taps: the block or blocks whose output it sees, 1-based.
             weight: its factor in the total loss.
 
         Raises:
-            ValueError: the name is taken or reserved, or the tap lies beyond the DiT's depth.
+            ValueError: the name is taken or reserved, there is no tap, or one lies beyond the
+                DiT's depth.
         """
         if name in self.attachments or name in ("total", "flow"):
             raise ValueError(
                 f"an auxiliary loss named {name!r} is already there; choose another name"
             )
-        if not 1 <= tap <= self.dit.depth:
-            raise ValueError(f"tap {tap} lies outside the DiT's blocks 1 to {self.dit.depth}")
+        blocks = tapped_blocks(name, taps, self.dit.depth)
         device = next(self.dit.parameters()).device
         self.attachments[name] = auxiliary.to(device)
-        self._taps[name] = tap
+        self._taps[name] = blocks
         self._weights[name] = weight
 
     def detach(self, name: str) -> nn.Module:
@@ -121,6 +135,17 @@ class DiffusionGenerator(ComposerModel):
         del self._taps[name], self._weights[name]
         auxiliary: nn.Module = self.attachments.pop(name)
         return auxiliary
+
+    def add_source(self, source: PriorSource) -> None:
+        """Adds a source of the ``prior.<level>`` maps that batches don't bring; those added
+        earlier are asked first.
+        """
+        self._sources.append(source)
+
+    @property
+    def sources(self) -> tuple[PriorSource, ...]:
+        """The sources of prior maps, in the order in which they are asked."""
+        return tuple(self._sources)
 
     def set_weight(self, name: str, weight: float) -> None:
         """Sets an auxiliary's factor; at 0 it costs next to nothing, but its parameters still
@@ -146,7 +171,7 @@ class DiffusionGenerator(ComposerModel):
         Args:
             batch: ``index``, ``epoch`` and ``label`` int64 ``[B]``, and either ``moments`` ``[B,
                 2C, H, W]`` or ``image`` uint8 ``[B, 3, S, S]``; with auxiliaries also their
-                ``prior.<level>`` maps, unless images are there.
+                ``prior.<level>`` maps, as far as no source makes them.
 
         Returns:
             ``velocity`` and ``target`` ``[B, C, H, W]``, ``t`` ``[B]``, and ``auxiliary``: name ->
@@ -158,7 +183,8 @@ class DiffusionGenerator(ComposerModel):
         return self._forward(batch)
 
     def _forward(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
-        mean_BCHW, std_BCHW, inputs = self._encode(batch)
+        levels = self._wanted_levels()
+        mean_BCHW, std_BCHW, inputs = self.encode(batch, levels)
         shape = tuple(mean_BCHW.shape[1:])
         # float32 whatever the autocast: x_t mixes two terms of very different size near both ends
         # of the path.
@@ -172,15 +198,44 @@ class DiffusionGenerator(ComposerModel):
         outputs = {"target": target_BCHW, "t": t_B, "auxiliary": {}}
         if not self.attachments:
             return {**outputs, "velocity": self.dit(xt_BCHW, t_B, label_B)}
-        velocity_BCHW, tapped = self.dit(
-            xt_BCHW, t_B, label_B, taps=sorted(set(self._taps.values()))
-        )
-        inputs["prior.latent"] = self._normalise(mean_BCHW)
+        taps = sorted({tap for blocks in self._taps.values() for tap in blocks})
+        velocity_BCHW, tapped = self.dit(xt_BCHW, t_B, label_B, taps=taps)
+        clean_BCHW = self._normalise(mean_BCHW)
+        context = SourceContext(batch, clean_BCHW, x_BCHW, eps_BCHW, t_B, label_B, self.path)
+        fill_priors(inputs, levels, self._sources, context)
         auxiliary = {
-            name: self._auxiliary_loss(name, tapped[self._taps[name]], t_B, inputs)
-            for name in self._taps
+            name: self._auxiliary_loss(name, {tap: tapped[tap] for tap in blocks}, t_B, inputs)
+            for name, blocks in self._taps.items()
         }
         return {**outputs, "velocity": velocity_BCHW, "auxiliary": auxiliary}
+
+    def encode(
+        self, batch: Mapping[str, Tensor], levels: Sequence[str] = ()
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The clean latents of a batch, from its moments or through the VAE.
+
+        Args:
+            batch: ``moments`` ``[B, 2C, H, W]``, or ``image`` uint8 ``[B, 3, S, S]``.
+            levels: wanted levels; the VAE's among them come from the same pass over the pictures.
+
+        Returns:
+            Posterior mean and deviation, unscaled float32 ``[B, C, H, W]``, and the batch together
+            with the ``prior.<level>`` maps that were made.
+        """
+        inputs = dict(batch)
+        if "moments" in batch:
+            mean_BCHW, std_BCHW = batch["moments"].float().chunk(2, dim=1)
+            return mean_BCHW, std_BCHW, inputs
+        assert self.vae is not None, "batches of images need a generator built with a VAE"
+        known = {level.name for level in self.vae.levels}
+        missing = [one for one in levels if one in known and PRIOR_PREFIX + one not in batch]
+        # In float32 as at preparation: in bfloat16 the encoder alone would move the alignment loss
+        # by half a percent, and a run that encodes online would differ from one that reads its
+        # cache.
+        with float32_region(batch["image"]):
+            encoded = self.vae.encode(batch["image"], levels=missing, grid=self.dit.grid)
+        inputs.update({PRIOR_PREFIX + level: prior for level, prior in encoded.priors.items()})
+        return encoded.mean_BCHW, encoded.std_BCHW, inputs
 
     def loss(self, outputs: Mapping[str, Any], batch: Any) -> dict[str, Tensor]:
         """Flow loss (SiT, arXiv 2401.08740, eq. 5) plus each auxiliary times its weight.
@@ -207,77 +262,28 @@ class DiffusionGenerator(ComposerModel):
     def _key(self, batch: Mapping[str, Tensor], stream: str) -> Tensor:
         return sample_key(self.seed, batch["epoch"], batch["index"], stream)
 
-    def _encode(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        inputs = dict(batch)
-        if "moments" in batch:
-            mean_BCHW, std_BCHW = batch["moments"].float().chunk(2, dim=1)
-            return mean_BCHW, std_BCHW, inputs
-        assert self.vae is not None, "batches of images need a generator built with a VAE"
-        # In float32 as at preparation: in bfloat16 the encoder alone would move the alignment loss
-        # by half a percent, and a run that encodes online would differ from one that reads its
-        # cache.
-        with float32_region(batch["image"]):
-            levels = self._online_levels()
-            encoded = self.vae.encode(batch["image"], levels=levels, grid=self.dit.grid)
-        inputs.update({f"prior.{level}": map_BCHW for level, map_BCHW in encoded.priors.items()})
-        return encoded.mean_BCHW, encoded.std_BCHW, inputs
-
-    def _online_levels(self) -> list[str]:
+    def _wanted_levels(self) -> list[str]:
+        """Levels that an acting auxiliary reads, each once."""
         wanted: dict[str, None] = {}
         for name, auxiliary in self.attachments.items():
             if self._weights[name]:
                 wanted.update(dict.fromkeys(getattr(auxiliary, "levels", ())))
-        return [level for level in wanted if level not in ("latent", "external")]
+        return list(wanted)
 
     def _drop_labels(self, batch: Mapping[str, Tensor]) -> Tensor:
+        label_B = batch["label"]
+        if self.dit.num_classes == 1:
+            label_B = torch.zeros_like(label_B)
         if not self.label_dropout:
-            return batch["label"]
+            return label_B
         drop_B = uniform(self._key(batch, "label_dropout"))[:, 0] < self.label_dropout
-        return torch.where(drop_B, self.dit.num_classes, batch["label"])
+        return torch.where(drop_B, self.dit.num_classes, label_B)
 
     def _auxiliary_loss(
-        self, name: str, h_BND: Tensor, t_B: Tensor, inputs: dict[str, Tensor]
+        self, name: str, tapped: dict[int, Tensor], t_B: Tensor, inputs: dict[str, Tensor]
     ) -> Tensor:
         auxiliary = self.attachments[name]
         if self._weights[name]:
-            loss: Tensor = auxiliary(h_BND, t_B, inputs)
+            loss: Tensor = auxiliary(tapped, t_B, inputs)
             return loss
-        return released_loss(auxiliary, h_BND)
-
-
-def released_loss(auxiliary: nn.Module, h_BND: Tensor) -> Tensor:
-    """A zero that every parameter of a released auxiliary takes part in.
-
-    DDP waits for a gradient of each parameter in each step; heads that vanish in mid-run would hang
-    it. Zero gradients from one element per parameter keep it whole at no cost, without the heads'
-    matrix products or the targets.
-    """
-    zero = sum((p.flatten()[:1].sum() for p in auxiliary.parameters()), h_BND.new_zeros(()))
-    return torch.as_tensor(zero, dtype=torch.float32) * 0.0
-
-
-def _refuse_other_attachments(
-    module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any
-) -> None:
-    assert isinstance(module, DiffusionGenerator)
-    start = len(prefix + ATTACHMENTS)
-    there = {
-        key[start:].split(".")[0] for key in state_dict if key.startswith(prefix + ATTACHMENTS)
-    }
-    here = set(module.attachments)
-    if there - here:
-        raise ValueError(
-            f"the checkpoint holds state of the auxiliary {_names(there - here)}, which this model "
-            "does not have; add the algorithm that trained it (alignment.kind), "
-            "or load the weights of the DiT alone"
-        )
-    if here - there:
-        raise ValueError(
-            f"this model has the auxiliary {_names(here - there)}, but the checkpoint was trained "
-            "without it; remove the algorithm (alignment.kind=none), "
-            "or load the weights of the DiT alone"
-        )
-
-
-def _names(names: set[str]) -> str:
-    return ", ".join(repr(name) for name in sorted(names))
+        return released_loss(auxiliary, tapped[self._taps[name][0]])

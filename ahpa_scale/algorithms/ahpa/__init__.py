@@ -1,23 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AHPA as a Composer algorithm. The class loads on first use, so that the configuration can read
-the kinds' defaults without Composer.
+"""AHPA as a Composer algorithm. What needs torch or Composer loads on first use, so that the
+configuration can read the kinds' defaults without them.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ahpa_scale.algorithms.ahpa.kinds import KINDS, ROUTERS, Kind, kind_groups
+from ahpa_scale.algorithms.ahpa.kinds import (
+    KINDS,
+    ROUTERS,
+    Kind,
+    is_self_level,
+    kind_groups,
+    self_groups,
+)
 
 if TYPE_CHECKING:
     from ahpa_scale.algorithms.ahpa.ahpa import AHPA
+    from ahpa_scale.algorithms.ahpa.gap_map import read_gap_map
+    from ahpa_scale.algorithms.ahpa.schedule import Release
 
-__all__ = ["AHPA", "KINDS", "ROUTERS", "Kind", "kind_groups"]
+__all__ = [
+    "AHPA",
+    "KINDS",
+    "ROUTERS",
+    "Kind",
+    "Release",
+    "is_self_level",
+    "kind_groups",
+    "read_gap_map",
+    "self_groups",
+]
+
+_HEAVY = {"AHPA": "ahpa", "Release": "schedule", "read_gap_map": "gap_map"}
 
 
 def __getattr__(name: str) -> object:
-    if name != "AHPA":
+    if name not in _HEAVY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from ahpa_scale.algorithms.ahpa.ahpa import AHPA
-
-    return AHPA
+    return getattr(import_module(f"{__name__}.{_HEAVY[name]}"), name)

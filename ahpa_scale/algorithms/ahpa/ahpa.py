@@ -5,20 +5,23 @@ what the router does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
-from composer.core import Algorithm, Event, State, Time, TimeUnit
+from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 from torch import nn
 
-from ahpa_scale.algorithms.ahpa.kinds import KINDS, ROUTERS, kind_groups
+from ahpa_scale.algorithms.ahpa.design import Design
+from ahpa_scale.algorithms.ahpa.kinds import KINDS, is_self_level
+from ahpa_scale.algorithms.ahpa.report import Reporter
+from ahpa_scale.algorithms.ahpa.schedule import Release, Schedule
+from ahpa_scale.algorithms.ema import EMA
 from ahpa_scale.algorithms.timing import Every
-from ahpa_scale.method import DynamicRouter, PriorAlignment, ScheduledRouter, UniformRouter
-from ahpa_scale.method.priors import LATENT
+from ahpa_scale.method import PriorAlignment
 from ahpa_scale.models.dit import DiT
 from ahpa_scale.models.generator import DiffusionGenerator
-from ahpa_scale.models.vae_config import default_groups
+from ahpa_scale.models.prior_sources import SelfSource
 
 NAME = "alignment"
 
@@ -35,98 +38,61 @@ class AHPA(Algorithm):
 
     Args:
         levels: name -> channels of every prior level that the batches bring, fine to coarse.
-        kind: ``ahpa``, ``uniform``, ``scheduled``, ``single``, ``latent`` or ``repa``; sets the
-            defaults of the rest.
-        groups: group name -> its levels, fine to coarse; None groups the encoder's levels in up to
-            three.
-        level: for ``kind="single"``: the group or level.
         weight: lambda, the factor of the alignment loss; None takes the kind's.
-        tap: block whose output is aligned, 1-based; None takes the kind's.
+        gradient_ratio: in place of `weight`: the norm that the alignment's gradient at the tap is
+            to have, in units of the flow's.
         start: Composer time string from which alignment acts.
         until: Composer time string at which it is released for good (HASTE, arXiv 2505.16792), or
             None for never.
-        loss: ``cosine`` or ``smooth_l1``; None takes the kind's.
-        smooth_l1_beta: beta of the smooth L1 loss.
-        spatial_norm: share of the token mean removed from targets, None for raw targets, ``"kind"``
-            for the kind's.
-        head: ``mlp``, ``conv`` or ``linear``.
-        head_width: hidden width of an MLP head.
-        router: keyword arguments of :class:`~ahpa_scale.method.DynamicRouter`; of
-            :class:`~ahpa_scale.method.ScheduledRouter` for ``kind="scheduled"``.
-        objective: ``standardised`` or ``literal``, see :class:`~ahpa_scale.method.PriorAlignment`.
-        prior_weight: holds a dynamic router to its prior; None takes the objective's default.
-        num_bins: t-bins of the statistics.
+        ramp: Composer time string over which the weight falls to 0 from `until` on; None: at once.
+        release: releases it by measurement; None leaves it to `until`.
+        self_lead: how much less noise than the student the moving average sees, for levels
+            ``self.<k>`` (SRA, arXiv 2505.02831).
         log_interval: Composer time string between two reports of the router; each waits for the
-            device once.
+            device once, and the measured release is decided then.
+        design: what is aligned, with what and how: everything that :class:`Design` takes.
 
     Raises:
-        ValueError: unknown kind, or a group that names a level which the batches don't bring.
+        ValueError: unknown kind, a group that names a level which the batches don't bring, or both
+            a weight and a gradient ratio.
     """
 
     def __init__(
         self,
         levels: Mapping[str, int],
         *,
-        kind: str = "ahpa",
-        groups: Mapping[str, Sequence[str]] | None = None,
-        level: str | None = None,
         weight: float | None = None,
-        tap: int | None = None,
+        gradient_ratio: float | None = None,
         start: str = "0ba",
         until: str | None = None,
-        loss: str | None = None,
-        smooth_l1_beta: float = 0.05,
-        spatial_norm: float | Literal["kind"] | None = "kind",
-        head: str = "mlp",
-        head_width: int = 2048,
-        router: Mapping[str, Any] | None = None,
-        objective: str = "standardised",
-        prior_weight: float | None = None,
-        num_bins: int = 10,
+        ramp: str | None = None,
+        release: Release | None = None,
+        self_lead: float = 0.1,
         log_interval: str = "100ba",
+        **design: Any,
     ) -> None:
-        if kind not in KINDS:
-            raise ValueError(
-                f"unknown kind of alignment {kind!r}; choose one of {', '.join(KINDS)}"
-            )
-        defaults = KINDS[kind]
-        self.kind = kind
-        self.channels = dict(levels)
-        self.groups = kind_groups(kind, groups or default_groups(self._encoder_levels()), level)
-        for name in (one for group in self.groups.values() for one in group):
-            if name not in self.channels and name != LATENT:
-                raise ValueError(
-                    f"kind {kind!r} aligns the level {name!r}, "
-                    f"but the batches bring {', '.join(self.channels) or 'none'}"
-                )
-        self.weight = defaults.weight if weight is None else weight
-        self.tap = tap
-        self.start = Time.from_timestring(start)
-        self.until = None if until is None else Time.from_timestring(until)
-        if objective not in ROUTERS:
-            raise ValueError(
-                f"unknown router objective {objective!r}; choose one of {', '.join(ROUTERS)}"
-            )
-        self._router_settings = dict(router or {})
-        if defaults.router == "dynamic":
-            self._router_settings.setdefault("floor", ROUTERS[objective].floor)
-            self._router_settings.setdefault("snr_prior", ROUTERS[objective].snr_prior)
-        self._alignment_settings: dict[str, Any] = {
-            "loss": loss or defaults.loss,
-            "smooth_l1_beta": smooth_l1_beta,
-            "spatial_norm": defaults.spatial_norm if spatial_norm == "kind" else spatial_norm,
-            "head": head,
-            "head_width": head_width,
-            "objective": objective,
-            "prior_weight": ROUTERS[objective].prior_weight
-            if prior_weight is None
-            else prior_weight,
-            "num_bins": num_bins,
-        }
+        self.design = Design(levels, **design)
+        if weight is not None and gradient_ratio is not None:
+            raise ValueError("alignment has both weight and gradient_ratio: give one of them")
+        if weight is None:
+            weight = KINDS[self.design.kind].weight if gradient_ratio is None else 1.0
+        self.weight = weight
+        self.gradient_ratio = gradient_ratio
+        self.release = release
+        self.schedule = Schedule(start, until, ramp)
+        self._self_lead = self_lead
         self._report_due = Every(log_interval, "log_interval")
+        self._reporter = Reporter()
+        self._alignment: PriorAlignment | None = None
 
-    def _encoder_levels(self) -> list[str]:
-        return [name for name in self.channels if name not in (LATENT, "external")]
+    @property
+    def tap(self) -> int | Mapping[str, int] | None:
+        """The block that is aligned, or one per group; None where the DiT's depth will tell."""
+        return self.design.tap
+
+    def build(self, dit: DiT) -> PriorAlignment:
+        """Builds the auxiliary alone, see :meth:`Design.build`."""
+        return self.design.build(dit, self.gradient_ratio, self.release)
 
     def match(self, event: Event, state: State) -> bool:
         """Acts when the model is there and around each batch."""
@@ -143,81 +109,81 @@ class AHPA(Algorithm):
         if event == Event.INIT:
             self._attach(state)
         elif event == Event.BATCH_START:
-            generator = unwrap(state.model)
-            generator.set_weight(NAME, self.weight if self._acts(state) else 0.0)
+            self._weigh(state)
         else:
             self._report(event, state, logger)
 
     def _attach(self, state: State) -> None:
         generator = unwrap(state.model)
-        if self.tap is None:
-            self.tap = KINDS[self.kind].tap(generator.dit.depth)
         alignment = self.build(generator.dit)
-        generator.attach(NAME, alignment, self.tap, self.weight)
+        tap = self.design.tap
+        assert tap is not None, "building has chosen it"
+        taps = alignment.blocks if isinstance(tap, Mapping) else tap
+        generator.attach(NAME, alignment, taps, self.weight)
         for optimizer in state.optimizers:
             optimizer.add_param_group({"params": list(alignment.parameters())})
+        if any(is_self_level(level) for level in alignment.levels):
+            ema = next((one for one in state.algorithms if isinstance(one, EMA)), None)
+            if ema is None:
+                raise ValueError(
+                    "levels self.<k> are blocks of the moving average: add the EMA algorithm "
+                    "(ema.enabled=true)"
+                )
+            generator.add_source(SelfSource(generator.dit, ema.averages, self._self_lead))
+        self._alignment = alignment
 
-    def build(self, dit: DiT) -> PriorAlignment:
-        """Builds the auxiliary for this DiT's width and token grid."""
-        # A latent is read in the DiT's own patches, so its channels follow from the DiT.
-        channels = {**self.channels, LATENT: dit.in_channels * dit.patch_size**2}
-        return PriorAlignment(
-            width=dit.width,
-            grid=dit.grid,
-            groups=self.groups,
-            channels={g: sum(channels[one] for one in levels) for g, levels in self.groups.items()},
-            router=self._build_router(),
-            **self._alignment_settings,
-        )
-
-    def _build_router(self) -> nn.Module:
-        router = KINDS[self.kind].router
-        if router == "dynamic":
-            return DynamicRouter(len(self.groups), **self._router_settings)
-        if router == "scheduled":
-            return ScheduledRouter(len(self.groups), **self._router_settings)
-        return UniformRouter(len(self.groups))
-
-    def _acts(self, state: State) -> bool:
-        released = self.until is not None and reached(state, self.until)
-        return reached(state, self.start) and not released
+    def _weigh(self, state: State) -> None:
+        generator = unwrap(state.model)
+        share = self.schedule.share(state)
+        generator.set_weight(NAME, self.weight * share)
+        balance = self._attached(state).balance
+        if balance is not None:
+            balance.hold = share < 1
 
     def _report(self, event: Event, state: State, logger: Logger) -> None:
+        alignment = self._attached(state)
+        alignment.commit()  # on EPOCH_END and FIT_END nothing is pending any more
+        due = self._report_due(event, state)
+        if not (due or (event == Event.FIT_END and alignment.statistics.unread)):
+            return
+        self._reporter.report(alignment, state, logger)
+        if due and self.schedule.share(state) == 1 and alignment.trend.reached():
+            if self.release is not None:
+                self.schedule.begin(state, self.release.ramp)
+                logger.log_metrics({"alignment/released": 1.0})
+            else:
+                text = "its residual has stopped falling; it no longer helps: release it "
+                self._reporter.warn("plateau", text + "(alignment.release or until)", logger)
+
+    def _attached(self, state: State) -> PriorAlignment:
         alignment = unwrap(state.model).attachments[NAME]
         assert isinstance(alignment, PriorAlignment)
-        alignment.statistics.commit()  # on EPOCH_END and FIT_END nothing is pending any more
-        ended = event == Event.FIT_END and alignment.statistics.unread
-        if not (ended or self._report_due(event, state)):
-            return
-        summary = alignment.read_summary(batch=state.timestamp.batch.value)
-        for row, name in enumerate(summary["levels"]):
-            for bin_index, weight in enumerate(summary["weight_GT"][row]):
-                if weight is not None:
-                    t = (bin_index + 0.5) / len(summary["count_T"])
-                    logger.log_metrics({f"router/{name}/t{t:.2f}": weight})
+        return alignment
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must agree on to be resumed: the alignment's shape, not its
-        schedule.
+        """What a checkpoint must agree on to be resumed, the alignment's shape, and how far its
+        release has come.
         """
-        return {
-            "kind": self.kind,
-            "tap": self.tap,
-            "groups": {k: list(v) for k, v in self.groups.items()},
-        }
+        trend = {} if self._alignment is None else {"trend": self._alignment.trend.state()}
+        return {"shape": self.design.shape(), "release": self.schedule.state(), **trend}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Refuses to resume a run that aligned something else.
+        """Goes on with the release; refuses to resume a run that aligned something else.
 
         Raises:
-            ValueError: kind, tap or groups differ from the checkpoint's.
+            ValueError: kind, tap, groups or grid differ from the checkpoint's.
         """
-        for key, now in self.state_dict().items():
-            if key in state and state[key] != now:
+        # Older checkpoints hold the shape's keys beside the rest.
+        saved = state.get("shape", state)
+        for key, now in self.design.shape().items():
+            if key in saved and saved[key] != now:
                 raise ValueError(
-                    f"the checkpoint was trained with alignment.{key}={state[key]}, "
+                    f"the checkpoint was trained with alignment.{key}={saved[key]}, "
                     f"this run has {now}; set it back to resume, or start a new run"
                 )
+        self.schedule.load(state.get("release"))
+        if self._alignment is not None and "trend" in state:
+            self._alignment.trend.load(state["trend"])
 
 
 def unwrap(model: nn.Module) -> DiffusionGenerator:
@@ -233,11 +199,3 @@ def unwrap(model: nn.Module) -> DiffusionGenerator:
             f"AHPA needs a DiffusionGenerator as the model, not {type(inner).__name__}"
         )
     return inner
-
-
-def reached(state: State, moment: Time[Any]) -> bool:
-    """Whether training has come to `moment`, in its own unit."""
-    if moment.unit == TimeUnit.DURATION:
-        elapsed = state.get_elapsed_duration()
-        return elapsed is not None and elapsed >= moment
-    return bool(state.timestamp >= moment)

@@ -20,7 +20,7 @@ class Kind:
         weight: lambda, the loss's factor.
         loss: ``cosine`` or ``smooth_l1``.
         spatial_norm: share of the token mean removed from targets, or None for raw targets.
-        level: the one level that it aligns, or None for the VAE encoder's levels in groups.
+        level: the one level that it aligns, or None for levels in groups.
         depth_share: where it taps the DiT, as a share of the depth.
         deepest_tap: block beyond which it never taps by default.
     """
@@ -48,6 +48,8 @@ KINDS: dict[str, Kind] = {
     "latent": Kind("uniform", 1.0, "smooth_l1", None, "latent", 1 / 4, deepest_tap=2),
     # REPA (arXiv 2410.06940) taps block 4 of B, 8 of L and XL.
     "repa": Kind("uniform", 0.5, "cosine", None, "external", 1 / 3, deepest_tap=8),
+    # The model's own deeper blocks, after SRA (arXiv 2505.02831).
+    "self": Kind(router="dynamic", spatial_norm=None),
 }
 
 
@@ -70,7 +72,33 @@ class RouterDefaults:
 ROUTERS: dict[str, RouterDefaults] = {
     "standardised": RouterDefaults(floor=0.05, snr_prior=1.0, prior_weight=0.5),
     "literal": RouterDefaults(floor=0.0, snr_prior=0.0, prior_weight=0.0),
+    # Both know the weights they are to reach: nothing walks off, and no prior is needed to hold it.
+    "gap": RouterDefaults(floor=0.05, snr_prior=0.0, prior_weight=0.0),
+    "agreement": RouterDefaults(floor=0.05, snr_prior=0.0, prior_weight=0.0),
 }
+
+
+def is_self_level(name: str) -> bool:
+    """Whether a level is one of the model's own blocks, ``self.<k>``."""
+    return name.startswith("self.")
+
+
+def self_groups(depth: int, tap: int) -> dict[str, tuple[str, ...]]:
+    """The groups of kind ``self``: one per block at a half, two thirds and the last but one of the
+    depth, as far as they lie behind the tap; the last block where none does.
+
+    Args:
+        depth: blocks of the DiT.
+        tap: the deepest block that is aligned, 1-based.
+
+    Raises:
+        ValueError: nothing lies behind the tap.
+    """
+    wanted = {round(depth / 2), round(2 * depth / 3), depth - 1}
+    blocks = sorted(block for block in wanted if block > tap) or [depth]
+    if blocks[0] <= tap:
+        raise ValueError(f"kind 'self' aligns block {tap} with deeper ones, and there are {depth}")
+    return {f"self.{block}": (f"self.{block}",) for block in blocks}
 
 
 def kind_groups(

@@ -14,10 +14,20 @@ import torch
 from composer.core import Algorithm, Event, State, TimeUnit
 from composer.loggers import Logger
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ahpa_scale.algorithms.ema.parameters import (
+    fill,
+    local_part,
+    plain_name,
+    reshard,
+    same_layout,
+    tracked_parameters,
+)
 from ahpa_scale.algorithms.timing import Every, parse_time
+
+__all__ = ["EMA", "plain_name", "tracked_parameters", "update_ema"]
+
+BACKBONE = "dit."
 
 
 @torch.no_grad()
@@ -32,76 +42,9 @@ def update_ema(shadow: Sequence[Tensor], params: Sequence[Tensor], decay: float)
         params: current values, any floating dtype.
         decay: share of the old average that stays, in [0, 1].
     """
-    averages = [_local(tensor) for tensor in shadow]
-    values = [_local(tensor).to(torch.float32) for tensor in params]
+    averages = [local_part(tensor) for tensor in shadow]
+    values = [local_part(tensor).to(torch.float32) for tensor in params]
     torch._foreach_lerp_(averages, values, 1.0 - decay)
-
-
-def plain_name(name: str) -> str:
-    """A parameter's name without what DDP, torch.compile and checkpoint wrappers add to it."""
-    name = name.removeprefix("module.")
-    return name.replace("_orig_mod.", "").replace("_checkpoint_wrapped_module.", "")
-
-
-def tracked_parameters(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, nn.Parameter]:
-    """The parameters an average follows, by plain name: trainable and not under an excluded prefix.
-
-    Raises:
-        ValueError: nothing is left, or ZeRO stage 3 has taken the values out of the parameters.
-    """
-    reshard(model)
-    named = ((plain_name(name), parameter) for name, parameter in model.named_parameters())
-    found = {
-        name: parameter
-        for name, parameter in named
-        if parameter.requires_grad and not name.startswith(tuple(exclude))
-    }
-    if not found:
-        raise ValueError(f"EMA has no parameters to follow (exclude={list(exclude)})")
-    for name, parameter in found.items():
-        if hasattr(parameter, "ds_numel") and parameter.numel() != parameter.ds_numel:
-            raise ValueError(
-                f"EMA cannot see {name!r}: ZeRO stage 3 has partitioned it; use fsdp2 or zero2"
-            )
-    return found
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor (sharing its memory); any other tensor itself."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def reshard(model: nn.Module) -> None:
-    """Drop gathered copies of FSDP2 parameters, so that the model holds the shards themselves.
-
-    A module may stay gathered after a forward without backward; writing to the shards would then
-    not reach the next forward. Free where nothing is gathered.
-    """
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
-
-
-def _same_layout(average: Tensor, parameter: Tensor) -> bool:
-    if isinstance(average, DTensor) != isinstance(parameter, DTensor):
-        return False
-    if isinstance(average, DTensor) and isinstance(parameter, DTensor):
-        same = average.device_mesh == parameter.device_mesh
-        return same and average.placements == parameter.placements
-    return average.device == parameter.device
-
-
-@torch.no_grad()
-def _fill(average: Tensor, value: Tensor) -> None:
-    """Copy ``value`` (whole, or sharded in the same or another way) into ``average``."""
-    if isinstance(value, DTensor) and not _same_layout(average, value):
-        value = value.full_tensor()
-    if isinstance(average, DTensor) and not isinstance(value, DTensor):
-        # Every rank holds the whole value, so each keeps its part and nothing is sent.
-        value = distribute_tensor(
-            value.to(average.device), average.device_mesh, average.placements, src_data_rank=None
-        )
-    _local(average).copy_(_local(value))
 
 
 def _check_names(model_names: Mapping[str, Any], ema_names: Mapping[str, Any]) -> None:
@@ -195,6 +138,22 @@ class EMA(Algorithm):
         finally:
             self._take_back(model)
 
+    def averages(self) -> dict[str, Tensor]:
+        """The present averages by the DiT's own parameter names: the live tensors, which training
+        goes on to move; not to be written to.
+
+        Raises:
+            ValueError: there are none yet (before training starts), or none of a DiT.
+        """
+        found = {
+            name.removeprefix(BACKBONE): average
+            for name, average in self.shadow.items()
+            if name.startswith(BACKBONE)
+        }
+        if not found:
+            raise ValueError("EMA has no averages of a DiT yet; they exist from fit's start on")
+        return found
+
     def state_dict(self) -> dict[str, Any]:
         """Numbers, strings and the live average tensors by plain parameter name."""
         return {
@@ -215,7 +174,7 @@ class EMA(Algorithm):
         if self.shadow:
             _check_names(self.shadow, state["shadow"])
             for name, average in self.shadow.items():
-                _fill(average, state["shadow"][name])
+                fill(average, state["shadow"][name])
         else:
             self.shadow = {name: value.detach().clone() for name, value in state["shadow"].items()}
         self.updates = int(state["updates"])
@@ -234,12 +193,12 @@ class EMA(Algorithm):
             _check_names(params, old)
         self.shadow = {}
         for name, parameter in params.items():
-            if keep and _same_layout(old[name], parameter) and old[name].dtype == torch.float32:
+            if keep and same_layout(old[name], parameter) and old[name].dtype == torch.float32:
                 self.shadow[name] = old[name]
                 continue
             self.shadow[name] = parameter.detach().clone().to(torch.float32)
             if keep:
-                _fill(self.shadow[name], old[name])
+                fill(self.shadow[name], old[name])
 
     def _update(self, state: State) -> None:
         params = tracked_parameters(state.model, self.exclude)
@@ -269,10 +228,10 @@ class EMA(Algorithm):
             self._bind(model)
         params = tracked_parameters(model, self.exclude)
         _check_names(params, self.shadow)
-        weights = [_local(parameter) for parameter in params.values()]
+        weights = [local_part(parameter) for parameter in params.values()]
         copies = [weight.clone() for weight in weights]
         self._lent = (weights, copies)
-        torch._foreach_copy_(weights, [_local(self.shadow[name]) for name in params])
+        torch._foreach_copy_(weights, [local_part(self.shadow[name]) for name in params])
 
     @torch.no_grad()
     def _take_back(self, model: nn.Module) -> None:

@@ -3,7 +3,7 @@
 class.
 """
 
-from ahpa_scale.config.schema.alignment import Alignment, Head, Router
+from ahpa_scale.config.schema.alignment import Alignment, Head, Release, Router
 from ahpa_scale.config.schema.fields import parse_time
 from ahpa_scale.config.schema.model import Data, Flow, Model, Vae
 from ahpa_scale.config.schema.run import Config, Parallelism
@@ -21,6 +21,7 @@ __all__ = [
     "Model",
     "Optimizer",
     "Parallelism",
+    "Release",
     "Router",
     "Sampling",
     "Vae",

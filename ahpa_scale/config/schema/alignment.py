@@ -3,15 +3,38 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainValidator
 
 from ahpa_scale.config.schema.fields import List, Moment, Name, Section, Text
 
-Kind = Literal["none", "ahpa", "uniform", "scheduled", "single", "latent", "repa"]
-#: The kinds that read groups of VAE levels; `single` reads one of them.
-LEVEL_KINDS = frozenset({"ahpa", "uniform", "scheduled", "single"})
+Kind = Literal["none", "ahpa", "uniform", "scheduled", "single", "latent", "repa", "self"]
+#: The kinds that read groups of levels; `single` reads one of them.
+LEVEL_KINDS = frozenset({"ahpa", "uniform", "scheduled", "single", "self"})
+#: The kinds with a trained router.
+ROUTED_KINDS = frozenset({"ahpa", "self"})
+
+
+def _block(value: Any) -> int | dict[str, int]:
+    blocks = list(value.values()) if isinstance(value, dict) else [value]
+    if not blocks or any(isinstance(b, bool) or not isinstance(b, int) for b in blocks):
+        raise ValueError(
+            f"{value!r} is neither a block's number nor a list of 'group: number'; write 3, or "
+            "{coarse_layout: 5}"
+        )
+    if min(blocks) < 1:
+        raise ValueError(f"{min(blocks)} must be at least 1: blocks count from 1")
+    return value
+
+
+_Count = Annotated[int, Field(ge=1)]
+# A union would name each of its branches in an error; one validator names the key.
+Block = Annotated[
+    int | dict[str, int],
+    PlainValidator(_block, json_schema_input_type=_Count | dict[str, _Count]),
+]
+"""A block's number, or one for each of several groups."""
 
 
 class Head(Section):
@@ -26,10 +49,27 @@ class Head(Section):
 class Router(Section):
     """The timestep-conditioned router of kind ahpa (training only)."""
 
-    objective: Literal["standardised", "literal"] = Field(
+    objective: Literal["standardised", "literal", "gap", "agreement"] = Field(
         "standardised",
         description="standardised: per-level losses in units of their own running deviation; "
-        "literal: the alignment loss itself, which collapses onto the easiest level.",
+        "literal: the alignment loss itself, which collapses onto the easiest level; gap: weights "
+        "follow what can't be read from the tapped state; agreement: they follow how far the "
+        "gradients agree (a negative control).",
+    )
+    gap_map: Text | None = Field(
+        None,
+        description="A recoverability.json of `ahpa-scale diagnose` that objective gap follows; "
+        "null: measured while training.",
+    )
+    ceiling: Literal["anywhere", "same_t"] = Field(
+        "anywhere",
+        description="What objective gap measures the gap to: the best readout anywhere, or that of "
+        "the best block at the same noise level (needs gap_map).",
+    )
+    gap_strength: bool = Field(
+        False,
+        description="Objective gap: align in proportion to the whole gap at each noise level, and "
+        "not equally strongly at all of them.",
     )
     hidden: int = Field(
         256, ge=2, le=1_000_000, multiple_of=2, description="Width of the hidden layers."
@@ -55,6 +95,17 @@ class Router(Section):
     )
 
 
+class Release(Section):
+    """When the alignment is released by measurement: its residual no longer improves."""
+
+    fast: float = Field(0.999, gt=0, lt=1, description="Decay per batch of the fast average.")
+    slow: float = Field(0.99995, gt=0, lt=1, description="Decay per batch of the slow average.")
+    improvement: float = Field(
+        0.02, ge=0, lt=1, description="Share that the fast one must lie below the slow one."
+    )
+    ramp: Moment = Field("0.125dur", description="How long the weight then takes to fall to 0.")
+
+
 class Alignment(Section):
     """Which targets a hidden state is pulled to, where, how strongly and how long."""
 
@@ -62,23 +113,36 @@ class Alignment(Section):
         "none",
         description="none; ahpa (routed groups); uniform or scheduled weights over the groups; "
         "single (one group or level); latent (SRA 2: the latent mean); repa (cached external "
-        "features).",
+        "features); self (the moving average's own deeper blocks, routed).",
     )
     weight: float | None = Field(
         None, ge=0, description="Coefficient of the loss; null: 0.5, for latent 1.0."
     )
+    gradient_ratio: float | None = Field(
+        None,
+        gt=0,
+        le=1000,
+        description="In place of weight: norm of the alignment's gradient at the tap, as a share "
+        "of the flow's, held by an automatic factor.",
+    )
     start: Moment = Field("0ba", description="Alignment acts from here on.")
     until: Moment | None = Field(None, description="Alignment acts until here; null: to the end.")
-    tap: int | None = Field(
+    ramp: Moment | None = Field(
+        None, description="From until on the weight falls to 0 over this time; null: at once."
+    )
+    release: Release | None = Field(
+        None, description="Release by measurement; null: only at `until`."
+    )
+    tap: Block | None = Field(
         None,
-        ge=1,
-        description="Block whose output is aligned, 1-based; null: S and B 3, L 6, XL 7, tiny 2; "
-        "latent: 2; repa: S and B 4, L and XL 8, tiny 2.",
+        description="Block whose output is aligned, 1-based, or one per group (group: block, the "
+        "default for those not named); null: S and B 3, L 6, XL 7, tiny 2; latent: 2; repa: S and "
+        "B 4, L and XL 8, tiny 2.",
     )
     levels: List[Text] | None = Field(
         None,
-        description="Encoder levels by diffusers module path, fine to coarse, also 'latent' "
-        "and 'external'; null: all of the VAE's encoder.",
+        description="Encoder levels by diffusers module path, fine to coarse, also 'latent', "
+        "'external' and 'self.<block>'; null: all of the VAE's encoder.",
     )
     groups: dict[Name, List[Text]] | None = Field(
         None,
@@ -90,6 +154,40 @@ class Alignment(Section):
     )
     reverse: bool = Field(
         False, description="Kind scheduled: fine levels at high noise, the claim's falsification."
+    )
+    sharpness: float = Field(
+        3.0, gt=0, description="Kind scheduled: how sharply weights follow the noise level."
+    )
+    self_lead: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="How much less noise the moving average sees; self levels only.",
+    )
+    window: List[float] | None = Field(
+        None,
+        min_length=2,
+        max_length=2,
+        description="Lowest and highest noise level that is aligned, as in [0.5, 0.95]; the mean "
+        "strength stays. null: all.",
+    )
+    placebo: bool = Field(
+        False,
+        description="Targets of another picture: a scientific control that must not help.",
+    )
+    grid: dict[Name, _Count] | None = Field(
+        None,
+        description="Group name -> tokens per side that it is compared on, 1 being the mean; "
+        "groups not named: the backbone's own grid.",
+    )
+    whiten: int | None = Field(
+        None,
+        ge=1,
+        description="Dimensions that PCA whitens each level to, by the data set's statistics; "
+        "null: levels as they are.",
+    )
+    token_weights: Literal["uniform", "residual"] = Field(
+        "uniform", description="residual: tokens count by their distance from the target."
     )
     loss: Literal["cosine", "smooth_l1"] | None = Field(
         None, description="Distance to the target; null: cosine, for latent smooth_l1."
@@ -104,8 +202,8 @@ class Alignment(Section):
         ge=0,
         le=1,
         description="Share of the token mean removed from targets (iREPA); null: raw targets, "
-        "which is the default of latent and repa.",
+        "which is the default of latent, repa and self, and with whiten.",
     )
     head: Head = Field(Head(), description="The projection head.")
-    router: Router = Field(Router(), description="The router; kind ahpa only.")
+    router: Router = Field(Router(), description="The router; kinds ahpa and self only.")
     bins: int = Field(10, ge=1, le=1000, description="Bins of t for the running statistics.")

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from ahpa_scale.config.schema.fields import Section, Size, Text
+from ahpa_scale.models.dit_config import DiTGeometry, resolve_geometry
 
 
 class Model(Section):
@@ -15,6 +16,15 @@ class Model(Section):
 
     name: Text = Field(
         "XL/2", description="Size (tiny, S, B, L, XL) and patch side in latent pixels, as in 'B/2'."
+    )
+    depth: int | None = Field(
+        None, ge=1, le=1000, description="Number of blocks; null: the size's own."
+    )
+    width: int | None = Field(
+        None, ge=1, le=100_000, description="Channels per token; null: the size's own."
+    )
+    heads: int | None = Field(
+        None, ge=1, le=10_000, description="Attention heads; null: the size's own."
     )
     input_size: int = Field(
         32,
@@ -24,12 +34,34 @@ class Model(Section):
     )
     in_channels: int = Field(4, ge=1, le=4096, description="Channels of the latent.")
     num_classes: int = Field(
-        1000, ge=1, le=10_000_000, description="Number of classes; 1 is unconditional."
+        1000,
+        ge=1,
+        le=10_000_000,
+        description="Number of classes; 1 is unconditional on any data set: labels are ignored.",
     )
     qk_norm: bool = Field(False, description="Normalise queries and keys in attention.")
     label_dropout: float = Field(
         0.1, ge=0, lt=1, description="Share of labels replaced by the null class, for guidance."
     )
+
+    @property
+    def unconditional(self) -> bool:
+        """Whether labels play no part."""
+        return self.num_classes == 1
+
+    def geometry(self) -> DiTGeometry:
+        """The backbone's depth, width, heads and token grid.
+
+        Raises:
+            ValueError: an unknown name, or numbers that do not fit together.
+        """
+        return resolve_geometry(
+            self.name,
+            input_size=self.input_size,
+            depth=self.depth,
+            width=self.width,
+            heads=self.heads,
+        )
 
 
 class Flow(Section):

@@ -22,6 +22,11 @@ class Parallelism(Section):
     """How the model is spread over devices."""
 
     engine: Literal["ddp"] = Field("ddp", description="ddp: a whole copy on every device.")
+    compile: bool = Field(
+        False,
+        description="Compile each block of the backbone at the first step; names in checkpoints "
+        "stay the same.",
+    )
 
 
 class Config(Section):

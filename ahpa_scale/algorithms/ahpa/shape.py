@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the alignment of one DiT looks like: its groups, their blocks, grids, channels and
+whitening.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+from torch import Tensor
+
+from ahpa_scale.algorithms.ahpa.kinds import is_self_level, self_groups
+from ahpa_scale.method import Whitening, whitening
+from ahpa_scale.models.dit import DiT
+from ahpa_scale.models.prior_sources import self_block
+
+Groups = Mapping[str, Sequence[str]]
+ValueT = TypeVar("ValueT")
+
+
+def per_group(
+    what: str, chosen: Mapping[str, ValueT], groups: Groups, default: ValueT
+) -> list[ValueT]:
+    """One value per group, in their order; the default for those that `chosen` does not name.
+
+    Raises:
+        ValueError: a name that is no group.
+    """
+    unknown = next((name for name in chosen if name not in groups), None)
+    if unknown is not None:
+        raise ValueError(f"{what} names the group {unknown!r}; there are {', '.join(groups)}")
+    return [chosen.get(name, default) for name in groups]
+
+
+def default_self_groups(depth: int, tap: int | Mapping[str, int]) -> dict[str, tuple[str, ...]]:
+    """The groups of kind ``self`` behind its deepest tap."""
+    return self_groups(depth, max(tap.values()) if isinstance(tap, Mapping) else tap)
+
+
+def self_channels(groups: Groups, taps: Sequence[int], dit: DiT) -> dict[str, int]:
+    """Channels of each level ``self.<k>``: the DiT's width.
+
+    Raises:
+        ValueError: a block that does not lie behind the group's own.
+    """
+    found = {}
+    for levels, tap in zip(groups.values(), taps, strict=True):
+        for level in filter(is_self_level, levels):
+            block = self_block(level)
+            if block is None or not tap < block <= dit.depth:
+                raise ValueError(
+                    f"the level {level!r} must be a block behind the one it is aligned with: "
+                    f"self.{min(tap + 1, dit.depth)} to self.{dit.depth}"
+                )
+            found[level] = dit.width
+    return found
+
+
+def build_whitening(
+    groups: Groups, channels: Mapping[str, int], dims: int, statistics: Mapping[str, Tensor]
+) -> dict[str, Whitening]:
+    """A whitening of each level of the groups.
+
+    Args:
+        groups: group name -> its levels.
+        channels: level -> its channels.
+        dims: dimensions kept of each.
+        statistics: ``<level>.mean`` ``[C]`` and ``<level>.covariance`` ``[C, C]``.
+
+    Raises:
+        ValueError: a level without statistics, or with those of another width.
+    """
+    built = {}
+    for level in (one for levels in groups.values() for one in levels):
+        mean_C = statistics.get(f"{level}.mean")
+        if mean_C is None:
+            known = [key.removesuffix(".mean") for key in statistics if key.endswith(".mean")]
+            raise ValueError(
+                f"whiten needs the data set's statistics of {level!r}; it has those of "
+                f"{', '.join(known) or 'no level'}"
+            )
+        if mean_C.numel() != channels[level]:
+            raise ValueError(
+                f"the data set's statistics of {level!r} have {mean_C.numel()} channels, and the "
+                f"target has {channels[level]}"
+            )
+        built[level] = Whitening(*whitening(mean_C, statistics[f"{level}.covariance"], dims))
+    return built

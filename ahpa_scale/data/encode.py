@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A batch of pictures -> its MDS samples, with the statistics that only the whole pass can tell.
+
+Shapes: B batch, H W picture sides, C channels, g the token grid's side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from ahpa_scale.data import codec
+from ahpa_scale.data.card import DatasetCard
+from ahpa_scale.data.settings import PrepareSettings
+from ahpa_scale.data.sources import Picture
+from ahpa_scale.data.statistics import ChannelStatistics, PriorStatistics
+from ahpa_scale.models.vae import FrozenVAE
+from ahpa_scale.models.vae_config import LatentScaling
+
+
+class BatchEncoder:
+    """Encodes batches in order and remembers their statistics.
+
+    Args:
+        settings: of the preparation.
+        card: the card, but for what only the finished pass can tell.
+        vae: the frozen autoencoder, on the settings' device.
+    """
+
+    def __init__(self, settings: PrepareSettings, card: DatasetCard, vae: FrozenVAE) -> None:
+        self._card = card
+        self._vae = vae
+        self._device = settings.device
+        self._channels = ChannelStatistics() if settings.scaling == "channel" else None
+        self._priors = PriorStatistics(card.grid)
+
+    def samples(self, batch: list[Picture]) -> Iterator[dict[str, Any]]:
+        """The MDS samples of a batch.
+
+        Raises:
+            ValueError: a value that the stored type cannot hold.
+        """
+        card = self._card
+        stored: dict[str, Sequence[Any] | NDArray[Any]] = {"label": [p.label for p in batch]}
+        if card.kind == "images":
+            stored["image"] = [Image.fromarray(picture.image_HWC) for picture in batch]
+        if card.kind == "latents" or self._channels is not None:
+            stored.update(self._encoded(batch))
+        if card.external_channels is not None:
+            external_BCgg = torch.from_numpy(np.stack([p.external_Cgg for p in batch]))  # type: ignore[misc]
+            stored.update(self._prior(codec.EXTERNAL, external_BCgg))
+        for row in range(len(batch)):
+            yield {name: values[row] for name, values in stored.items()}
+
+    def scaling(self) -> LatentScaling:
+        """How the latents seen so far are to be scaled."""
+        return self._card.scaling if self._channels is None else self._channels.scaling()
+
+    def prior_statistics(self) -> dict[str, Tensor]:
+        """Mean and covariance of every level, see :class:`PriorStatistics`; empty for pictures."""
+        return self._priors.tensors(self.scaling()) if self._card.kind == "latents" else {}
+
+    def _encoded(self, batch: list[Picture]) -> dict[str, NDArray[Any]]:
+        card = self._card
+        images_BHWC = torch.from_numpy(np.stack([picture.image_HWC for picture in batch]))
+        images_BCHW = images_BHWC.permute(0, 3, 1, 2).to(self._device)
+        levels = card.level_names if card.kind == "latents" else ()
+        encoded = self._vae.encode(images_BCHW, levels=levels, grid=card.grid)
+        if self._channels is not None:
+            self._channels.update(encoded.mean_BCHW, encoded.std_BCHW)
+        if card.kind != "latents":
+            return {}
+        stored = {"moments": codec.encode_moments(encoded.mean_BCHW, encoded.std_BCHW)}
+        self._priors.update_latent(encoded.mean_BCHW)
+        for name, map_BCgg in encoded.priors.items():
+            stored.update(self._prior(name, map_BCgg))
+        return stored
+
+    def _prior(self, name: str, map_BCgg: Tensor) -> dict[str, NDArray[Any]]:
+        column = codec.encode_prior(map_BCgg, name, self._card.prior_dtype)
+        if self._card.kind == "latents":
+            self._priors.update(name, map_BCgg)
+        return {codec.PRIOR_PREFIX + name: column}

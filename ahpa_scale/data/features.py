@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Features of another encoder, one `.npy` file per picture.
+
+Shapes: C feature channels, g the token grid's side.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+# What numpy raises on damaged files, depending on where the damage is.
+_BROKEN = (OSError, ValueError, SyntaxError, EOFError)
+# numpy parses the header with `ast`, which in CPython 3.11 counts its depth for all threads
+# together and raises SystemError when two parse at once (python/cpython#106905).
+_PARSING = threading.Lock()
+
+
+def read_features(path: Path, grid: int) -> NDArray[np.float32]:
+    """Read one picture's features, [C, g, g] or [g*g, C], as float32 [C, g, g].
+
+    Raises:
+        ValueError: missing, not a plain float array, or not on this grid.
+    """
+    try:
+        content = io.BytesIO(path.read_bytes())
+        with _PARSING:
+            found = np.load(content, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise ValueError(f"no features at {path}: each picture needs one .npy") from error
+    except _BROKEN as error:
+        raise ValueError(f"cannot read the features {path}: {error}") from error
+    if not isinstance(found, np.ndarray) or found.dtype.kind != "f":
+        raise ValueError(f"{path} must hold one array of floating-point numbers")
+    if found.ndim == 2 and found.shape[0] == grid * grid:
+        found = found.T.reshape(-1, grid, grid)
+    if found.ndim != 3 or found.shape[1:] != (grid, grid):
+        raise ValueError(
+            f"{path} has shape {list(found.shape)}; a grid of {grid} needs [C, {grid}, {grid}] "
+            f"or [{grid * grid}, C]"
+        )
+    return np.ascontiguousarray(found, dtype=np.float32)

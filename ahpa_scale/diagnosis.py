@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ahpa-scale diagnose`: the recoverability map of a checkpoint, before GPU weeks are spent.
+
+Legend: L levels, D blocks, T bins of t.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ahpa_scale import storage
+from ahpa_scale.algorithms.ahpa import is_self_level, self_groups
+from ahpa_scale.config.build import build_generator
+from ahpa_scale.config.card import check_data, check_vae_weights
+from ahpa_scale.config.diagnosis import SELF, VAE, Diagnosis
+from ahpa_scale.config.errors import choices
+from ahpa_scale.config.levels import EXTERNAL, LATENT
+from ahpa_scale.config.schema import Alignment, Config
+from ahpa_scale.config.trained import find_run, load_backbone
+from ahpa_scale.data.card import DatasetCard, read_card
+from ahpa_scale.data.prepare import check_device
+from ahpa_scale.data.stream import build_loader
+from ahpa_scale.evaluation.figures import draw_recoverability
+from ahpa_scale.evaluation.recoverability import RecoverabilityMap, recoverability
+from ahpa_scale.models.generator import DiffusionGenerator
+from ahpa_scale.models.prior_sources import self_block
+from ahpa_scale.models.vae import FrozenVAE
+
+NAMES = ("recoverability.json", "recoverability.png")
+_BATCH = 64
+
+
+def diagnose(wanted: Diagnosis, out: str) -> RecoverabilityMap:
+    """Measure the map and write ``recoverability.json`` and ``recoverability.png`` to `out`.
+
+    Raises:
+        ValueError: checkpoint, configuration, data set, levels or device that do not fit.
+    """
+    check_device(wanted.device)
+    config, path = find_run(wanted.checkpoint, wanted.config)
+    card = read_card(wanted.data)
+    check_data(_unaligned(config, card), card)
+    generator = _load(config, card, path)
+    levels = wanted.levels or _levels_of(wanted.source, card, generator.dit.depth)
+    _check_levels(levels, card, generator.dit.depth)
+    with tempfile.TemporaryDirectory(prefix="ahpa-scale-") as room:
+        local = room if storage.is_remote(wanted.data) else None
+        device = torch.device(wanted.device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            found = recoverability(
+                generator,
+                _pictures(wanted, card, levels, local),
+                levels,
+                wanted.bins,
+                device,
+                lead=config.alignment.self_lead,
+                progress=wanted.progress,
+            )
+    _write(found, wanted, path, out)
+    return found
+
+
+def _unaligned(config: Config, card: DatasetCard) -> Config:
+    """The run as far as its backbone goes: the data set here may hold other levels, or pictures."""
+    data = config.data.model_copy(update={"online": card.kind == "images"})
+    return config.model_copy(update={"alignment": Alignment(), "data": data})
+
+
+def _load(config: Config, card: DatasetCard, path: Path) -> DiffusionGenerator:
+    vae = None
+    if card.kind == "images":
+        vae = FrozenVAE.from_pretrained(config.vae.path)
+        check_vae_weights(config, card, vae.identity)
+    generator = build_generator(config, card, vae)
+    load_backbone(generator.dit, path)
+    return generator
+
+
+def _levels_of(source: str | None, card: DatasetCard, depth: int) -> tuple[str, ...]:
+    if source == SELF:
+        return tuple(self_groups(depth, 0))
+    external = (EXTERNAL,) if card.external_channels is not None else ()
+    found = {
+        VAE: card.level_names,
+        LATENT: (LATENT,),
+        EXTERNAL: external,
+        None: (*card.level_names, LATENT, *external),
+    }[source]
+    if not found:
+        raise ValueError(f"the data set has no levels of source {source!r}; prepare it with them")
+    return found
+
+
+def _check_levels(levels: Sequence[str], card: DatasetCard, depth: int) -> None:
+    known = [*card.level_names, LATENT, *([EXTERNAL] if card.external_channels else [])]
+    for level in levels:
+        block = self_block(level)
+        if is_self_level(level) and (block is None or not 1 <= block <= depth):
+            raise ValueError(f"no block {level!r}; choose one of self.1 to self.{depth}")
+        if not is_self_level(level) and level not in known:
+            raise ValueError(f"the data set has no level {level!r}; {choices(level, known)}")
+    twice = [level for level in levels if levels.count(level) > 1]
+    if twice:
+        raise ValueError(f"the level {twice[0]!r} is named twice")
+
+
+def _pictures(
+    wanted: Diagnosis, card: DatasetCard, levels: Sequence[str], local: str | None
+) -> Iterator[Mapping[str, Tensor]]:
+    """The data set's first pictures, in order: a preparation has shuffled them already."""
+    stored = [*(card.level_names if card.kind == "latents" else ()), EXTERNAL]
+    loader = build_loader(
+        wanted.data,
+        local=local,
+        batch_size=min(_BATCH, wanted.pictures, card.num_samples),
+        levels=tuple(level for level in levels if level in stored),
+        shuffle=False,
+        drop_last=False,
+    )
+    left = wanted.pictures
+    for batch in loader:
+        yield {name: value[:left] for name, value in batch.items()}
+        left -= len(batch["index"])
+        if left <= 0:
+            return
+
+
+def _write(found: RecoverabilityMap, wanted: Diagnosis, path: Path, out: str) -> None:
+    content = {
+        **found.to_dict(),
+        "checkpoint": str(path),
+        "data": wanted.data,
+        "pictures": found.pictures,
+        "source": "levels" if wanted.levels else wanted.source or "all",
+    }
+    figure = draw_recoverability(found, f"{path.name}, {found.pictures} pictures")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110, metadata={"Software": None})
+    storage.write_text(storage.join(out, NAMES[0]), json.dumps(content, indent=1) + "\n")
+    storage.write_bytes(storage.join(out, NAMES[1]), picture.getvalue())

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which prior level a linear readout finds in which block at which noise: the recoverability map.
+
+Where a level is read out well it is there already, and aligning to it teaches nothing; where no
+block shows it, it is lost in the noise; what a deeper block shows and a shallow one does not is
+what alignment there can supply (the recoverability gap of "What Visual Generators Need from
+Teachers", 2026).
+Legend: B batch, C channels, H W latent sides, N tokens, D width of the DiT, L levels, K blocks
+(written D in the map's name), T bins of t.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ahpa_scale.evaluation.heldout import cpu_bf16, evaluating, known_labels
+from ahpa_scale.evaluation.readout import PairMoments, explained_shares
+from ahpa_scale.method.priors import LATENT, patchify, pool_to_grid
+from ahpa_scale.models.flow import interpolate
+from ahpa_scale.models.generator import DiffusionGenerator
+from ahpa_scale.models.prior_sources import (
+    PRIOR_PREFIX,
+    SelfSource,
+    SourceContext,
+    fill_priors,
+    self_block,
+)
+from ahpa_scale.models.randomness import normal, sample_key, uniform
+from ahpa_scale.progress import progress_bar
+
+# Constants of the measure and no options: maps of two models compare only under one noise.
+_SEED = 0
+RIDGE = 1e-4
+# With fewer tokens to fit, the readout's own error would hide what is there.
+_TOKENS_PER_CHANNEL = 2
+
+Batch = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class RecoverabilityMap:
+    """How much of each level a linear readout finds.
+
+    Attributes:
+        levels: names of the levels.
+        blocks: 1-based blocks.
+        bins: equal bins of t in [0, 1].
+        r2_LDT: level, block, bin -> share of the level's variance on held-out pictures, 0 to 1.
+        pictures: how many were used, half of them to fit.
+    """
+
+    levels: tuple[str, ...]
+    blocks: tuple[int, ...]
+    bins: int
+    r2_LDT: tuple[tuple[tuple[float, ...], ...], ...]
+    pictures: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """``levels``, ``blocks``, ``bins`` and ``r2_LDT`` as JSON has them; six digits."""
+        return {
+            "levels": list(self.levels),
+            "blocks": list(self.blocks),
+            "bins": self.bins,
+            "r2_LDT": [[[round(x, 6) for x in row] for row in rows] for rows in self.r2_LDT],
+        }
+
+
+@torch.no_grad()
+def recoverability(
+    generator: DiffusionGenerator,
+    batches: Iterable[Batch],
+    levels: Sequence[str],
+    bins: int = 10,
+    device: str | torch.device | None = None,
+    *,
+    lead: float = 0.1,
+    progress: bool = False,
+) -> RecoverabilityMap:
+    """Measures the map of a model; it takes `bins` forward passes over the pictures.
+
+    In each bin of t every picture gets a random t in the bin and its own noise, both derived from
+    its index, so maps of two models are paired. After every block a ridge regression reads each
+    level's tokens from the model's, fitted on about half of the pictures and judged on the others.
+    The weights are the generator's present ones: put averages in first. On a CPU the model runs
+    under bfloat16 autocast, the regression in float32 and float64.
+
+    Args:
+        generator: the model; its mode is put back afterwards.
+        batches: as for training, ``moments`` or ``image``, ``index``, ``label`` and the wanted
+            ``prior.<level>``; kept in memory until the end.
+        levels: encoder levels, ``latent``, ``external`` or ``self.<k>``, the last of the model's
+            own present weights.
+        bins: equal bins of t.
+        device: where to run; None stays where the generator is.
+        lead: how much less noise than the model the teacher of ``self.<k>`` sees, in units of t.
+        progress: whether to show rate and time left on stderr.
+
+    Raises:
+        ValueError: no level, a level that is not to be had, or too few pictures for this width.
+    """
+    if not levels or bins < 1:
+        raise ValueError(f"name at least one level and one bin, not {len(levels)} and {bins}")
+    if device is not None:
+        generator.to(device)
+    with evaluating(generator):
+        pictures = _Pictures(generator, batches, levels, lead)
+        bar = progress_bar(
+            total=bins * pictures.count, unit="picture", desc="diagnose", shown=progress
+        )
+        with bar:
+            r2_TDL = [_one_bin(pictures, number, bins, bar) for number in range(bins)]
+    blocks = tuple(range(1, generator.dit.depth + 1))
+    r2_LDT = tuple(
+        tuple(tuple(r2_DL[row][column] for r2_DL in r2_TDL) for row in range(len(blocks)))
+        for column in range(len(levels))
+    )
+    return RecoverabilityMap(tuple(levels), blocks, bins, r2_LDT, pictures.count)
+
+
+class _Pictures:
+    """The pictures of the measure, encoded once, and the model that sees them."""
+
+    def __init__(
+        self,
+        generator: DiffusionGenerator,
+        batches: Iterable[Batch],
+        levels: Sequence[str],
+        lead: float,
+    ) -> None:
+        self.generator, self.levels = generator, list(levels)
+        self.device = next(generator.dit.parameters()).device
+        self.batches = [self._encoded(batch) for batch in batches]
+        self.count = sum(len(batch["index"]) for batch in self.batches)
+        self.sources = [*generator.sources]
+        if any(self_block(level) is not None for level in levels):
+            # Before the generator's own: a map belongs to one set of weights.
+            parameters = {n: p.detach() for n, p in generator.dit.named_parameters()}
+            self.sources.insert(0, SelfSource(generator.dit, lambda: parameters, lead))
+        self._check_count()
+
+    def _encoded(self, batch: Batch) -> dict[str, Tensor]:
+        """Moments and maps on the host, in the loader's own types where it brought them."""
+        here = {name: value.to(self.device) for name, value in batch.items()}
+        if "moments" not in here:
+            mean_BCHW, std_BCHW, here = self.generator.encode(here, self.levels)
+            here["moments"] = torch.cat([mean_BCHW, std_BCHW], dim=1)
+        wanted = {"index", "label", "moments", *(PRIOR_PREFIX + level for level in self.levels)}
+        return {name: value.cpu() for name, value in here.items() if name in wanted}
+
+    def _check_count(self) -> None:
+        dit = self.generator.dit
+        fitted = sum(int(half(batch["index"]).sum()) for batch in self.batches)
+        least = math.ceil(_TOKENS_PER_CHANNEL * dit.width / dit.grid**2)
+        if min(fitted, self.count - fitted) < least:
+            raise ValueError(
+                f"{self.count} pictures are too few to read {dit.width} channels from "
+                f"{dit.grid**2} tokens a picture; give about {4 * least}"
+            )
+
+
+def half(index_B: Tensor) -> Tensor:
+    """True for the pictures that the readout is fitted to, by index and not by order."""
+    return uniform(sample_key(_SEED, 0, index_B, "recoverability.half"))[:, 0] < 0.5
+
+
+def _one_bin(pictures: _Pictures, number: int, bins: int, bar: Any) -> list[list[float]]:
+    """R^2 of each block and level at one bin of t."""
+    depth = pictures.generator.dit.depth
+    moments: list[tuple[PairMoments, PairMoments]] = []
+    parts: list[slice] = []
+    for batch in pictures.batches:
+        tapped, targets = _tokens(pictures, batch, number, bins)
+        if not moments:
+            parts = _slices([target_BNC.shape[-1] for target_BNC in targets])
+            width, channels = pictures.generator.dit.width, parts[-1].stop
+            moments = [
+                (
+                    PairMoments(width, channels, pictures.device),
+                    PairMoments(width, channels, pictures.device),
+                )
+                for _ in range(depth)
+            ]
+        fitted_B = half(batch["index"]).to(pictures.device)
+        target_BNC = torch.cat(targets, dim=-1)
+        for (fit, held), h_BND in zip(moments, tapped, strict=True):
+            fit.update(h_BND[fitted_B].flatten(0, 1), target_BNC[fitted_B].flatten(0, 1))
+            held.update(h_BND[~fitted_B].flatten(0, 1), target_BNC[~fitted_B].flatten(0, 1))
+        bar.update(len(fitted_B))
+    return [explained_shares(fit, held, parts, RIDGE) for fit, held in moments]
+
+
+def _tokens(
+    pictures: _Pictures, batch: Batch, number: int, bins: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The tokens after every block, and each level's tokens, ``[B, N, C]``."""
+    generator = pictures.generator
+    dit = generator.dit
+    inputs = {name: value.to(pictures.device) for name, value in batch.items()}
+
+    def key(stream: str) -> Tensor:
+        return sample_key(_SEED, number, inputs["index"], f"recoverability.{stream}")
+
+    mean_BCHW, std_BCHW = inputs["moments"].float().chunk(2, dim=1)
+    shape = tuple(mean_BCHW.shape[1:])
+    clean_BCHW = generator.scaling.normalise(mean_BCHW)
+    x_BCHW = generator.scaling.normalise(mean_BCHW + std_BCHW * normal(key("posterior"), shape))
+    eps_BCHW = normal(key("noise"), shape)
+    t_B = (number + uniform(key("timestep"))[:, 0]) / bins
+    xt_BCHW, _ = interpolate(generator.path, x_BCHW, eps_BCHW, t_B)
+    label_B = known_labels(dit, inputs["label"])
+    context = SourceContext(inputs, clean_BCHW, x_BCHW, eps_BCHW, t_B, label_B, generator.path)
+    with cpu_bf16(xt_BCHW.device):
+        blocks = range(1, dit.depth + 1)
+        tapped = dit(xt_BCHW, t_B, label_B, taps=blocks, tokens_only=True)
+        fill_priors(inputs, pictures.levels, pictures.sources, context)
+    targets = [
+        (patchify if level == LATENT else pool_to_grid)(inputs[PRIOR_PREFIX + level], dit.grid)
+        for level in pictures.levels
+    ]
+    return [tapped[block] for block in blocks], targets
+
+
+def _slices(sizes: Sequence[int]) -> list[slice]:
+    ends = [sum(sizes[: place + 1]) for place in range(len(sizes))]
+    return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many pictures from a model with fixed noise: picture n of two models starts from the same noise.
+
+Shapes: N pictures, B batch, C channels, H W latent sides, S the picture's side.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ahpa_scale.evaluation.heldout import cpu_bf16, evaluating, known_labels
+from ahpa_scale.models.dit import DiT
+from ahpa_scale.models.flow import Path
+from ahpa_scale.models.vae_config import LatentScaling
+from ahpa_scale.sampling import sample
+
+
+class Decoder(Protocol):
+    """The part of `FrozenVAE` that is needed here."""
+
+    def decode(self, z_BCHW: Tensor, /) -> Tensor:
+        """Unscaled latents to uint8 pictures [B, 3, S, S]."""
+        ...
+
+
+@torch.no_grad()
+def draw_samples(
+    dit: DiT,
+    decoder: Decoder,
+    scaling: LatentScaling,
+    path: Path,
+    labels_N: Tensor,
+    *,
+    seed: int = 0,
+    steps: int = 25,
+    method: str = "heun",
+    batch_size: int = 250,
+    guidance_scale: float = 1.0,
+) -> Tensor:
+    """Draw one picture per label; a model of one class ignores the labels.
+
+    On a CPU the model and the decoder run under bfloat16 autocast.
+
+    Args:
+        dit: the velocity model, with the weights to judge.
+        decoder: the VAE, on the model's device.
+        scaling: how the model's latents were scaled.
+        path: the interpolant of training.
+        labels_N: int64 [N]; picture n starts from the noise of (seed, n).
+        seed: of the noise.
+        steps, method, guidance_scale: of the sampler, see `ahpa_scale.sampling.sample`.
+        batch_size: pictures per forward pass; it changes no noise.
+
+    Returns:
+        uint8 [N, 3, S, S] on the CPU.
+
+    Raises:
+        ValueError: no label, one outside the model's classes, or a number out of range.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if labels_N.ndim != 1 or not len(labels_N):
+        raise ValueError(f"labels must be a list of at least one, got {list(labels_N.shape)}")
+    device = next(dit.parameters()).device
+    labels_N = known_labels(dit, labels_N.to(device))
+    if int(labels_N.min()) < 0 or int(labels_N.max()) >= dit.num_classes:
+        raise ValueError(f"labels must be within 0 to {dit.num_classes - 1}")
+    index_N = torch.arange(len(labels_N), device=device)
+    shape = (dit.in_channels, dit.input_size, dit.input_size)
+    pictures = []
+    with evaluating(dit), cpu_bf16(device):
+        for labels_B, index_B in zip(
+            labels_N.split(batch_size), index_N.split(batch_size), strict=True
+        ):
+            z_BCHW = sample(
+                dit,
+                labels_B=labels_B,
+                index_B=index_B,
+                seed=seed,
+                shape=shape,
+                path=path,
+                steps=steps,
+                method=method,
+                guidance_scale=guidance_scale,
+            )
+            pictures.append(decoder.decode(scaling.denormalise(z_BCHW)).cpu())
+    return torch.cat(pictures)

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sums gathered while a batch is trained, added up over the ranks once at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class Pending(nn.Module):
+    """Base of everything that learns from a batch without waiting for the device.
+
+    Micro-batches only :meth:`add` to the sums; :func:`commit_all` ends the batch, adds them up over
+    the ranks and hands them to :meth:`settle`. So neither micro-batches nor ranks change a result.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # A plain attribute, no buffer: DDP broadcasts rank 0's buffers before every forward pass.
+        self._pending: list[Tensor] | None = None
+
+    @torch.no_grad()
+    def add(self, *sums: Tensor) -> None:
+        """Adds one micro-batch's sums, float32; no communication, no host sync."""
+        if self._pending is None:
+            self._pending = list(sums)
+            return
+        for total, more in zip(self._pending, sums, strict=True):
+            total.add_(more)
+
+    def settle(self, *sums: Tensor) -> None:
+        """Takes the batch's sums over all ranks."""
+        raise NotImplementedError
+
+    def commit(self) -> None:
+        """Ends a batch for this one alone."""
+        commit_all([self])
+
+    def take(self) -> list[Tensor] | None:
+        """The waiting sums, which wait no longer; None where nothing was added."""
+        waiting, self._pending = self._pending, None
+        return waiting
+
+
+@torch.no_grad()
+def commit_all(parts: Iterable[Pending]) -> None:
+    """Ends a batch: one sum over the ranks for everything that waits, then each part settles.
+
+    Every rank must call it with the same parts waiting.
+    """
+    waiting = [(part, sums) for part in parts if (sums := part.take()) is not None]
+    if not waiting:
+        return
+    if dist.is_available() and dist.is_initialized():
+        tensors = [one for _, sums in waiting for one in sums]
+        packed = torch.cat([one.flatten() for one in tensors])
+        dist.all_reduce(packed)
+        pieces = iter(packed.split([one.numel() for one in tensors]))
+        waiting = [(p, [next(pieces).view_as(one) for one in sums]) for p, sums in waiting]
+    for part, sums in waiting:
+        part.settle(*sums)

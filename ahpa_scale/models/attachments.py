@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The seam's small print: what a released auxiliary costs, and checkpoints of other auxiliaries.
+
+Legend: B batch, N tokens, D width of the DiT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ATTACHMENTS = "attachments."
+
+
+def tapped_blocks(name: str, taps: int | Sequence[int], depth: int) -> tuple[int, ...]:
+    """The blocks that an auxiliary taps, ascending and each once.
+
+    Raises:
+        ValueError: none, or one outside 1..`depth`.
+    """
+    blocks = (taps,) if isinstance(taps, int) else tuple(sorted(set(taps)))
+    if not blocks:
+        raise ValueError(f"auxiliary {name!r} names no block to tap; name at least one")
+    for tap in blocks:
+        if not 1 <= tap <= depth:
+            raise ValueError(f"tap {tap} lies outside the DiT's blocks 1 to {depth}")
+    return blocks
+
+
+def released_loss(auxiliary: nn.Module, h_BND: Tensor) -> Tensor:
+    """A zero that every parameter of a released auxiliary takes part in.
+
+    DDP waits for a gradient of each parameter in each step; heads that vanish in mid-run would hang
+    it. Zero gradients from one element per parameter keep it whole at no cost, without the heads'
+    matrix products or the targets.
+    """
+    zero = sum((p.flatten()[:1].sum() for p in auxiliary.parameters()), h_BND.new_zeros(()))
+    return torch.as_tensor(zero, dtype=torch.float32) * 0.0
+
+
+def refuse_other_attachments(
+    module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any
+) -> None:
+    """A hook before loading: the state must hold the auxiliaries that the model has.
+
+    Raises:
+        ValueError: one too many or too few, by name.
+    """
+    attachments = module.attachments
+    assert isinstance(attachments, nn.ModuleDict)
+    start = len(prefix + ATTACHMENTS)
+    there = {
+        key[start:].split(".")[0] for key in state_dict if key.startswith(prefix + ATTACHMENTS)
+    }
+    here = set(attachments)
+    if there - here:
+        raise ValueError(
+            f"the checkpoint holds state of the auxiliary {_names(there - here)}, which this model "
+            "does not have; add the algorithm that trained it (alignment.kind), "
+            "or load the weights of the DiT alone"
+        )
+    if here - there:
+        raise ValueError(
+            f"this model has the auxiliary {_names(here - there)}, but the checkpoint was trained "
+            "without it; remove the algorithm (alignment.kind=none), "
+            "or load the weights of the DiT alone"
+        )
+
+
+def _names(names: set[str]) -> str:
+    return ", ".join(repr(name) for name in sorted(names))

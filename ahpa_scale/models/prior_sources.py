@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the ``prior.<level>`` maps of a batch come from when the batch does not bring them.
+
+An auxiliary names levels; the generator asks its sources for those that are missing. Cached
+columns need no source, and a VAE's maps come with the latents that it encodes online.
+
+Level names: diffusers module paths (a VAE's encoder), ``latent``, ``external`` (cached only) and
+``self.<k>`` (tokens after block k of the model's own moving average).
+Legend: B batch, C channels, H W latent sides, N tokens, D width of the DiT, g token grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.func import functional_call
+
+from ahpa_scale.models.dit import DiT
+from ahpa_scale.models.flow import Path, interpolate
+from ahpa_scale.precision import float32_region
+
+PRIOR_PREFIX = "prior."
+LATENT = "latent"
+SELF_PREFIX = "self."
+
+Averages = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class SourceContext:
+    """What a source may look at: the batch and how the student sees it.
+
+    Attributes:
+        batch: as the loader gave it.
+        mean_BCHW: posterior mean of the clean latents, scaled as the DiT's input; float32.
+        x_BCHW: the clean latents of this step, scaled; float32.
+        eps_BCHW: the noise that the student's input is mixed with.
+        t_B: the student's noise levels in [0, 1].
+        label_B: int64 labels as the student sees them, dropped ones replaced by the null class.
+        path: the interpolant between latents and noise.
+    """
+
+    batch: Mapping[str, Tensor]
+    mean_BCHW: Tensor
+    x_BCHW: Tensor
+    eps_BCHW: Tensor
+    t_B: Tensor
+    label_B: Tensor
+    path: Path
+
+
+class PriorSource(Protocol):
+    """Makes maps of some levels; called inside the forward pass, so without waiting for the
+    device.
+    """
+
+    def provides(self, level: str) -> bool:
+        """Whether it can make this level."""
+
+    def provide(self, levels: Sequence[str], context: SourceContext) -> dict[str, Tensor]:
+        """Makes levels that it provides: level -> map ``[B, C, g, g]`` without a graph."""
+
+
+class LatentSource:
+    """The scaled latent mean itself, ``latent`` in the DiT's own units."""
+
+    def provides(self, level: str) -> bool:
+        """Only ``latent``."""
+        return level == LATENT
+
+    def provide(self, levels: Sequence[str], context: SourceContext) -> dict[str, Tensor]:
+        """The map ``[B, C, H, W]`` in float32."""
+        return dict.fromkeys(levels, context.mean_BCHW)
+
+
+class SelfSource:
+    """Tokens of the model's own moving average on a less noisy view of the same pictures.
+
+    The teacher of SRA (arXiv 2505.02831, section 3): the same latents, noise and label at
+    t' = max(0, t - lead), through the averaged weights, no gradient. It runs as far as the deepest
+    block asked for, once for all levels.
+
+    Args:
+        dit: the student; its code and its buffers are used, its trained weights are not.
+        averages: gives the present averages by the DiT's own parameter names, in every step.
+        lead: how much less noise the teacher sees, in units of t, from 0 to 1.
+
+    Raises:
+        ValueError: a lead out of range.
+    """
+
+    def __init__(self, dit: DiT, averages: Callable[[], Averages], lead: float) -> None:
+        if not 0 <= lead <= 1:
+            raise ValueError(f"the self source's lead is {lead}: give a number from 0 to 1")
+        self.lead = lead
+        self._dit = dit
+        self._averages = averages
+
+    def provides(self, level: str) -> bool:
+        """``self.1`` to ``self.<depth>``."""
+        block = self_block(level)
+        return block is not None and 1 <= block <= self._dit.depth
+
+    @torch.no_grad()
+    def provide(self, levels: Sequence[str], context: SourceContext) -> dict[str, Tensor]:
+        """Maps ``[B, D, g, g]``.
+
+        Raises:
+            ValueError: the weights are sharded, which a teacher of whole weights can't follow.
+        """
+        averages = self._averages()
+        _refuse_shards(averages)
+        with float32_region(context.x_BCHW):
+            t_B = (context.t_B - self.lead).clamp(min=0)
+            xt_BCHW, _ = interpolate(context.path, context.x_BCHW, context.eps_BCHW, t_B)
+        blocks = {level: int(level.removeprefix(SELF_PREFIX)) for level in levels}
+        # The DiT has no layer that behaves otherwise in training, so its mode can stay.
+        tapped: dict[int, Tensor] = functional_call(
+            self._dit,
+            dict(averages),
+            (xt_BCHW, t_B, context.label_B),
+            {"taps": sorted(set(blocks.values())), "tokens_only": True},
+        )
+        return {level: token_map(tapped[block]) for level, block in blocks.items()}
+
+
+def self_block(level: str) -> int | None:
+    """The 1-based block that ``self.<k>`` names, or None for any other level."""
+    number = level.removeprefix(SELF_PREFIX)
+    named = level.startswith(SELF_PREFIX) and number.isascii() and number.isdecimal()
+    return int(number) if named else None
+
+
+def token_map(h_BND: Tensor) -> Tensor:
+    """Tokens ``[B, N, D]``, row by row, as a map ``[B, D, g, g]``."""
+    grid = int(h_BND.shape[1] ** 0.5)
+    return h_BND.transpose(1, 2).unflatten(2, (grid, grid))
+
+
+def fill_priors(
+    inputs: dict[str, Tensor],
+    levels: Sequence[str],
+    sources: Sequence[PriorSource],
+    context: SourceContext,
+) -> None:
+    """Adds the ``prior.<level>`` maps that `inputs` lack; the first source that knows a level wins.
+
+    Raises:
+        ValueError: neither the batch nor a source has one of the levels.
+    """
+    missing = [level for level in levels if PRIOR_PREFIX + level not in inputs]
+    for source in sources:
+        chosen = [level for level in missing if source.provides(level)]
+        if chosen:
+            made = source.provide(chosen, context)
+            inputs.update({PRIOR_PREFIX + level: made[level] for level in chosen})
+            missing = [level for level in missing if level not in chosen]
+    if missing:
+        brought = [key.removeprefix(PRIOR_PREFIX) for key in inputs if key.startswith(PRIOR_PREFIX)]
+        raise ValueError(
+            f"no source makes the level {missing[0]!r}, and the batch has "
+            f"{', '.join(brought) or 'no levels'}; prepare the data with it, or add its source"
+        )
+
+
+def _refuse_shards(averages: Averages) -> None:
+    for name, average in averages.items():
+        if isinstance(average, DTensor) or hasattr(average, "ds_id"):
+            raise ValueError(
+                f"levels self.<k> need whole weights, and {name!r} is sharded; "
+                "use parallelism.engine=ddp, or align other levels"
+            )

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m experiments run STUDY.yaml --work DIR`` and ``report RESULTS.jsonl --out DIR``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ahpa_scale.config.errors import exit_on_user_error
+from experiments.study import Cell, Study, load_study
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; a user's mistake is one line on stderr and exit status 2."""
+    given = _parser().parse_args(arguments)
+    status = 0
+    with exit_on_user_error():
+        if given.command == "report":
+            from experiments.report import report
+
+            print(report(given.results, given.out))
+        elif given.command == "run":
+            status = _run(given)
+        else:
+            _work(given)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="train and judge what is left of a study")
+    _common(run)
+    run.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="worker processes")
+    run.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="DATASET/VARIANT/SEED",
+        help="narrow the cells; any part may be *",
+    )
+    run.add_argument("--limit-minutes", type=float, help="stop cleanly after so long")
+    run.add_argument("--dry-run", action="store_true", help="check and list the cells")
+    run.add_argument(
+        "--replace", action="store_true", help="throw away rows of changed configurations"
+    )
+    report = commands.add_parser("report", help="analyse stored rows")
+    report.add_argument("results", nargs="+", type=Path, help="rows, and YAML files with verdicts")
+    report.add_argument("--out", type=Path, required=True, help="folder to write")
+    for name in ("build", "cell"):
+        # What `run` starts; of no use by hand.
+        worker = commands.add_parser(name)
+        _common(worker)
+        worker.add_argument("--cell", required=True)
+        if name == "cell":
+            worker.add_argument("--digest", required=True)
+    return parser
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", type=Path, help="the study's YAML")
+    parser.add_argument("--work", type=Path, required=True, help="folder of data sets and runs")
+    parser.add_argument(
+        "--results", type=Path, help="folder of the rows [default: experiments/results]"
+    )
+
+
+def _run(given: argparse.Namespace) -> int:
+    from experiments.runner import RESULTS, Places, run_study
+
+    if given.jobs < 1:
+        raise ValueError(f"--jobs must be at least 1, not {given.jobs}")
+    places = Places(given.work.absolute(), (given.results or RESULTS).absolute())
+    return run_study(
+        load_study(given.study),
+        places,
+        jobs=given.jobs,
+        only=given.only,
+        limit_minutes=given.limit_minutes,
+        dry_run=given.dry_run,
+        replace=given.replace,
+    )
+
+
+def _work(given: argparse.Namespace) -> None:
+    from experiments.runner import Places
+    from experiments.worker import build_dataset, run_cell
+
+    study = load_study(given.study)
+    cell = _cell(study, given.cell)
+    if given.command == "build":
+        build_dataset(study, given.work, cell)
+    else:
+        rows = Places(given.work, given.results).rows(study)
+        run_cell(study, given.work, rows, cell, given.digest)
+
+
+def _cell(study: Study, text: str) -> Cell:
+    (cell,) = study.cells([text])
+    return cell
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The callback that judges a run's averaged weights at the study's checkpoints.
+
+Shapes: N samples, S their sides.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from composer.core import Callback, State
+from composer.loggers import Logger
+from torch import Tensor
+
+from ahpa_scale.algorithms.ema import EMA
+from ahpa_scale.callbacks.common import router_summary, unwrap
+from ahpa_scale.config.levels import EXTERNAL, LATENT
+from ahpa_scale.data.card import read_card
+from ahpa_scale.data.stream import build_loader
+from ahpa_scale.evaluation import draw_samples, heldout_flow
+from ahpa_scale.evaluation.recoverability import recoverability
+from ahpa_scale.models.generator import DiffusionGenerator
+from ahpa_scale.models.vae import FrozenVAE
+from experiments.cells import Plan
+from experiments.datasets import DataFolder
+from experiments.rows import Row
+from experiments.scoring import sample_labels, scorer
+from experiments.study import Maps, Study
+
+_BATCH = 64
+# Each held-out picture is used at so many noise levels.
+_DRAWS = 4
+
+
+class Judge(Callback):
+    """Appends a row at each checkpoint that has none yet.
+
+    Judging draws no number from the global generators, so a run that is judged more often trains
+    to the same weights.
+
+    Args:
+        study: the study.
+        plan: the cell's plan.
+        digest: of the stored rows.
+        missing: rows that the cell owes, kind and checkpoint.
+        append: takes a row.
+        show: takes the last checkpoint's first samples, uint8 [N, 3, S, S].
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        plan: Plan,
+        digest: str,
+        missing: Collection[tuple[str, int]],
+        append: Callable[[Row], Any],
+        show: Callable[[Tensor], None],
+    ) -> None:
+        self.study, self.plan, self.digest = study, plan, digest
+        self.missing = set(missing)
+        self.append, self.show = append, show
+        self.seconds = 0.0
+        self._begun = 0.0
+        self._room = JudgingRoom(study, plan.data)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seconds of training so far, without the judging."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seconds = float(state["seconds"])
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        del state, logger
+        self._begun = time.monotonic()
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        del logger
+        self.seconds += time.monotonic() - self._begun
+        step = state.timestamp.batch.value
+        kinds = [kind for kind in ("run", "map") if (kind, step) in self.missing]
+        if not kinds:
+            return
+        generator = unwrap(state.model)
+        assert isinstance(generator, DiffusionGenerator)
+        averages = next(one for one in state.algorithms if isinstance(one, EMA))
+        # Compiled or not, all are judged by the same arithmetic; and no batch size of the judging
+        # is worth a compilation.
+        eager = torch.compiler.set_stance("force_eager")
+        with eager, averages.applied(state.model), torch.random.fork_rng(devices=[]):
+            for kind in kinds:
+                found = (
+                    self._judge(state, generator) if kind == "run" else self._map(generator, step)
+                )
+                self.append({**self._head(kind, step), **found})
+
+    def _head(self, kind: str, step: int) -> Row:
+        cell = self.plan.cell
+        return {
+            "kind": kind,
+            "study": self.study.name,
+            "dataset": cell.dataset,
+            "variant": cell.variant,
+            "seed": cell.seed,
+            "step": step,
+            "digest": self.digest,
+        }
+
+    def _judge(self, state: State, generator: DiffusionGenerator) -> Row:
+        metrics, flow_t, images_N3SS = self._room.judge(generator)
+        if state.timestamp.batch.value == self.study.last:
+            self.show(images_N3SS)
+        router = router_summary(state.model)
+        return {
+            "images": state.timestamp.sample.value,
+            "metrics": metrics,
+            "curves": {"flow_t": flow_t, "router": router and _curves(router)},
+            "seconds": self.seconds,
+        }
+
+    def _map(self, generator: DiffusionGenerator, step: int) -> Row:
+        wanted = self.study.maps_of(self.plan.cell, step)
+        assert wanted is not None
+        return {"map": self._room.map(generator, wanted)}
+
+
+def _curves(router: dict[str, Any]) -> dict[str, Any]:
+    return {name: router[name] for name in ("levels", "weight_GT", "loss_GT")}
+
+
+class JudgingRoom:
+    """Judges a generator on a data set of a study."""
+
+    def __init__(self, study: Study, data: DataFolder) -> None:
+        self.study, self.data = study, data
+
+    def judge(self, generator: DiffusionGenerator) -> tuple[dict[str, float], list[float], Tensor]:
+        """Metrics, the held-out flow loss per t-bin, and the samples uint8 [N, 3, S, S].
+
+        The samples' noise, labels and the held-out noise are the same in every call.
+        """
+        study, samples = self.study, self.study.samples
+        flow = heldout_flow(
+            generator, self.heldout(), bins=study.flow_bins, draws=min(_DRAWS, study.flow_bins)
+        )
+        labels_N = torch.from_numpy(sample_labels(self.data, samples.count))
+        images_N3SS = draw_samples(
+            generator.dit,
+            FrozenVAE.from_pretrained(self.data.vae),
+            generator.scaling,
+            generator.path,
+            labels_N,
+            seed=samples.seed,
+            steps=samples.steps,
+            method=samples.method,
+            guidance_scale=samples.guidance_scale,
+        )
+        unconditional = generator.dit.num_classes == 1
+        metrics = scorer(self.data)(images_N3SS, None if unconditional else labels_N)
+        return {**metrics, "flow": flow["flow"]}, flow["flow_t"], images_N3SS
+
+    def map(self, generator: DiffusionGenerator, wanted: Maps) -> dict[str, Any]:
+        """What a linear readout of each block finds of each level at each noise."""
+        card = read_card(self.data.heldout)
+        levels = wanted.levels or (*card.level_names, LATENT, EXTERNAL)
+        stored = tuple(one for one in levels if one == EXTERNAL or one in card.level_names)
+        batches = islice(self.heldout(stored), -(-wanted.pictures // _BATCH))
+        return recoverability(generator, batches, levels, bins=self.study.flow_bins).to_dict()
+
+    def heldout(self, levels: tuple[str, ...] = ()) -> Iterator[dict[str, Tensor]]:
+        """The held-out latents and these maps, in order."""
+        loader = build_loader(
+            str(self.data.heldout), batch_size=_BATCH, levels=levels, shuffle=False, drop_last=False
+        )
+        yield from loader

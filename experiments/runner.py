@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run a study: check every cell, build what is missing, train and judge what has no rows yet."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ahpa_scale import storage
+from ahpa_scale.config.checks import check_data, read_data_card
+from ahpa_scale.config.load import ConfigError
+from experiments.cells import Plan, Planner, difference
+from experiments.pool import Task, last_line, run_tasks
+from experiments.progress import Progress, every
+from experiments.rows import ResultFile, key_of
+from experiments.study import Cell, Study
+from experiments.worker import BUSY, cell_of, stored
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a study lives.
+
+    Attributes:
+        work: data sets, runs and logs.
+        results: folder of the rows, the configurations and the samples.
+    """
+
+    work: Path
+    results: Path
+
+    def rows(self, study: Study) -> Path:
+        """The study's rows."""
+        return self.results / f"{study.name}.jsonl"
+
+    def configurations(self, study: Study) -> Path:
+        """What each digest in the rows stands for."""
+        return self.results / f"{study.name}.configs.json"
+
+
+def run_study(
+    study: Study,
+    places: Places,
+    *,
+    jobs: int,
+    only: Sequence[str] = (),
+    limit_minutes: float | None = None,
+    dry_run: bool = False,
+    replace: bool = False,
+    build_only: bool = False,
+) -> int:
+    """Run what is left of a study.
+
+    Args:
+        study: the study.
+        places: where.
+        jobs: worker processes.
+        only: patterns ``dataset/variant/seed`` that narrow the cells.
+        limit_minutes: stop cleanly after so long.
+        dry_run: check and list the cells, nothing else.
+        replace: throw away stored rows of cells whose configuration has changed.
+        build_only: build the data sets, and train nothing.
+
+    Returns:
+        0: all is there, or the limit came first; 1: a worker failed.
+
+    Raises:
+        ValueError: a mistake in the study, a cell or the stored rows, in one line.
+    """
+    deadline = None if limit_minutes is None else time.monotonic() + 60 * limit_minutes
+    planner = Planner(study, places.work)
+    plans = [planner.plan(cell) for cell in study.cells(only)]
+    file = ResultFile(places.rows(study))
+    digests = _settle(study, plans, places, file, replace=replace, dry_run=dry_run)
+    left = [plan for plan in plans if study.wanted(plan.cell) - stored(file, plan.cell)]
+    _say(f"{study.name}: {len(plans)} cells, {len(plans) - len(left)} complete")
+    if dry_run:
+        for plan in plans:
+            state = "to run" if plan in left else "complete"
+            _say(f"{plan.cell}  digest {digests[plan.cell]}  {state}")
+        return 0
+    if not _build_data(study, plans, places, jobs, deadline):
+        return 1
+    _write_floors(plans, file)
+    _check_against_data(study, plans)
+    if build_only:
+        return 0
+    return _train(study, left, places, jobs, deadline, digests)
+
+
+def _settle(
+    study: Study,
+    plans: Iterable[Plan],
+    places: Places,
+    file: ResultFile,
+    *,
+    replace: bool,
+    dry_run: bool,
+) -> dict[Cell, str]:
+    """The digest that each cell's rows carry; rows of another configuration are refused."""
+    known = _read_json(places.configurations(study))
+    found: dict[Cell, dict[tuple[Any, ...], str]] = {}
+    for row in file.read():
+        if row["kind"] != "floor":
+            found.setdefault(cell_of(row), {})[key_of(row)] = row["digest"]
+    digests, unwanted = {}, set()
+    # One digest a variant and data set, whichever seed came first.
+    adopted: dict[tuple[str, str], str] = {}
+    for plan in plans:
+        cell, family = plan.cell, (plan.cell.dataset, plan.cell.variant)
+        for digest in dict.fromkeys(found.get(cell, {}).values()):
+            changed = difference(known.get(digest), plan.told)
+            if changed is None:
+                adopted.setdefault(family, digest)
+            elif replace:
+                unwanted |= {key for key, one in found[cell].items() if one == digest}
+            else:
+                raise ValueError(
+                    f"{file.path}: the rows of {cell} were made with another configuration: "
+                    f"{changed}; set it back, or pass --replace to throw them away"
+                )
+        digests[cell] = adopted.setdefault(family, plan.digest)
+        known.setdefault(digests[cell], plan.told)
+    if not dry_run:
+        file.remove(unwanted)
+        with file.locked():
+            # Another runner of this study may have added its own since.
+            known = _read_json(places.configurations(study)) | known
+            text = json.dumps(known, indent=1, sort_keys=True) + "\n"
+            storage.write_text(places.configurations(study), text)
+    return digests
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return found
+
+
+def _build_data(
+    study: Study, plans: Sequence[Plan], places: Places, jobs: int, deadline: float | None
+) -> bool:
+    """Build data sets side by side; False where one failed or time ran out."""
+    wanted = {plan.data.root: plan for plan in plans if not plan.data.whole}
+    tasks = [
+        Task(root.name, _words("build", study, places, plan.cell), root.parent / f"{root.name}.log")
+        for root, plan in wanted.items()
+    ]
+    if tasks:
+        _say(f"building {', '.join(task.name for task in tasks)}; see {places.work / 'data'}/*.log")
+    logs = {task.name: task.log for task in tasks}
+
+    def tell(running: list[str]) -> None:
+        for name in running:
+            _say(f"{name}: {last_line(logs[name])}")
+
+    slots = min(jobs, max(1, len(tasks)))
+    outcome = run_tasks(tasks, slots, deadline=deadline, tick=every(tell), ended=_epitaph)
+    if outcome.left:
+        _say("time is up while data sets are built; the same command goes on")
+    return not (outcome.failed or outcome.left)
+
+
+def _write_floors(plans: Iterable[Plan], file: ResultFile) -> None:
+    for plan in plans:
+        for name, metrics in plan.data.facts["floors"].items():
+            row = {"kind": "floor", "dataset": plan.cell.dataset, "name": name}
+            file.append({**row, "metrics": metrics})
+
+
+def _check_against_data(study: Study, plans: Iterable[Plan]) -> None:
+    for plan in plans:
+        try:
+            check_data(plan.config, read_data_card(plan.config))
+        except ConfigError as error:
+            text = f"{error.key}: {error.problem}"
+            raise ValueError(f"{study.path}: cell {plan.cell}: {text}") from None
+
+
+def _train(
+    study: Study,
+    plans: Sequence[Plan],
+    places: Places,
+    jobs: int,
+    deadline: float | None,
+    digests: Mapping[Cell, str],
+) -> int:
+    tasks = [
+        Task(
+            str(plan.cell),
+            (*_words("cell", study, places, plan.cell), "--digest", digests[plan.cell]),
+            plan.folder / "worker.log",
+        )
+        for plan in plans
+    ]
+    progress = Progress({str(plan.cell): plan.folder for plan in plans}, study.last, _say)
+
+    def ended(task: Task, status: int) -> None:
+        progress.ended(task.name)
+        _epitaph(task, status)
+
+    outcome = run_tasks(tasks, jobs, deadline=deadline, tick=progress.tick, ended=ended)
+    if outcome.left:
+        _say(f"time is up: {len(outcome.left)} cells are left; the same command goes on")
+    _say(f"{study.name}: rows in {places.rows(study)}")
+    return 1 if outcome.failed else 0
+
+
+def _words(command: str, study: Study, places: Places, cell: Cell) -> tuple[str, ...]:
+    return (
+        command,
+        str(study.path),
+        "--work",
+        str(places.work),
+        "--results",
+        str(places.results),
+        "--cell",
+        str(cell),
+    )
+
+
+def _epitaph(task: Task, status: int) -> None:
+    if status == BUSY:
+        _say(f"{task.name}: another process is at it")
+    elif status:
+        _say(f"{task.name}: failed (status {status}): {last_line(task.log)}; see {task.log}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a worker process does: build one data set, or train and judge one cell."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ahpa_scale import storage
+from ahpa_scale.checkpoint.resume import find_latest
+from ahpa_scale.config.checks import check_data, read_data_card
+from ahpa_scale.config.load import to_yaml
+from experiments.cells import Plan, Planner, difference
+from experiments.datasets import build
+from experiments.rows import ResultFile, Row
+from experiments.study import Cell, Study
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: Exit status of a worker whose cell another process runs already.
+BUSY = 75
+GRID_SIDE = 8
+TOLD = "told.json"
+
+
+def build_dataset(study: Study, work: Path, cell: Cell) -> None:
+    """Build the data set that a cell needs, unless it is whole.
+
+    Raises:
+        ValueError: input that does not fit.
+    """
+    data = Planner(study, work).plan(cell).data
+    with _alone(data.root):
+        build(data, lambda text: print(text, flush=True), floor_count=study.samples.count)
+
+
+def run_cell(study: Study, work: Path, results: Path, cell: Cell, digest: str) -> None:
+    """Train a cell from where it stands, and append the rows that are missing.
+
+    Args:
+        study: the study.
+        work: folder of data sets and runs.
+        results: the study's ``.jsonl`` file.
+        cell: which one.
+        digest: that its rows carry.
+
+    Raises:
+        ValueError: the configuration does not fit the data, or the stored rows are damaged.
+    """
+    plan = Planner(study, work).plan(cell)
+    with _alone(plan.folder):
+        file = ResultFile(results)
+        missing = study.wanted(cell) - stored(file, cell)
+        card = read_data_card(plan.config)
+        check_data(plan.config, card)
+        _start_anew_where_needed(plan, missing)
+        # Only now the seconds that torch and Composer take to import.
+        from ahpa_scale.config.build import build_trainer
+        from experiments.judge import Judge
+
+        def show(images_N3SS: Tensor) -> None:
+            if cell.seed == study.seeds[0]:
+                save_grid(images_N3SS, grid_path(results, cell))
+
+        judge = Judge(study, plan, digest, missing, file.append, show)
+        trainer = build_trainer(plan.config, card, callbacks=[judge])
+        storage.write_text(plan.folder / "config.yaml", to_yaml(plan.config))
+        storage.write_text(plan.folder / TOLD, json.dumps(plan.told, sort_keys=True))
+        trainer.fit()
+        trainer.close()
+
+
+def stored(file: ResultFile, cell: Cell) -> set[tuple[str, int]]:
+    """The rows that a cell has: kind and checkpoint."""
+    rows = (row for row in file.read() if row["kind"] != "floor" and cell_of(row) == cell)
+    return {(row["kind"], row["step"]) for row in rows}
+
+
+def cell_of(row: Row) -> Cell:
+    """The cell that a row of a run belongs to."""
+    return Cell(row["dataset"], row["variant"], row["seed"])
+
+
+def grid_path(results: Path, cell: Cell) -> Path:
+    """Where the report looks for a cell's samples."""
+    return results.parent / "samples" / f"{cell.dataset}-{cell.variant}.png"
+
+
+def save_grid(images_N3SS: Tensor, path: Path) -> None:
+    """The first 8 x 8 samples as one picture."""
+    from ahpa_scale.sampling import image_grid, save_image
+
+    save_image(image_grid(images_N3SS[: GRID_SIDE**2], GRID_SIDE), path)
+
+
+def _start_anew_where_needed(plan: Plan, missing: set[tuple[str, int]]) -> None:
+    """Remove a run that is another one, or that has gone past a checkpoint without judging it."""
+    told = plan.folder / TOLD
+    then = json.loads(told.read_text("utf-8")) if told.exists() else None
+    same = difference(then, plan.told) is None
+    saved = find_latest(str(plan.folder / "checkpoints"))
+    batch = int(re.sub(r"\D", "", Path(saved).name)) if saved else 0
+    if same and all(step > batch for _, step in missing):
+        return
+    for path in plan.folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.suffix not in (".log", ".lock"):
+            path.unlink()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a folder, so that two runners started by mistake don't write into one run.
+
+    Raises:
+        SystemExit: with status BUSY, another process holds it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
+    file = os.open(folder / "worker.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(file)
+        print(f"another process is at work in {folder}", flush=True)
+        raise SystemExit(BUSY) from None
+    try:
+        yield
+    finally:
+        os.close(file)
