@@ -94,7 +94,7 @@ def test_the_balance_measures_both_norms_and_sets_the_next_batchs_share():
     assert read["gradient_ratio"] == pytest.approx((total(own) / total(flows)).item(), rel=1e-4)
     # Weights stand still, so the second batch measures the same, before its scaling.
     scaled = step(net, module)
-    # Small differences of large gradients carry those gradients' last bits, one side times `wanted`.
+    # Small differences of large gradients carry their last bits, one side times `wanted`.
     last_bit = torch.finfo(torch.float32).eps * plain.abs().max().item()
     rounding = 2 * (1 + wanted.item()) * last_bit
     torch.testing.assert_close(
