@@ -45,7 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--limit-minutes", type=float, help="stop cleanly after so long")
     run.add_argument("--dry-run", action="store_true", help="check and list the cells")
     run.add_argument(
-        "--replace", action="store_true", help="throw away rows of changed configurations"
+        "--replace",
+        action="store_true",
+        help="throw away rows of changed configurations and of other builds of a data set",
     )
     report = commands.add_parser("report", help="analyse stored rows")
     report.add_argument("results", nargs="+", type=Path, help="rows, and YAML files with verdicts")

@@ -109,7 +109,7 @@ def load_results(paths: Iterable[str | Path]) -> Results:
 
     Raises:
         ConfigError: a file cannot be read, holds no rows or rows of two studies; a row is broken,
-            there twice, or contradicts another.
+            there twice, or contradicts another; a seed was judged by two builds of its data set.
     """
     rows: list[Row] = []
     for path in sorted({Path(path) for path in paths}):
@@ -121,6 +121,7 @@ def load_results(paths: Iterable[str | Path]) -> Results:
     floors = _unique([r for r in rows if isinstance(r, Floor)], _floor_key, twice_is_wrong=False)
     maps = _unique([r for r in rows if isinstance(r, RecoverabilityMap)], _run_key, True)
     _check_digests(runs)
+    _check_builds(runs)
     groups = []
     for study, dataset in sorted({(row.study, row.dataset) for row in rows}):
         groups.append(
@@ -174,6 +175,17 @@ def _check_digests(runs: Sequence[Run]) -> None:
             name = "/".join(map(str, _run_key(run)[:-1]))
             problem = f"digest {run.digest} contradicts {other.digest} of {other.where}"
             raise ConfigError(run.where, name, f"{problem}: one cell, two configurations")
+
+
+def _check_builds(runs: Sequence[Run]) -> None:
+    first: dict[tuple[Any, ...], Run] = {}
+    for run in runs:
+        pair = (run.study, run.dataset, run.seed)
+        other = first.setdefault(pair, run)
+        if other.build != run.build:
+            name = "/".join(map(str, pair))
+            problem = f"build {run.build} contradicts {other.build} of {other.where}"
+            raise ConfigError(run.where, name, f"{problem}: one seed, judged by two data sets")
 
 
 def _of(rows: Sequence[_T], study: str, dataset: str) -> tuple[_T, ...]:

@@ -17,7 +17,7 @@ from typing import Any
 from ahpa_scale.config.errors import ConfigError, choices
 
 _FIELDS: dict[str, tuple[str, ...]] = {
-    "run": ("dataset", "variant", "seed", "step", "images", "digest", "metrics", "curves"),
+    "run": ("dataset", "variant", "seed", "step", "images", "digest", "build", "metrics", "curves"),
     "floor": ("dataset", "name", "metrics"),
     "map": ("dataset", "variant", "seed", "step", "map"),
 }
@@ -25,7 +25,9 @@ _FIELDS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Run:
-    """One cell at one checkpoint; `where` is its file and line."""
+    """One cell at one checkpoint, judged by one build of its data set; `where` is its file and
+    line.
+    """
 
     study: str
     dataset: str
@@ -37,6 +39,7 @@ class Run:
     metrics: Mapping[str, float]
     flow_T: tuple[float, ...]
     router: Mapping[str, Any] | None
+    build: str
     where: str
 
 
@@ -131,7 +134,8 @@ def _build(row: dict[str, Any], study: str, where: str) -> Row:
         key = "curves"
         flow_T = tuple(map(_number, row["curves"].get("flow_t") or ()))
         router = _router(row["curves"].get("router"))
-        return Run(*cell, images, str(row["digest"]), numbers, flow_T, router, where)
+        told = (str(row["digest"]), numbers, flow_T, router, str(row["build"]))
+        return Run(*cell, images, *told, where)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         text = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise ConfigError(where, key, f"broken: {text}") from error

@@ -25,6 +25,7 @@ from ahpa_scale.evaluation import draw_samples, heldout_flow
 from ahpa_scale.evaluation.recoverability import recoverability
 from ahpa_scale.models.generator import DiffusionGenerator
 from ahpa_scale.models.vae import FrozenVAE
+from experiments.builds import build_of
 from experiments.cells import Plan
 from experiments.datasets import DataFolder
 from experiments.rows import Row
@@ -65,6 +66,7 @@ class Judge(Callback):
         self.append, self.show = append, show
         self.seconds = 0.0
         self._begun = 0.0
+        self._build = build_of(plan.data)
         self._room = JudgingRoom(study, plan.data)
 
     def state_dict(self) -> dict[str, Any]:
@@ -108,6 +110,7 @@ class Judge(Callback):
             "seed": cell.seed,
             "step": step,
             "digest": self.digest,
+            "build": self._build,
         }
 
     def _judge(self, state: State, generator: DiffusionGenerator) -> Row:

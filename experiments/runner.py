@@ -14,6 +14,7 @@ from typing import Any
 from ahpa_scale import storage
 from ahpa_scale.config.checks import check_data, read_data_card
 from ahpa_scale.config.load import ConfigError
+from experiments.builds import strangers
 from experiments.cells import Plan, Planner, difference
 from experiments.pool import Task, last_line, run_tasks
 from experiments.progress import Progress, every
@@ -65,7 +66,8 @@ def run_study(
         only: patterns ``dataset/variant/seed`` that narrow the cells.
         limit_minutes: stop cleanly after so long.
         dry_run: check and list the cells, nothing else.
-        replace: throw away stored rows of cells whose configuration has changed.
+        replace: throw away stored rows of cells whose configuration has changed, and those beside
+            cells to be run that another build of the data set judged.
         build_only: build the data sets, and train nothing.
 
     Returns:
@@ -92,6 +94,8 @@ def run_study(
     _check_against_data(study, plans)
     if build_only:
         return 0
+    if _expel_strangers(file, left, replace):
+        left = [plan for plan in plans if study.wanted(plan.cell) - stored(file, plan.cell)]
     return _train(study, left, places, jobs, deadline, digests)
 
 
@@ -172,6 +176,23 @@ def _write_floors(plans: Iterable[Plan], file: ResultFile) -> None:
         for name, metrics in plan.data.facts["floors"].items():
             row = {"kind": "floor", "dataset": plan.cell.dataset, "name": name}
             file.append({**row, "metrics": metrics})
+
+
+def _expel_strangers(file: ResultFile, left: Sequence[Plan], replace: bool) -> int:
+    """Whether rows were thrown away that another build judged, beside cells that are to be run.
+
+    Raises:
+        ValueError: there are some, and nobody said to throw them away.
+    """
+    found = strangers(file.read(), left)
+    if found and not replace:
+        row = next(iter(found.values()))
+        raise ValueError(
+            f"{file.path}: the rows of {row['dataset']}, seed {row['seed']}, were judged by "
+            "another build of its autoencoder and judges (another machine?) and would not compare; "
+            "take seeds without rows, or pass --replace to throw these away"
+        )
+    return file.remove(set(found))
 
 
 def _check_against_data(study: Study, plans: Iterable[Plan]) -> None:

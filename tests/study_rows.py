@@ -30,6 +30,7 @@ def run_row(variant: str, seed: int, step: int, fd: float, **changes) -> dict:
         "step": step,
         "images": step * 64,
         "digest": f"{variant}-{seed}",
+        "build": "b0",
         "metrics": {"fd": fd, "accuracy": 0.9 - 0.01 * fd, "flow": 0.4 + 0.001 * fd},
         "curves": {"flow_t": [0.1 * t + 0.001 * fd for t in range(10)], "router": router},
         "seconds": 1.0,

@@ -128,6 +128,10 @@ BROKEN = {
         [BASE, {**BASE, "metrics": {"fd": 6.0}}],
         "main.jsonl:2: main/demo/none/0/100: contradicts",
     ),
+    "two builds": (
+        [BASE, run_row("repa", 0, 100, 4.0, build="b1")],
+        "main.jsonl:2: main/demo/0: build b1 contradicts b0",
+    ),
     "two configurations": (
         [BASE, run_row("none", 0, 200, 4.0, digest="other")],
         "main.jsonl:2: main/demo/none/0: digest other contradicts none-0",

@@ -88,6 +88,13 @@ class TestReport:
         assert "http" not in page
         assert str(made) not in page
 
+    def test_seeds_judged_by_several_builds_are_told(self, made, tmp_path):
+        builds = [{**r, "build": f"b{r['seed'] // 2}"} for r in rows() if r["kind"] == "run"]
+        report([write(tmp_path, builds)], tmp_path / "out")
+        told = "seed 0 by `b0`, seed 1 by `b0`, seed 2 by `b1`"
+        assert told in section(tmp_path, "What is in the results")
+        assert "built more than once" not in section(made, "What is in the results")
+
     def test_sensitivity_follows_the_two_controls(self, made, tmp_path):
         text = section(made, "Sensitivity of the testbed")
         assert "positive control `repa` at step 400" in text

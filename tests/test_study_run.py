@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -211,6 +212,27 @@ def test_rows_of_another_configuration_are_refused_unless_replaced(whole, work, 
     rows = [row for row in ResultFile(results / "whole.jsonl").read() if row["kind"] == "run"]
     assert len(rows) == 4
     assert len({row["digest"] for row in rows}) == 2
+
+
+def test_rows_of_another_build_of_the_data_are_refused_unless_replaced(whole, work, tmp_path):
+    path, results, _ = whole
+    folder = shutil.copytree(results, tmp_path / "results")
+    rows = ResultFile(folder / "whole.jsonl").read()
+    (build,) = {row["build"] for row in rows if row["kind"] == "run"}
+    foreign = [{**row, "build": "elsewhere"} if row["kind"] == "run" else row for row in rows]
+    kept = [row for row in foreign if row.get("variant") != "ahpa"]
+    file = folder / "whole.jsonl"
+    file.write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in kept))
+    before = file.read_bytes()
+    refused = command(path, work, folder)
+    assert refused.returncode == 2
+    assert "the rows of demo, seed 0, were judged by another build" in refused.stderr
+    assert file.read_bytes() == before
+    replaced = command(path, work, folder, "--replace")
+    assert replaced.returncode == 0, replaced.stderr
+    found = [row for row in ResultFile(file).read() if row["kind"] == "run"]
+    assert {row["build"] for row in found} == {build}
+    assert len(found) == 4
 
 
 def test_the_limit_stops_a_study_cleanly(work, tmp_path):

@@ -41,8 +41,21 @@ def contents(results: Results) -> list[Block]:
             f"{plural(len(group.runs), 'row')} of runs",
         ]
         text = f"**{group.title}**: {grid}, checkpoints {listed(group.steps())}; "
-        blocks += [Paragraph(text + " and ".join(reversed(extras)) + "."), *_cells(group)]
+        text += " and ".join(reversed(extras)) + "." + _builds(group)
+        blocks += [Paragraph(text), *_cells(group)]
     return blocks
+
+
+def _builds(group: Group) -> str:
+    """Said only where there are several, because seeds then differ in more than their seed."""
+    builds = {run.seed: run.build for run in group.runs}
+    if len(set(builds.values())) < 2:
+        return ""
+    each = (f"seed {seed} by `{build}`" for seed, build in sorted(builds.items()))
+    return (
+        " Its autoencoder and judges were built more than once, and every seed was judged by one "
+        f"build: {listed(each)}."
+    )
 
 
 def _cells(group: Group) -> list[Block]:

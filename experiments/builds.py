@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which build of a data set judged a row.
+
+A recipe's autoencoder and judges are trained anew where a study goes on in another work folder. On
+another kind of processor they come out a little different, and so do all scores; two variants may
+be compared only where one build judged both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+from ahpa_scale.data.card import read_card
+from experiments.cells import Plan
+from experiments.datasets import WHOLE, DataFolder
+from experiments.rows import Row, key_of
+
+
+def build_of(data: DataFolder) -> str:
+    """8 hex that name this build of a whole data set: by its latents, and by what its judges say
+    of the floors.
+    """
+    told = (data.root / WHOLE).read_bytes() + read_card(str(data.train)).fingerprint.encode()
+    return hashlib.sha256(told).hexdigest()[:8]
+
+
+def strangers(rows: Iterable[Row], plans: Iterable[Plan]) -> dict[tuple[Any, ...], Row]:
+    """Rows of the data sets and seeds of these plans that another build judged, by their keys."""
+    builds: dict[tuple[Any, Any], str] = {
+        (plan.cell.dataset, plan.cell.seed): build_of(plan.data) for plan in plans
+    }
+    found = {}
+    for row in rows:
+        here = builds.get((row["dataset"], row.get("seed")))
+        if here is not None and row.get("build") != here:
+            found[key_of(row)] = row
+    return found
