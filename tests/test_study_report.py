@@ -208,6 +208,16 @@ class TestVerdictFile:
         assert f"verdicts.yaml: verdicts[0]: {expected}" in str(caught.value)
         assert "\n" not in str(caught.value)
 
+    def test_a_comparison_that_is_declared_and_not_yet_run_is_not_tested(self, tmp_path):
+        claim = {"hypothesis": "H1", "claim": "it helps", "variant": "later", "against": "none"}
+        claim |= {"metric": "fd", "expect": "lower"}
+        path = tmp_path / "study.yaml"
+        path.write_text(json.dumps({"variants": {"later": {}, "none": {}}, "verdicts": [claim]}))
+        report([write(tmp_path, [run_row("none", 0, 100, 5.0)]), path], tmp_path / "out")
+        text = section(tmp_path, "H1")
+        assert "no rows of `later` yet" in line_of(text, "it helps")
+        assert "**undecided**: 1 of 1" in text
+
     def test_a_missing_key_is_named(self, tmp_path):
         path = tmp_path / "verdicts.yaml"
         path.write_text("verdicts: [{hypothesis: H1}]")

@@ -27,7 +27,15 @@ import yaml
 from ahpa_scale.config.errors import ConfigError, choices
 from experiments.analysis import BETTER, Group, Results
 from experiments.report.document import Block, Heading, Paragraph, Table
-from experiments.report.words import NAMES, bounds, code, decimals, number, seeds_caveat
+from experiments.report.words import (
+    NAMES,
+    bounds,
+    code,
+    codes,
+    decimals,
+    number,
+    seeds_caveat,
+)
 from experiments.statistics import Estimate, estimate
 
 _SIGNS = {"lower": -1, "higher": 1}
@@ -48,8 +56,24 @@ class Claim:
     step: int | None = None
 
 
-def load_claims(path: Path) -> list[tuple[str, Claim]]:
-    """The claims of a YAML's ``verdicts`` list, each with where it stands; [] without that key.
+@dataclass(frozen=True)
+class Named:
+    """A claim, where it stands, and the variants that its file declares: a study's own file may
+    name comparisons that are yet to be run.
+    """
+
+    where: str
+    claim: Claim
+    declared: frozenset[str] = frozenset()
+
+    def missing(self, known: Sequence[str]) -> list[str]:
+        """Its variants that are declared, but not known."""
+        both = (self.claim.variant, self.claim.against)
+        return [name for name in both if name in self.declared and name not in known]
+
+
+def load_claims(path: Path) -> list[Named]:
+    """The claims of a YAML's ``verdicts`` list; [] without that key.
 
     Raises:
         ConfigError: the file cannot be read, or a claim has an unknown, missing or wrong key.
@@ -61,9 +85,11 @@ def load_claims(path: Path) -> list[tuple[str, Claim]]:
     claims = found.get("verdicts", []) if isinstance(found, dict) else None
     if not isinstance(claims, list):
         raise ConfigError(str(path), "verdicts", "must be a list of comparisons")
+    declared = frozenset(found.get("variants") or ())
+    places = [f"{path}: verdicts[{number}]" for number in range(len(claims))]
     return [
-        (f"{path}: verdicts[{number}]", _claim(entry, f"{path}: verdicts[{number}]"))
-        for number, entry in enumerate(claims)
+        Named(place, _claim(entry, place), declared)
+        for place, entry in zip(places, claims, strict=True)
     ]
 
 
@@ -89,7 +115,7 @@ def _claim(entry: Any, where: str) -> Claim:
     return Claim(**entry)
 
 
-def verdict_sections(results: Results, claims: Sequence[tuple[str, Claim]]) -> list[Block]:
+def verdict_sections(results: Results, claims: Sequence[Named]) -> list[Block]:
     """One section a hypothesis: the comparisons, on each data set, and what they come to.
 
     Raises:
@@ -98,14 +124,22 @@ def verdict_sections(results: Results, claims: Sequence[tuple[str, Claim]]) -> l
     if not claims:
         return []
     blocks: list[Block] = [Heading(2, "Hypotheses")]
-    for hypothesis in sorted({claim.hypothesis for _, claim in claims}):
-        rows, found = [], []
-        for where, claim in claims:
-            if claim.hypothesis == hypothesis:
-                for group in _groups(results, claim, where):
-                    step, one = _test(group, claim)
-                    found.append((_verdict(one, claim), one))
-                    rows.append(_row(group, claim, step, one))
+    known = sorted({variant for group in results.groups for variant in group.variants()})
+    for hypothesis in sorted({named.claim.hypothesis for named in claims}):
+        rows: list[tuple[str, ...]] = []
+        found: list[tuple[str, Estimate | None]] = []
+        for named in claims:
+            claim = named.claim
+            if claim.hypothesis != hypothesis:
+                continue
+            if missing := named.missing(known):
+                found.append((_verdict(None, claim), None))
+                rows.append(_untested(claim, missing))
+                continue
+            for group in _groups(results, claim, named.where):
+                step, one = _test(group, claim)
+                found.append((_verdict(one, claim), one))
+                rows.append(_row(group, claim, step, one))
         header = ("claim", "study, data set", "comparison", "step", "seeds", "difference")
         table = Table((*header, "bootstrap", "t", "verdict"), tuple(rows))
         blocks += [Heading(3, hypothesis), table, Paragraph(_words(hypothesis, found))]
@@ -150,11 +184,19 @@ def _verdict(found: Estimate | None, claim: Claim) -> str:
     return "holds" if found.sign == _SIGNS[claim.expect] else "does not hold"
 
 
-def _row(group: Group, claim: Claim, step: int | None, found: Estimate | None) -> tuple[str, ...]:
-    comparison = (
+def _untested(claim: Claim, missing: Sequence[str]) -> tuple[str, ...]:
+    group = f"no rows of {codes(missing)} yet"
+    return (claim.claim, group, _comparison(claim), "-", "0", "-", "-", "-", "**not tested**")
+
+
+def _comparison(claim: Claim) -> str:
+    return (
         f"{code(claim.variant)} minus {code(claim.against)}, {NAMES[claim.metric]}, {claim.expect}"
     )
-    head = (claim.claim, group.title, comparison, "-" if step is None else str(step))
+
+
+def _row(group: Group, claim: Claim, step: int | None, found: Estimate | None) -> tuple[str, ...]:
+    head = (claim.claim, group.title, _comparison(claim), "-" if step is None else str(step))
     verdict = f"**{_verdict(found, claim)}**"
     if found is None:
         return (*head, "0", "-", "-", "-", verdict)
