@@ -86,7 +86,9 @@ def test_the_steps_fit_the_time(left, cells, jobs, step, judgement):
     steps = steps_within(left, cells, jobs, step, judgement)
     rounds = math.ceil(cells / jobs)
     wanted = rounds * (steps * step + len(EIGHTHS) * judgement)
-    assert steps == 8 or wanted <= left * (1 + 1e-9) < wanted + rounds * step * (1 + 1e-9)
+    rounding = 1 + 1e-9
+    assert steps == 8 or wanted <= left * rounding
+    assert left <= (wanted + rounds * step) * rounding, "one more step would fit"
 
 
 def test_one_class_or_no_folder_is_refused(images, tmp_path):
