@@ -145,6 +145,20 @@ class TestReport:
         flat = [line for line in text.splitlines() if line.startswith("| `repa` |")]
         assert flat[-1].endswith("undecided |")
 
+    def test_a_released_router_is_told_by_its_last_weights(self, tmp_path):
+        released = [r for r in rows() if r["kind"] == "run"]
+        for row in released:
+            if row["step"] == 400:
+                row["curves"]["router"] = None
+        report([write(tmp_path, released)], tmp_path / "out")
+        text = section(tmp_path, "Routers")
+        steps = [
+            [cell.strip() for cell in line.strip("|").split("|")][2]
+            for line in text.splitlines()
+            if line.startswith("| `gap` |")
+        ]
+        assert steps[:3] == ["200"] * 3
+
     def test_map_tells_the_gap_and_leaves_unseen_bins_out(self, made):
         fine = line_of(section(made, "`none` at step 400"), "down_blocks.0")
         # The best readout is 0.95; in the last bin only block 2 was seen, with 0.1.

@@ -24,7 +24,7 @@ _SIGNS = {1: "coarse at high noise", -1: "coarse at low noise", 0: "undecided", 
 
 def router_sections(group: Group) -> list[Block]:
     """Entropy and weights of every seed, the slope of the coarse level's weight, and a figure."""
-    runs = [run for run in _last_runs(group) if _tells(run)]
+    runs = _last_runs(group)
     if not runs:
         return []
     header = ("variant", "seed", "step", "entropy", "mean weight of each level", "coarse level")
@@ -52,9 +52,11 @@ def router_sections(group: Group) -> list[Block]:
 
 
 def _last_runs(group: Group) -> list[Run]:
+    """Each run at the last checkpoint that tells: after a release a router has no more weights."""
     last = {}
     for run in group.runs:
-        last[run.variant, run.seed] = run
+        if _tells(run):
+            last[run.variant, run.seed] = run
     return [last[cell] for cell in sorted(last)]
 
 
