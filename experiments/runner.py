@@ -14,6 +14,7 @@ from typing import Any
 from ahpa_scale import storage
 from ahpa_scale.config.checks import check_data, read_data_card
 from ahpa_scale.config.load import ConfigError
+from experiments.adoption import adopt
 from experiments.builds import strangers
 from experiments.cells import Plan, Planner, difference
 from experiments.pool import Task, last_line, run_tasks
@@ -94,7 +95,10 @@ def run_study(
     _check_against_data(study, plans)
     if build_only:
         return 0
-    if _expel_strangers(file, left, replace):
+    changed = _expel_strangers(file, left, replace)
+    if taken := adopt(study, left, file):
+        _say(f"{study.name}: rows taken over from other studies: {taken}")
+    if changed or taken:
         left = [plan for plan in plans if study.wanted(plan.cell) - stored(file, plan.cell)]
     return _train(study, left, places, jobs, deadline, digests)
 

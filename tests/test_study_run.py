@@ -235,6 +235,28 @@ def test_rows_of_another_build_of_the_data_are_refused_unless_replaced(whole, wo
     assert len(found) == 4
 
 
+def test_what_another_study_has_run_is_taken_over(whole, work, tmp_path):
+    path, results, _ = whole
+    folder = shutil.copytree(results, tmp_path / "results")
+    study = load_study(path).model_dump(mode="json", exclude={"verdicts"})
+    study |= {"name": "later", "variants": {"control": {}}, "checkpoints": [4]}
+    later = write(tmp_path, study)
+    before = (folder / "whole.jsonl").read_bytes()
+    done = command(later, work, folder)
+    assert done.returncode == 0, done.stderr
+    assert "rows taken over from other studies: 1" in done.stderr
+    assert not (work / "runs" / "later").exists(), "nothing was trained"
+    (row,) = [row for row in ResultFile(folder / "later.jsonl").read() if row["kind"] == "run"]
+    (old,) = [
+        row
+        for row in ResultFile(folder / "whole.jsonl").read()
+        if (row["kind"], row.get("variant"), row.get("step")) == ("run", "none", 4)
+    ]
+    assert row == {**old, "study": "later", "variant": "control"}
+    assert (folder / "whole.jsonl").read_bytes() == before
+    assert "1 complete" in command(later, work, folder, "--dry-run").stderr
+
+
 def test_the_limit_stops_a_study_cleanly(work, tmp_path):
     path = write(tmp_path, content(name="limit", checkpoints=[100_000], variants={"none": {}}))
     begun = time.monotonic()
