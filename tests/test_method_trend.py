@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from ranks import leave
 
 from ahpa_scale.method import Plateau, ResidualTrend
 from ahpa_scale.method.balance import GradientBalance
@@ -101,10 +101,7 @@ def _rank(rank: int, folder: str) -> None:
     if rank == 0:
         state = {**mean.state_dict(), **balance.state_dict()}
         torch.save((state, trend.state()), Path(folder) / "state.pt")
-    dist.barrier()
-    # gloo's destructor joins its thread holding the interpreter's lock, which that thread may
-    # be waiting for to let go of the last reduction: once in many runs it hangs for good.
-    os._exit(0)
+    leave()
 
 
 def test_two_ranks_learn_what_one_does(tmp_path):

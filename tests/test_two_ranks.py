@@ -13,6 +13,7 @@ import torch.multiprocessing
 from composer import Algorithm, Event
 from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
+from ranks import leave
 from torch.distributed.tensor import DTensor
 from toy_trainer import Recorder, clone_weights, read_rows, toy_grid, toy_loader, toy_trainer
 
@@ -58,7 +59,7 @@ def _train_on_rank(rank: int, port: int, folder: str) -> None:
     dist.initialize_dist("cpu", timeout=60)
     for engine in ENGINES:
         ranks_worker(Path(folder) / engine, engine)
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 def ranks_worker(folder: Path, engine: str) -> None:
