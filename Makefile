@@ -41,6 +41,7 @@ $(FASHION)/.unpacked:
 	touch $@
 
 test: $(STAMP) $(FASHION)/.unpacked
+	bash tools/get_iproute2.sh
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP)

@@ -3,4 +3,9 @@
 features.
 """
 
+import time
+
+#: When this process began, for all that a user can tell; time limits count from here.
+STARTED = time.monotonic()
+
 __version__ = "0.1.0"

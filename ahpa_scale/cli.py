@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -17,7 +18,7 @@ SHEET = 64  # pictures on a contact sheet
 
 app = typer.Typer(
     name="ahpa-scale",
-    help="Prepare data for training diffusion transformers, and look at it.",
+    help="Prepare data for training diffusion transformers, look at it, and start runs.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -178,6 +179,47 @@ def train_vae(
     report = train(out, pictures, settings, overwrite=overwrite, progress=progress)
     quality = ", ".join(f"{name} {value:.1f} dB" for name, value in report.psnr.items())
     typer.echo(f"{out}: PSNR {quality}; scaling factor {report.scaling_factor:.5f}")
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def launch(
+    script: Annotated[str, typer.Argument(help="The training script, train.py.")],
+    arguments: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(help="Its arguments: a YAML file, then any number of key=value."),
+    ] = None,
+    nproc: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--nproc", "-n", help="Ranks on this node [default: the scheduler's]."),
+    ] = None,
+    nnodes: Annotated[Optional[int], typer.Option(help="Nodes, where no scheduler says.")] = None,  # noqa: UP045
+    node_rank: Annotated[Optional[int], typer.Option(help="This node's number, from 0.")] = None,  # noqa: UP045
+    master_addr: Annotated[Optional[str], typer.Option(help="Host of node 0.")] = None,  # noqa: UP045
+    master_port: Annotated[Optional[int], typer.Option(help="TCP port on it.")] = None,  # noqa: UP045
+    resolve_timeout: Annotated[
+        float, typer.Option(help="Seconds to wait for node 0's host to have an address.")
+    ] = 300.0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print what it would do.")
+    ] = False,
+) -> None:
+    """Start this node's ranks as the scheduler's variables say."""
+    from ahpa_scale.launch import command, environment, flags
+
+    given = (nnodes, node_rank, master_addr, master_port)
+    if any(flag is not None for flag in given):
+        placement = flags.from_flags(*given, nproc)
+    else:
+        placement = environment.from_environment(os.environ, nproc)
+    words = arguments or []
+    command.check_run(placement, script, words)
+    chosen = command.command_for(placement, script, words)
+    typer.echo(f"{placement.source}: {chosen}")
+    if dry_run:
+        return
+    if placement.master_addr is not None:
+        command.wait_for_address(placement.master_addr, resolve_timeout)
+    chosen.run()
 
 
 @app.command("unpack-idx")

@@ -22,9 +22,20 @@ from experiments.recipes import VaeRecipe
 from experiments.study import Cell, Overrides, Study
 
 #: What says where a run lies or how it is watched, and nothing about what it computes.
-_PLACES = ("run_name", "seed", "output_dir", "checkpoint", "sampling", "max_duration")
+_PLACES = (
+    "run_name",
+    "seed",
+    "output_dir",
+    "checkpoint",
+    "sampling",
+    "max_duration",
+    "watch",
+    "guard",
+)
 #: Tokens that a readout's fit needs per channel of the model, see evaluation/recoverability.py.
 READOUT_TOKENS = 2
+#: Its other keys trade memory for traffic, and compute the same.
+_ENGINE = ("engine", "compile")
 _DATA_PLACES = ("remote", "local", "num_workers", "predownload", "cache_limit")
 
 
@@ -168,6 +179,7 @@ class Planner:
         told = config.model_dump(mode="json", exclude=set(_PLACES))
         told["data"] = {k: v for k, v in told["data"].items() if k not in _DATA_PLACES}
         told["data"]["digest"] = data.root.name.removeprefix(f"{cell.dataset}-")
+        told["parallelism"] = {key: told["parallelism"][key] for key in _ENGINE}
         told["vae"] = None  # part of the data set
         told["logging"] = {"router_interval": config.logging.router_interval}
         told["samples"] = self.study.samples.model_dump(mode="json")

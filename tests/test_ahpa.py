@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from composer.core import Callback
+from composer.loggers import InMemoryLogger
 from conftest import LEVELS, ToyLatents
 from torch.utils.data import DataLoader
 
@@ -27,7 +30,7 @@ class Recorder(Callback):
                 {
                     "weight": model.weight("alignment"),
                     "head_grad": sum(g.abs().sum().item() for g in grads if g is not None),
-                    "loss": float(state.loss["alignment"]),
+                    "loss": float(state.outputs["auxiliary"]["alignment"]),
                 }
             )
 
@@ -38,7 +41,8 @@ def ahpa(**settings) -> AHPA:
 
 def test_five_lines_attach_it_and_its_parameters_are_trained(make_generator, make_trainer):
     model = make_generator()
-    trainer = make_trainer(model, algorithms=[ahpa()])
+    log = InMemoryLogger()
+    trainer = make_trainer(model, algorithms=[ahpa(loss_interval="1ba")], loggers=log)
     before = {n: p.clone() for n, p in model.attachments.named_parameters()}
     optimizer = trainer.state.optimizers[0]
     assert len(optimizer.param_groups) == 2
@@ -46,9 +50,13 @@ def test_five_lines_attach_it_and_its_parameters_are_trained(make_generator, mak
     changed = {n for n, p in model.attachments.named_parameters() if not torch.equal(p, before[n])}
     assert {"alignment.heads.0.0.weight", "alignment.heads.2.4.bias"} <= changed
     assert any(name.startswith("alignment.router.mlp") for name in changed)
-    assert {"loss/train/total", "loss/train/flow", "loss/train/alignment"} <= set(
-        trainer.state.total_loss_dict
+    assert {"loss/train/total", "loss/train/flow"} == set(trainer.state.total_loss_dict)
+    total, flow, aligned = (
+        [value for _, value in log.data[f"loss/train/{name}"]]
+        for name in ("total", "flow", "alignment")
     )
+    assert len(aligned) == 4
+    assert total == pytest.approx([f + 0.5 * a for f, a in zip(flow, aligned, strict=True)])
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -66,9 +74,12 @@ def test_every_kind_trains_and_aligns_what_it_says(kind: str, make_generator, ma
         kind=kind,
         head_width=32,
         level="coarse_layout" if kind == "single" else None,
+        loss_interval="4ba",
     )
+    log = InMemoryLogger()
     trainer = make_trainer(
         model,
+        loggers=log,
         algorithms=[algorithm, EMA(decay=0.5)],
         train_dataloader=DataLoader(External(), batch_size=16),
     )
@@ -91,7 +102,9 @@ def test_every_kind_trains_and_aligns_what_it_says(kind: str, make_generator, ma
         )
     )
     assert algorithm.weight == (1.0 if kind == "latent" else 0.5)
-    assert torch.isfinite(torch.tensor(trainer.state.total_loss_dict["loss/train/alignment"]))
+    ((_, aligned),) = log.data["loss/train/alignment"]
+    assert math.isfinite(aligned)
+    assert aligned != 0
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ class Gradients(Callback):
 
     def after_loss(self, state, logger) -> None:
         model = state.model
-        loss = state.loss["alignment"]
+        loss = state.outputs["auxiliary"]["alignment"]
         params = [next(block.parameters()) for block in model.dit.blocks]
         grads = torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True)
         self.reached = [g is not None for g in grads]
@@ -193,7 +193,7 @@ def test_self_lead_reaches_the_teacher(make_generator, make_trainer):
             max_duration="1ba",
         )
         trainer.fit()
-        losses.append(float(trainer.state.loss["alignment"]))
+        losses.append(float(trainer.state.outputs["auxiliary"]["alignment"]))
     assert losses[0] != losses[1]
 
 
@@ -204,7 +204,7 @@ def test_a_placebo_trains_on_other_targets(make_generator, make_trainer):
             make_generator(), algorithms=[ahpa(placebo=placebo)], max_duration="1ba"
         )
         trainer.fit()
-        losses.append(float(trainer.state.loss["alignment"]))
+        losses.append(float(trainer.state.outputs["auxiliary"]["alignment"]))
     assert losses[0] != losses[1]
 
 

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from benchmarks import alignment_cost
+from benchmarks import alignment_cost, loop_overhead
 
 
 def test_every_alignment_is_timed_against_none(capsys: pytest.CaptureFixture[str]):
@@ -16,3 +18,22 @@ def test_every_alignment_is_timed_against_none(capsys: pytest.CaptureFixture[str
     assert list(rows) == list(alignment_cost.VARIANTS)
     assert rows["none"][0] == "1.000"
     assert all(float(row[0]) > 0 for row in rows.values())
+
+
+@pytest.mark.parametrize("align", [[], ["--align"]], ids=["plain", "aligned"])
+def test_both_loops_do_the_same_work_and_are_timed(
+    align: list[str], capsys: pytest.CaptureFixture[str]
+):
+    """The benchmark itself compares the weights at the end."""
+    words = "--model tiny/2 --input-size 8 --batch-size 4 --microbatch 2 --rounds 3 --device cpu"
+    loop_overhead.main([*words.split(), *align])
+    ratios = re.findall(r"by (clock|processor): ratio (\S+),", capsys.readouterr().out)
+    assert [clock for clock, _ in ratios] == ["clock", "processor"]
+    assert all(float(ratio) > 0 for _, ratio in ratios)
+
+
+def test_loops_that_do_different_work_are_not_compared(monkeypatch: pytest.MonkeyPatch):
+    words = "--model tiny/2 --input-size 8 --batch-size 4 --microbatch 4 --rounds 2 --device cpu"
+    monkeypatch.setattr(loop_overhead, "clip_groups", lambda *_: None)
+    with pytest.raises(ValueError, match="did not do the same work"):
+        loop_overhead.main(words.split())

@@ -38,6 +38,7 @@ TIMES = (
     "logging.router_interval",
     "sampling.interval",
 )
+DURATIONS = ("guard.time_limit",)
 WRONG = {
     "string": "x",
     "integer": 7,
@@ -177,7 +178,7 @@ def not_finite(rng: random.Random, content: dict[str, Any]) -> Broken:
 
 
 def bad_unit(rng: random.Random, content: dict[str, Any]) -> Broken:
-    key = rng.choice(TIMES)
+    key = rng.choice((*TIMES, *DURATIONS))
     wrong = ["100", "ba", "100bs", "1.5ba", "-3ba", "10 minutes", "1e4ba", "100tok", "2dur", ""]
     wrong += ["0.5dur"] if key in WHOLE_TIMES else []
     return yaml.safe_dump(_set(content, key, rng.choice(wrong))), key

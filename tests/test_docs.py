@@ -28,7 +28,14 @@ SECTIONS = [
 
 
 def test_there_are_cards():
-    assert {card.parent.name for card in CARDS} == {"ahpa", "ema", "grad_clip"}
+    assert {card.parent.name for card in CARDS} == {
+        "ahpa",
+        "ema",
+        "fully_shard",
+        "grad_clip",
+        "guard",
+        "zero",
+    }
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.parent.name)
@@ -36,6 +43,7 @@ def test_snippets_run_in_order(card: Path, make_generator: Callable[..., Any], t
     model = make_generator()
     namespace: dict[str, Any] = {
         "model": model,
+        "make_generator": make_generator,
         "batch": toy_batch,
         "levels": LEVELS,
         "loader": DataLoader(ToyLatents(), batch_size=16),

@@ -9,11 +9,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .ahpa import AHPA as AHPA
     from .ema import EMA as EMA
+    from .fully_shard import FullyShard as FullyShard
     from .grad_clip import GradClip as GradClip
+    from .guard import Guard as Guard
+    from .zero import ZeRO as ZeRO
 
-_HOME = {"AHPA": ".ahpa", "EMA": ".ema", "GradClip": ".grad_clip"}
+_HOME = {
+    "AHPA": ".ahpa",
+    "EMA": ".ema",
+    "FullyShard": ".fully_shard",
+    "GradClip": ".grad_clip",
+    "Guard": ".guard",
+    "ZeRO": ".zero",
+}
 
-__all__ = ["AHPA", "EMA", "GradClip"]
+__all__ = ["AHPA", "EMA", "FullyShard", "GradClip", "Guard", "ZeRO"]
 
 
 def __getattr__(name: str) -> object:

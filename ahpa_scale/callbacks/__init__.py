@@ -7,6 +7,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .engine_line import EngineLine as EngineLine
+    from .heartbeat import Heartbeat as Heartbeat
     from .metrics_file import MetricsFile as MetricsFile
     from .progress import ProgressBar as ProgressBar
     from .router_figure import RouterFigure as RouterFigure
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from .summary import RunSummary as RunSummary
 
 _HOME = {
+    "EngineLine": ".engine_line",
+    "Heartbeat": ".heartbeat",
     "MetricsFile": ".metrics_file",
     "ProgressBar": ".progress",
     "RouterFigure": ".router_figure",
@@ -21,7 +25,15 @@ _HOME = {
     "SampleGrid": ".sample_grid",
 }
 
-__all__ = ["MetricsFile", "ProgressBar", "RouterFigure", "RunSummary", "SampleGrid"]
+__all__ = [
+    "EngineLine",
+    "Heartbeat",
+    "MetricsFile",
+    "ProgressBar",
+    "RouterFigure",
+    "RunSummary",
+    "SampleGrid",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -73,6 +73,7 @@ def build_alignment(config: Config, card: DatasetCard) -> AHPA:
         placebo=chosen.placebo,
         num_bins=chosen.bins,
         log_interval=config.logging.router_interval,
+        loss_interval=config.logging.interval,
     )
 
 

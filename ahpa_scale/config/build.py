@@ -12,21 +12,34 @@ import torch
 import wandb
 from composer import Trainer
 from composer.core import Algorithm, Callback
-from composer.devices import Device, DeviceCPU
+from composer.devices import Device
 from composer.loggers import LoggerDestination, TensorboardLogger, WandBLogger
 from composer.optim import ComposerScheduler, ConstantScheduler, ConstantWithWarmupScheduler
 from composer.utils import dist, get_device, reproducibility
 
-from ahpa_scale.algorithms import EMA, GradClip
-from ahpa_scale.callbacks import MetricsFile, ProgressBar, RouterFigure, RunSummary, SampleGrid
+from ahpa_scale.algorithms import EMA, Guard
+from ahpa_scale.algorithms.guard import Spikes
+from ahpa_scale.callbacks import (
+    EngineLine,
+    MetricsFile,
+    ProgressBar,
+    RouterFigure,
+    RunSummary,
+    SampleGrid,
+)
 from ahpa_scale.checkpoint.composer_io import CheckpointError, protect_composer
 from ahpa_scale.checkpoint.resume import LATEST, find_latest
 from ahpa_scale.config.alignment import build_alignment
 from ahpa_scale.config.card import check_vae_weights
-from ahpa_scale.config.compilation import compile_blocks
+from ahpa_scale.config.engine import (
+    build_engine,
+    composer_precision,
+    cpu_bf16,
+    prepare_blocks,
+)
 from ahpa_scale.config.errors import ConfigError
 from ahpa_scale.config.levels import alignment_groups, stored_levels
-from ahpa_scale.config.schema import Config, parse_time
+from ahpa_scale.config.schema import Config, parse_duration, parse_time
 from ahpa_scale.data.card import DatasetCard
 from ahpa_scale.data.stream import build_loader
 from ahpa_scale.models.dit import build_dit
@@ -54,9 +67,8 @@ def build_trainer(config: Config, card: DatasetCard, callbacks: Sequence[Callbac
     vae = _load_vae(config, card)
     if vae is not None:
         vae.to(device._device)
-    generator = build_generator(config, card, vae, cpu_bf16=_cpu_bf16(config, device))
-    if config.parallelism.compile:
-        compile_blocks(config, generator, device)
+    generator = build_generator(config, card, vae, cpu_bf16=cpu_bf16(config, device))
+    prepare_blocks(config, generator, device)
     output_dir = Path(config.output_dir)
     save_folder = config.checkpoint.save_folder
     try:
@@ -66,12 +78,11 @@ def build_trainer(config: Config, card: DatasetCard, callbacks: Sequence[Callbac
             optimizers=_build_optimizer(config, generator),
             schedulers=_build_scheduler(config),
             max_duration=config.max_duration,
-            algorithms=build_algorithms(config, card),
+            algorithms=build_algorithms(config, card, device),
             callbacks=[*_build_callbacks(config, card, generator, vae), *callbacks],
             loggers=_build_loggers(config, output_dir),
             device=device,
-            # Composer knows no bfloat16 on the CPU; the generator does it there.
-            precision="fp32" if _cpu_bf16(config, device) else config.precision,
+            precision=composer_precision(config, device),
             device_train_microbatch_size=config.device_train_microbatch_size,
             seed=config.seed,
             run_name=config.run_name,
@@ -122,16 +133,35 @@ def build_generator(
     )
 
 
-def build_algorithms(config: Config, card: DatasetCard) -> list[Algorithm]:
-    """Builds the plug-ins: alignment, clipping, EMA."""
+def build_algorithms(config: Config, card: DatasetCard, device: Device) -> list[Algorithm]:
+    """Builds the plug-ins: alignment, guard, engine with clipping, EMA."""
     algorithms: list[Algorithm] = []
     if config.alignment.kind != "none":
         algorithms.append(build_alignment(config, card))
-    if config.optimizer.grad_clip is not None:
-        algorithms.append(GradClip(config.optimizer.grad_clip))
+    # Before GradClip, because Composer runs them in reverse order after the backward passes.
+    algorithms.append(build_guard(config))
+    algorithms.extend(build_engine(config, device))
     if config.ema.enabled:
         algorithms.append(EMA(decay=config.ema.decay, half_life=config.ema.half_life))
     return algorithms
+
+
+def build_guard(config: Config) -> Guard:
+    """Builds the guard against bad batches, loss spikes and the end of the job's time."""
+    chosen, spikes = config.guard, config.guard.spikes
+    rule = None
+    if spikes.action != "none":
+        rule = Spikes(spikes.action, spikes.window, spikes.threshold, spikes.patience)
+    limit = None if chosen.time_limit is None else parse_duration(chosen.time_limit)
+    return Guard(
+        config.output_dir,
+        nonfinite=chosen.nonfinite,
+        patience=chosen.patience,
+        spikes=rule,
+        save_folder=config.checkpoint.save_folder,
+        rollbacks=chosen.rollbacks,
+        time_limit=limit,
+    )
 
 
 def _load_path(config: Config) -> str | None:
@@ -154,10 +184,6 @@ def _load_vae(config: Config, card: DatasetCard) -> FrozenVAE | None:
         raise ConfigError(config.source_of("vae.path"), "vae.path", str(error)) from None
     check_vae_weights(config, card, vae.identity)
     return vae
-
-
-def _cpu_bf16(config: Config, device: Device) -> bool:
-    return isinstance(device, DeviceCPU) and config.precision == "amp_bf16"
 
 
 def _build_loader(config: Config, card: DatasetCard) -> Any:
@@ -221,6 +247,7 @@ def _build_callbacks(
                 seed=sampling.seed,
             )
         )
+    callbacks.append(EngineLine(config.parallelism.engine))
     callbacks.append(RouterFigure(config.output_dir, config.logging.router_interval))
     callbacks.append(RunSummary(config.output_dir, config.checkpoint.save_folder))
     return callbacks

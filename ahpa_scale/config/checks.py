@@ -8,10 +8,9 @@ it runs as part of loading. `check_data` compares the configuration with a data 
 
 from __future__ import annotations
 
-import os
-
 from ahpa_scale.config.card import check_data, read_data_card
 from ahpa_scale.config.defaults import default_tap
+from ahpa_scale.config.engine_checks import check_engine, world_size
 from ahpa_scale.config.errors import ConfigError, choices
 from ahpa_scale.config.levels import alignment_groups, check_level_names, known_levels
 from ahpa_scale.config.remedies import check_remedies
@@ -30,8 +29,10 @@ def check_static(config: Config) -> None:
     """
     _check_model(config)
     _check_batch(config)
+    check_engine(config, geometry(config).depth)
     _check_times(config)
     _check_run(config)
+    _check_guard(config)
     _check_sampling(config)
     _check_vae(config)
     if config.data.local is None:
@@ -83,10 +84,7 @@ def _check_model(config: Config) -> None:
 
 def _check_batch(config: Config) -> None:
     batch, micro = config.global_train_batch_size, config.device_train_microbatch_size
-    text = os.environ.get("WORLD_SIZE", "1")
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError("environment", "WORLD_SIZE", f"{text!r} is not a number of processes")
-    world = int(text)
+    world = world_size()
     if batch % world:
         near = max(1, round(batch / world)) * world
         raise config_error(
@@ -95,7 +93,7 @@ def _check_batch(config: Config) -> None:
             f"{batch} can't be shared evenly by {world} processes; the nearest that can is {near}",
         )
     share = batch // world
-    if micro is not None and share % micro:
+    if isinstance(micro, int) and share % micro:
         near = min((n for n in range(1, share + 1) if share % n == 0), key=lambda n: abs(n - micro))
         raise config_error(
             config,
@@ -147,6 +145,28 @@ def _check_run(config: Config) -> None:
     if config.ema.half_life is not None and config.ema.decay is not None:
         raise config_error(
             config, "ema.half_life", "give either ema.half_life or ema.decay, not both"
+        )
+
+
+def _check_guard(config: Config) -> None:
+    guard, spikes, checkpoint = config.guard, config.guard.spikes, config.checkpoint
+    for key, policy in (("nonfinite", guard.nonfinite), ("spikes.action", spikes.action)):
+        if policy != "rollback":
+            continue
+        if checkpoint.save_folder is None:
+            problem = "'rollback' needs a checkpoint to go back to: set checkpoint.save_folder"
+        elif not checkpoint.autoresume:
+            problem = "'rollback' ends in a restart of this command, which takes up the checkpoint "
+            problem += "with checkpoint.autoresume=true only: set it"
+        else:
+            continue
+        raise config_error(config, f"guard.{key}", problem)
+    if spikes.action != "none" and spikes.patience > spikes.window // 2:
+        raise config_error(
+            config,
+            "guard.spikes.patience",
+            f"{spikes.patience} spikes would be most of the window of {spikes.window} batches, and "
+            f"its median themselves; the most is {spikes.window // 2}",
         )
 
 

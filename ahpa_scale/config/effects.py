@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ahpa_scale.algorithms.ahpa import KINDS, is_self_level
+from ahpa_scale.config.engine_checks import idle_keys
 from ahpa_scale.config.errors import COMMAND_LINE, ConfigError
 from ahpa_scale.config.explain import shown
 from ahpa_scale.config.schema import Alignment, Config
@@ -95,6 +96,11 @@ def _idle(config: Config) -> Iterator[Idle]:
         why = "without checkpoint.save_folder nothing is saved"
         names = ("save_interval", "keep", "autoresume")
         yield from (Idle(f"checkpoint.{n}", "checkpoint.save_folder", why) for n in names)
+    yield from (Idle(*one) for one in idle_keys(config))
+    yield from _idle_guard(config)
+    if not config.watch.enabled:
+        names, why = ("silence", "hang", "port"), "watch.enabled is false"
+        yield from (Idle(f"watch.{name}", "watch.enabled", why) for name in names)
     if not config.logging.wandb:
         yield Idle("logging.wandb_project", "logging.wandb", "logging.wandb is false")
     if config.data.remote is None:
@@ -148,6 +154,18 @@ def _idle_remedies(alignment: Alignment) -> Iterator[Idle]:
     named += [level for group in (alignment.groups or {}).values() for level in group]
     if alignment.kind != "self" and not any(is_self_level(name) for name in named):
         yield Idle("alignment.self_lead", "alignment.kind", "no level self.<block> is aligned")
+
+
+def _idle_guard(config: Config) -> Iterator[Idle]:
+    guard, spikes = config.guard, config.guard.spikes
+    if guard.nonfinite != "skip":
+        yield Idle("guard.patience", "guard.nonfinite", "it belongs to guard.nonfinite=skip")
+    if spikes.action == "none":
+        names, why = ("window", "threshold", "patience"), "guard.spikes.action is none"
+        yield from (Idle(f"guard.spikes.{n}", "guard.spikes.action", why) for n in names)
+    if "rollback" not in (guard.nonfinite, spikes.action):
+        why = "neither guard.nonfinite nor guard.spikes.action is rollback"
+        yield Idle("guard.rollbacks", "guard.nonfinite", why)
 
 
 def _leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, object, object]]:

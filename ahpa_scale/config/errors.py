@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 COMMAND_LINE = "command line"
 _YIELD_SECONDS = 5.0
@@ -66,10 +67,19 @@ def exit_on_user_error() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if speaks_for_all_ranks():
-            print(f"error: {one_line(str(error))}", file=sys.stderr, flush=True)
-        else:
-            # Composer's launcher ends all ranks when one fails and takes the first rank's exit
-            # code: rank 0 must have left with its 2 before another rank's end gets it killed.
-            threading.Event().wait(_YIELD_SECONDS)
-        raise SystemExit(2) from None
+        leave(str(error), 2)
+
+
+def leave(problem: str, exit_code: int) -> NoReturn:
+    """Say once for all ranks why they all end, in one line on stderr, and end this one.
+
+    Raises:
+        SystemExit: with the exit code.
+    """
+    if speaks_for_all_ranks():
+        print(f"error: {one_line(problem)}", file=sys.stderr, flush=True)
+    else:
+        # Composer's launcher ends all ranks when one fails and takes the first rank's exit code:
+        # rank 0 must have left with its own before another rank's end gets it killed.
+        threading.Event().wait(_YIELD_SECONDS)
+    raise SystemExit(exit_code) from None

@@ -21,7 +21,7 @@ from ahpa_scale.method.losses import AlignmentLoss
 from ahpa_scale.method.pending import Pending, commit_all
 from ahpa_scale.method.priors import pool_tokens
 from ahpa_scale.method.router import DynamicRouter, cross_entropy, divergence
-from ahpa_scale.method.statistics import BinnedStatistics
+from ahpa_scale.method.statistics import BatchMean, BinnedStatistics
 from ahpa_scale.method.strength import NoiseWindow, strength
 from ahpa_scale.method.targets import GroupTargets
 from ahpa_scale.method.trend import Plateau, ResidualTrend
@@ -82,6 +82,7 @@ class PriorAlignment(nn.Module):
     Attributes:
         balance: the measured ratio of the gradients, or None.
         trend: averages of the residual.
+        batch_loss: the alignment loss of the last batch, over all ranks and micro-batches.
 
     Raises:
         ValueError: unknown objective, head or loss, or a grid that can't be.
@@ -133,6 +134,7 @@ class PriorAlignment(nn.Module):
         self.router = router
         self.statistics = BinnedStatistics(len(self.groups), num_bins)
         self.trend = ResidualTrend(plateau)
+        self.batch_loss = BatchMean()
         self.balance = None if gradient_ratio is None else GradientBalance(gradient_ratio)
         self.router_target = self._router_target(
             [channels[name] for name in self.groups], num_bins, gap
@@ -194,9 +196,13 @@ class PriorAlignment(nn.Module):
                 if isinstance(self.router_target, OnlineGap):
                     self.router_target.observe(t_B, prediction_BNC, target_BNC)
             strength_B = self._strength(t_B)
-            if not weight_BG.requires_grad:
-                return routed_loss(loss_BG, weight_BG, strength_B)
-            return self._train_router(t_B, loss_BG, weight_BG, strength_B)
+            if weight_BG.requires_grad:
+                total = self._train_router(t_B, loss_BG, weight_BG, strength_B)
+            else:
+                total = routed_loss(loss_BG, weight_BG, strength_B)
+            if self.training:
+                self.batch_loss.observe(total.detach(), pictures=t_B.shape[0])
+            return total
 
     def _strength(self, t_B: Tensor) -> Tensor | None:
         parts = [] if self.window is None else [self.window(t_B)]

@@ -168,11 +168,13 @@ class OnlineGap(Pending):
     def settle(self, *sums: Tensor) -> None:
         """Moves the targets' running moments."""
         *means, energy_G, pictures = sums
-        step = (1 / (self.seen + 1)).clamp(min=1 - self.momentum)
+        some = (pictures > 0).float()
+        step = some * (1 / (self.seen + 1)).clamp(min=1 - self.momentum)
+        pictures = pictures.clamp(min=1)
         for name, mean_C in zip(self.means, means, strict=True):
             getattr(self, name).lerp_(mean_C / pictures, step)
         self.energy_G.lerp_(energy_G / pictures, step)
-        self.seen.add_(1)
+        self.seen.add_(some)
 
     def r2(self) -> Tensor:
         """Explained share ``[G, T]`` in [0, 1]; 0 where nothing is known yet."""

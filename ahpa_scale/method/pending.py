@@ -49,7 +49,8 @@ class Pending(nn.Module):
 def commit_all(parts: Iterable[Pending]) -> None:
     """Ends a batch: one sum over the ranks for everything that waits, then each part settles.
 
-    Every rank must call it with the same parts waiting.
+    Every rank must call it with the same parts waiting. A part with a sum that is not finite
+    settles zeros instead, as if no picture had come: a bad batch must not stay in its averages.
     """
     waiting = [(part, sums) for part in parts if (sums := part.take()) is not None]
     if not waiting:
@@ -61,4 +62,5 @@ def commit_all(parts: Iterable[Pending]) -> None:
         pieces = iter(packed.split([one.numel() for one in tensors]))
         waiting = [(p, [next(pieces).view_as(one) for one in sums]) for p, sums in waiting]
     for part, sums in waiting:
-        part.settle(*sums)
+        bad = torch.stack([one.isfinite().all() for one in sums]).all().logical_not()
+        part.settle(*(one.masked_fill(bad, 0.0) for one in sums))

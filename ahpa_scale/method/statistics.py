@@ -20,7 +20,30 @@ LOSS, SQUARE, WEIGHT = range(3)
 def one_hot_bins(t_B: Tensor, num_bins: int) -> Tensor:
     """One-hot bin of each noise level, float32 ``[B, T]``; equal bins of t in [0, 1]."""
     index_B = (t_B * num_bins).long().clamp_(0, num_bins - 1)
-    return torch.nn.functional.one_hot(index_B, num_bins).float()
+    # torch's one_hot looks at its input's range first, on the host.
+    return (index_B.unsqueeze(1) == torch.arange(num_bins, device=t_B.device)).float()
+
+
+class BatchMean(Pending):
+    """Mean over the pictures of the batch that was ended last, kept on the device until asked for.
+
+    Attributes:
+        mean: a scalar, not a number where the batch's was not finite; None before the first batch.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean: Tensor | None = None
+
+    @torch.no_grad()
+    def observe(self, mean: Tensor, pictures: int) -> None:
+        """Adds one micro-batch's mean, a scalar."""
+        self.add(torch.stack([mean.float() * pictures, mean.new_full((), pictures).float()]))
+
+    def settle(self, *sums: Tensor) -> None:
+        """Takes the place of the batch before."""
+        (total,) = sums
+        self.mean = total[0] / total[1]
 
 
 class BinnedMean(Pending):

@@ -56,13 +56,14 @@ class ResidualTrend(Pending):
     def settle(self, *sums: Tensor) -> None:
         """Moves both averages."""
         (total,) = sums
-        residual = total[0] / total[1]
         if self._averages is None:
-            self._averages = torch.zeros(2, device=residual.device)
-        self._averages = self._averages.to(residual.device)
+            self._averages = torch.zeros(2, device=total.device)
+        self._averages = self._averages.to(total.device)
         for average, decay in zip(
             self._averages, (self.plateau.fast, self.plateau.slow), strict=True
         ):
+            # Without a picture the average moves to where it is.
+            residual = torch.where(total[1] > 0, total[0] / total[1], average)
             average.lerp_(residual.float(), 1 - decay)
         self.batches += 1
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 ATTACHMENTS = "attachments."
 
@@ -35,10 +36,18 @@ def released_loss(auxiliary: nn.Module, h_BND: Tensor) -> Tensor:
 
     DDP waits for a gradient of each parameter in each step; heads that vanish in mid-run would hang
     it. Zero gradients from one element per parameter keep it whole at no cost, without the heads'
-    matrix products or the targets.
+    matrix products or the targets. Sharded parameters (FSDP2, ZeRO stage 3) can't be read here, and
+    their engines miss nothing.
     """
+    if any(is_sharded(parameter) for parameter in auxiliary.parameters()):
+        return h_BND.new_zeros((), dtype=torch.float32)
     zero = sum((p.flatten()[:1].sum() for p in auxiliary.parameters()), h_BND.new_zeros(()))
     return torch.as_tensor(zero, dtype=torch.float32) * 0.0
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a rank holds only a part of the tensor, under FSDP2 or ZeRO stage 3."""
+    return isinstance(tensor, DTensor) or hasattr(tensor, "ds_id")
 
 
 def refuse_other_attachments(

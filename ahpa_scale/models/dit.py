@@ -12,6 +12,7 @@ from itertools import islice
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ahpa_scale.models.dit_config import DiTGeometry, resolve_geometry
 from ahpa_scale.models.dit_layers import (
@@ -34,6 +35,8 @@ class DiT(nn.Module):
         depth, width, heads, patch_size, input_size, grid (tokens per side): the geometry.
         in_channels, num_classes: of the input and of the labels.
         null_label: the label that means "no class" (``num_classes``), or None without one.
+        checkpoint_every: recompute every n-th block's insides in the backward pass instead of
+            keeping them (Chen et al., arXiv 1604.06174): 1 for all blocks, None for none.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class DiT(nn.Module):
         self.in_channels, self.num_classes = in_channels, num_classes
         self.out_channels = in_channels * (2 if learn_sigma else 1)
         self.null_label = num_classes if class_dropout_prob > 0 else None
+        self.checkpoint_every: int | None = None
         width = geometry.width
         self.x_embedder = PatchEmbed(geometry.patch_size, in_channels, width)
         self.t_embedder = TimestepEmbedder(width)
@@ -115,13 +119,20 @@ class DiT(nn.Module):
         tapped: dict[int, Tensor] = {}
         last = max(taps, default=0) if tokens_only else self.depth
         for number, block in enumerate(islice(self.blocks, last), start=1):
-            x_BND = block(x_BND, c_BD)
+            if self._recomputes(number):
+                x_BND = checkpoint(block, x_BND, c_BD, use_reentrant=False)
+            else:
+                x_BND = block(x_BND, c_BD)
             if number in taps:
                 tapped[number] = x_BND
         if tokens_only:
             return tapped
         v_BCHW = self._unpatchify(self.final_layer(x_BND, c_BD))[:, : self.in_channels]
         return (v_BCHW, tapped) if taps else v_BCHW
+
+    def _recomputes(self, number: int) -> bool:
+        every = self.checkpoint_every
+        return every is not None and number % every == 0 and torch.is_grad_enabled()
 
     def _check(self, x_BCHW: Tensor, taps: Sequence[int]) -> None:
         wanted = (self.in_channels, self.input_size, self.input_size)

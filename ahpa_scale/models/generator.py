@@ -85,6 +85,7 @@ class DiffusionGenerator(ComposerModel):
         self._cpu_bf16 = cpu_bf16
         self._taps: dict[str, tuple[int, ...]] = {}
         self._weights: dict[str, float] = {}
+        self._unlogged: set[str] = set()
         self._sources: list[PriorSource] = [LatentSource()]
         # In a tuple, so that nn.Module doesn't adopt it: a frozen VAE belongs in no checkpoint,
         # optimizer or shard.
@@ -97,7 +98,13 @@ class DiffusionGenerator(ComposerModel):
         return self._vae[0]
 
     def attach(
-        self, name: str, auxiliary: nn.Module, taps: int | Sequence[int], weight: float = 1.0
+        self,
+        name: str,
+        auxiliary: nn.Module,
+        taps: int | Sequence[int],
+        weight: float = 1.0,
+        *,
+        logged: bool = True,
     ) -> None:
         """Attaches an auxiliary loss to the tokens after some blocks; call it before the
         optimizer's parameters are fixed.
@@ -110,6 +117,8 @@ class DiffusionGenerator(ComposerModel):
                 the ``prior.<level>`` entries that it reads.
             taps: the block or blocks whose output it sees, 1-based.
             weight: its factor in the total loss.
+            logged: have Composer log its loss, for which the host waits for the device in every
+                batch; False leaves that to whoever attaches it.
 
         Raises:
             ValueError: the name is taken or reserved, there is no tap, or one lies beyond the
@@ -124,6 +133,8 @@ class DiffusionGenerator(ComposerModel):
         self.attachments[name] = auxiliary.to(device)
         self._taps[name] = blocks
         self._weights[name] = weight
+        if not logged:
+            self._unlogged.add(name)
 
     def detach(self, name: str) -> nn.Module:
         """Takes an auxiliary off again and returns it; what stays is the plain generator."""
@@ -133,13 +144,12 @@ class DiffusionGenerator(ComposerModel):
                 f"there is: {', '.join(self.attachments) or 'nothing'}"
             )
         del self._taps[name], self._weights[name]
+        self._unlogged.discard(name)
         auxiliary: nn.Module = self.attachments.pop(name)
         return auxiliary
 
     def add_source(self, source: PriorSource) -> None:
-        """Adds a source of the ``prior.<level>`` maps that batches don't bring; those added
-        earlier are asked first.
-        """
+        """Adds a source of the ``prior.<level>`` maps that batches lack, asked after the others."""
         self._sources.append(source)
 
     @property
@@ -148,9 +158,7 @@ class DiffusionGenerator(ComposerModel):
         return tuple(self._sources)
 
     def set_weight(self, name: str, weight: float) -> None:
-        """Sets an auxiliary's factor; at 0 it costs next to nothing, but its parameters still
-        take part in the step.
-        """
+        """Sets an auxiliary's factor; at 0 it is not run, but its parameters stay in the step."""
         self._weights[name] = weight
 
     def weight(self, name: str) -> float:
@@ -241,14 +249,15 @@ class DiffusionGenerator(ComposerModel):
         """Flow loss (SiT, arXiv 2401.08740, eq. 5) plus each auxiliary times its weight.
 
         Returns:
-            ``total``, ``flow`` and one unweighted entry per auxiliary, all float32 scalars;
-            Composer logs them as ``loss/train/<key>``.
+            ``total``, ``flow`` and the unweighted loss of each auxiliary that is logged, float32
+            scalars; Composer logs them as ``loss/train/<key>``.
         """
         flow = velocity_loss(outputs["velocity"], outputs["target"]).mean()
         total = flow
         for name, loss in outputs["auxiliary"].items():
             total = total + self._weights[name] * loss
-        return {"total": total, "flow": flow, **outputs["auxiliary"]}
+        logged = {k: v for k, v in outputs["auxiliary"].items() if k not in self._unlogged}
+        return {"total": total, "flow": flow, **logged}
 
     def eval_forward(self, batch: Any, outputs: Any = None) -> Any:
         """The same forward pass: t and noise are keyed by sample, so held-out numbers are paired

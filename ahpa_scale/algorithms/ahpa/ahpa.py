@@ -50,6 +50,8 @@ class AHPA(Algorithm):
             ``self.<k>`` (SRA, arXiv 2505.02831).
         log_interval: Composer time string between two reports of the router; each waits for the
             device once, and the measured release is decided then.
+        loss_interval: Composer time string between two logged values of the alignment loss of a
+            batch, ``loss/train/alignment``; each waits for the device once.
         design: what is aligned, with what and how: everything that :class:`Design` takes.
 
     Raises:
@@ -69,6 +71,7 @@ class AHPA(Algorithm):
         release: Release | None = None,
         self_lead: float = 0.1,
         log_interval: str = "100ba",
+        loss_interval: str = "50ba",
         **design: Any,
     ) -> None:
         self.design = Design(levels, **design)
@@ -82,6 +85,7 @@ class AHPA(Algorithm):
         self.schedule = Schedule(start, until, ramp)
         self._self_lead = self_lead
         self._report_due = Every(log_interval, "log_interval")
+        self._loss_due = Every(loss_interval, "loss_interval")
         self._reporter = Reporter()
         self._alignment: PriorAlignment | None = None
 
@@ -119,7 +123,8 @@ class AHPA(Algorithm):
         tap = self.design.tap
         assert tap is not None, "building has chosen it"
         taps = alignment.blocks if isinstance(tap, Mapping) else tap
-        generator.attach(NAME, alignment, taps, self.weight)
+        # As a key of Composer's losses it would have the host wait in every batch.
+        generator.attach(NAME, alignment, taps, self.weight, logged=False)
         for optimizer in state.optimizers:
             optimizer.add_param_group({"params": list(alignment.parameters())})
         if any(is_self_level(level) for level in alignment.levels):
@@ -143,6 +148,8 @@ class AHPA(Algorithm):
     def _report(self, event: Event, state: State, logger: Logger) -> None:
         alignment = self._attached(state)
         alignment.commit()  # on EPOCH_END and FIT_END nothing is pending any more
+        if self._loss_due(event, state):
+            logger.log_metrics({"loss/train/alignment": self._batch_loss(state)})
         due = self._report_due(event, state)
         if not (due or (event == Event.FIT_END and alignment.statistics.unread)):
             return
@@ -154,6 +161,11 @@ class AHPA(Algorithm):
             else:
                 text = "its residual has stopped falling; it no longer helps: release it "
                 self._reporter.warn("plateau", text + "(alignment.release or until)", logger)
+
+    def _batch_loss(self, state: State) -> float:
+        """The alignment loss of the last batch; 0 where it did not act. Waits for the device."""
+        mean = self._attached(state).batch_loss.mean
+        return 0.0 if mean is None or not unwrap(state.model).weight(NAME) else float(mean)
 
     def _attached(self, state: State) -> PriorAlignment:
         alignment = unwrap(state.model).attachments[NAME]

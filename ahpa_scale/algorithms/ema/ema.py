@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exponential moving average of the weights, for plain, DDP and sharded (FSDP2) parameters.
+"""Exponential moving average of the weights, whole or sharded as they are.
 
 `update_ema` is the mathematics; `EMA` decides when, and lends the average to the model.
 """
@@ -16,12 +16,15 @@ from composer.loggers import Logger
 from torch import Tensor, nn
 
 from ahpa_scale.algorithms.ema.parameters import (
+    Shards,
     fill,
     local_part,
     plain_name,
     reshard,
     same_layout,
+    shards_of,
     tracked_parameters,
+    whole,
 )
 from ahpa_scale.algorithms.timing import Every, parse_time
 
@@ -91,6 +94,7 @@ class EMA(Algorithm):
         self._clock: float | None = None  # time of the last update, in the half life's unit
         self._loaded = False  # the averages were read, so the weights must not replace them
         self._lent: tuple[list[Tensor], list[Tensor]] | None = None  # weights and their copies
+        self._shards: Shards | None = None  # where ZeRO keeps the weights
 
     @property
     def active(self) -> bool:
@@ -155,12 +159,14 @@ class EMA(Algorithm):
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """Numbers, strings and the live average tensors by plain parameter name."""
+        """Numbers, strings and the whole averages by plain parameter name: the live tensors, or,
+        where they are sharded, copies on rank 0 and none elsewhere (every rank must call it).
+        """
         return {
             "updates": self.updates,
             "clock": self._clock,
             "clock_unit": self._unit,
-            "shadow": dict(self.shadow),
+            "shadow": whole(self.shadow, self._shards),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -174,7 +180,7 @@ class EMA(Algorithm):
         if self.shadow:
             _check_names(self.shadow, state["shadow"])
             for name, average in self.shadow.items():
-                fill(average, state["shadow"][name])
+                fill(average, state["shadow"][name], name, self._shards)
         else:
             self.shadow = {name: value.detach().clone() for name, value in state["shadow"].items()}
         self.updates = int(state["updates"])
@@ -189,6 +195,7 @@ class EMA(Algorithm):
         """Give every followed parameter an average on its own device and with its own sharding."""
         old, keep = self.shadow, self._loaded or self.updates > 0
         params = tracked_parameters(model, self.exclude)
+        self._shards = shards_of(model)
         if keep:
             _check_names(params, old)
         self.shadow = {}
@@ -198,7 +205,7 @@ class EMA(Algorithm):
                 continue
             self.shadow[name] = parameter.detach().clone().to(torch.float32)
             if keep:
-                fill(self.shadow[name], old[name])
+                fill(self.shadow[name], old[name], name, self._shards)
 
     def _update(self, state: State) -> None:
         params = tracked_parameters(state.model, self.exclude)
@@ -232,6 +239,8 @@ class EMA(Algorithm):
         copies = [weight.clone() for weight in weights]
         self._lent = (weights, copies)
         torch._foreach_copy_(weights, [local_part(self.shadow[name]) for name in params])
+        if self._shards is not None:
+            self._shards.publish()
 
     @torch.no_grad()
     def _take_back(self, model: nn.Module) -> None:
@@ -241,3 +250,5 @@ class EMA(Algorithm):
         weights, copies = self._lent
         torch._foreach_copy_(weights, copies)
         self._lent = None
+        if self._shards is not None:
+            self._shards.publish()

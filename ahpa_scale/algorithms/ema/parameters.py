@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parameters that an average follows: their names, and plain, DDP or sharded (FSDP2) layout."""
+"""The weights that an average follows: their names, and how they lie on this rank (whole, as FSDP2
+shards, or as stretches of ZeRO's).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -17,26 +21,47 @@ def plain_name(name: str) -> str:
     return name.replace("_orig_mod.", "").replace("_checkpoint_wrapped_module.", "")
 
 
-def tracked_parameters(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, nn.Parameter]:
-    """The parameters an average follows, by plain name: trainable and not under an excluded prefix.
+class Shards(Protocol):
+    """This rank's float32 parts of the weights, where the model itself doesn't hold them: attribute
+    ``partition`` of a model under ZeRO.
+    """
+
+    def masters(self) -> Mapping[str, Tensor]:
+        """Live parts ``[n]`` by plain name."""
+
+    def whole(self, name: str, part_n: Tensor) -> Tensor:
+        """The whole tensor of the ranks' parts; every rank calls it."""
+
+    def part(self, name: str, whole: Tensor) -> Tensor:
+        """This rank's part of a whole tensor."""
+
+    def publish(self) -> None:
+        """Has the model compute with the parts as they are now; every rank calls it."""
+
+
+def shards_of(model: nn.Module) -> Shards | None:
+    """The shards that a model's weights lie in, None where it holds its weights (or DTensors)."""
+    partition: Shards | None = getattr(model, "partition", None)
+    return partition
+
+
+def tracked_parameters(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, Tensor]:
+    """The weights an average follows, by plain name: trainable and not under an excluded prefix.
 
     Raises:
-        ValueError: nothing is left, or ZeRO stage 3 has taken the values out of the parameters.
+        ValueError: nothing is left.
     """
     reshard(model)
-    named = ((plain_name(name), parameter) for name, parameter in model.named_parameters())
-    found = {
-        name: parameter
-        for name, parameter in named
-        if parameter.requires_grad and not name.startswith(tuple(exclude))
-    }
+    shards = shards_of(model)
+    named: Mapping[str, Tensor]
+    if shards is not None:
+        named = shards.masters()
+    else:
+        trainable = ((n, p) for n, p in model.named_parameters() if p.requires_grad)
+        named = {plain_name(name): parameter for name, parameter in trainable}
+    found = {n: weight for n, weight in named.items() if not n.startswith(tuple(exclude))}
     if not found:
         raise ValueError(f"EMA has no parameters to follow (exclude={list(exclude)})")
-    for name, parameter in found.items():
-        if hasattr(parameter, "ds_numel") and parameter.numel() != parameter.ds_numel:
-            raise ValueError(
-                f"EMA cannot see {name!r}: ZeRO stage 3 has partitioned it; use fsdp2 or zero2"
-            )
     return found
 
 
@@ -56,24 +81,46 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
-def same_layout(average: Tensor, parameter: Tensor) -> bool:
+def same_layout(average: Tensor, weight: Tensor) -> bool:
     """Whether both lie on one device, or are sharded alike."""
-    if isinstance(average, DTensor) != isinstance(parameter, DTensor):
+    if isinstance(average, DTensor) != isinstance(weight, DTensor):
         return False
-    if isinstance(average, DTensor) and isinstance(parameter, DTensor):
-        same = average.device_mesh == parameter.device_mesh
-        return same and average.placements == parameter.placements
-    return average.device == parameter.device
+    if isinstance(average, DTensor) and isinstance(weight, DTensor):
+        same = average.device_mesh == weight.device_mesh
+        return same and average.placements == weight.placements
+    return average.device == weight.device and average.shape == weight.shape
 
 
 @torch.no_grad()
-def fill(average: Tensor, value: Tensor) -> None:
+def fill(average: Tensor, value: Tensor, name: str = "", shards: Shards | None = None) -> None:
     """Copy ``value`` (whole, or sharded in the same or another way) into ``average``."""
     if isinstance(value, DTensor) and not same_layout(average, value):
         value = value.full_tensor()
+    if shards is not None:
+        average.copy_(shards.part(name, value))
+        return
     if isinstance(average, DTensor) and not isinstance(value, DTensor):
         # Every rank holds the whole value, so each keeps its part and nothing is sent.
         value = distribute_tensor(
             value.to(average.device), average.device_mesh, average.placements, src_data_rank=None
         )
     local_part(average).copy_(local_part(value))
+
+
+def whole(averages: Mapping[str, Tensor], shards: Shards | None) -> dict[str, Tensor]:
+    """The averages as whole tensors: the live ones where they are whole already, else copies on the
+    CPU of rank 0 and nothing elsewhere. Every rank must call it.
+    """
+    sharded = shards is not None or any(isinstance(one, DTensor) for one in averages.values())
+    if not sharded:
+        return dict(averages)
+    kept = dist.get_rank() == 0
+    found = {}
+    for name, average in averages.items():
+        if shards is not None:
+            value = shards.whole(name, average)
+        else:
+            value = average.full_tensor() if isinstance(average, DTensor) else average
+        if kept:
+            found[name] = value.cpu()
+    return found

@@ -3,6 +3,6 @@
 
 from __future__ import annotations
 
-from .grad_clip import GradClip, clip_groups, parameter_groups
+from .grad_clip import GradClip, clip_groups, gradient_norms, log_norms, parameter_groups
 
-__all__ = ["GradClip", "clip_groups", "parameter_groups"]
+__all__ = ["GradClip", "clip_groups", "gradient_norms", "log_norms", "parameter_groups"]

@@ -32,6 +32,17 @@ def clip_groups(groups: Mapping[str, Sequence[nn.Parameter]], max_norm: float) -
     Returns:
         The norm before clipping of each group that has gradients: scalar tensors on its device.
     """
+    norms = gradient_norms(groups)
+    for name, norm in norms.items():
+        clip_grads_with_norm_(groups[name], max_norm, norm)
+    return norms
+
+
+@torch.no_grad()
+def gradient_norms(groups: Mapping[str, Sequence[nn.Parameter]]) -> dict[str, Tensor]:
+    """The joint L2 norm of each group's gradients, whole or sharded: scalar tensors on their
+    device, the same on every rank; groups without a gradient are left out.
+    """
     norms = {}
     for name, parameters in groups.items():
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -40,7 +51,6 @@ def clip_groups(groups: Mapping[str, Sequence[nn.Parameter]], max_norm: float) -
         norm = get_total_norm(gradients)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()  # sums the shards' parts over the ranks
-        clip_grads_with_norm_(parameters, max_norm, norm)
         norms[name] = norm
     return norms
 
@@ -69,7 +79,8 @@ class GradClip(Algorithm):
     ``grad_norm/attachments``.
 
     Args:
-        max_norm: bound of the backbone's norm and of each attachment's, above 0.
+        max_norm: bound of the backbone's norm and of each attachment's, above 0; None: only
+            measured.
         log_interval: time string in batches between two logged norms; reading one waits for the
             device, so it is not done for every batch.
 
@@ -77,11 +88,20 @@ class GradClip(Algorithm):
         ValueError: an option out of range.
     """
 
-    def __init__(self, max_norm: float, log_interval: str = "50ba") -> None:
-        if not (max_norm > 0 and math.isfinite(max_norm)):
+    def __init__(self, max_norm: float | None, log_interval: str = "50ba") -> None:
+        if max_norm is not None and not (max_norm > 0 and math.isfinite(max_norm)):
             raise ValueError(f"max_norm is {max_norm}: give a finite number above 0, such as 1.0")
         self.max_norm = max_norm
         self.log_every = parse_time(log_interval, "log_interval", units=["ba"]).value
+        self._found: tuple[int, dict[str, Tensor]] | None = None
+
+    def norms(self, state: State) -> Mapping[str, Tensor] | None:
+        """The norms before clipping of the batch that is being trained, still on the device; None
+        before they are measured.
+        """
+        if self._found is None or self._found[0] != state.timestamp.batch.value:
+            return None
+        return self._found[1]
 
     def match(self, event: Event, state: State) -> bool:
         del state
@@ -89,20 +109,26 @@ class GradClip(Algorithm):
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         del event
-        norms = clip_groups(parameter_groups(state.model), self.max_norm)
+        groups = parameter_groups(state.model)
+        if self.max_norm is None:
+            norms = gradient_norms(groups)
+        else:
+            norms = clip_groups(groups, self.max_norm)
         if BACKBONE not in norms:
             raise ValueError(
                 "GradClip found no gradients of the backbone: ZeRO engines keep their own and clip "
                 "them by their own setting"
             )
+        self._found = (state.timestamp.batch.value, norms)
         # The clock moves on at the end of the batch; this is batch number (clock + 1).
         if (state.timestamp.batch.value + 1) % self.log_every == 0:
-            self._log(norms, logger)
+            log_norms(norms, logger)
 
-    @staticmethod
-    def _log(norms: dict[str, Tensor], logger: Logger) -> None:
-        metrics = {"grad_norm/backbone": float(norms[BACKBONE])}
-        heads = [norm for name, norm in norms.items() if name != BACKBONE]
-        if heads:
-            metrics["grad_norm/attachments"] = float(get_total_norm(heads))
-        logger.log_metrics(metrics)
+
+def log_norms(norms: Mapping[str, Tensor], logger: Logger) -> None:
+    """Logs norms by group name as `GradClip` does; waits for the device."""
+    metrics = {"grad_norm/backbone": float(norms[BACKBONE])}
+    heads = [norm for name, norm in norms.items() if name != BACKBONE]
+    if heads:
+        metrics["grad_norm/attachments"] = float(get_total_norm(heads))
+    logger.log_metrics(metrics)

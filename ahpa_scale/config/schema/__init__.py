@@ -4,10 +4,13 @@ class.
 """
 
 from ahpa_scale.config.schema.alignment import Alignment, Head, Release, Router
-from ahpa_scale.config.schema.fields import parse_time
+from ahpa_scale.config.schema.fields import parse_duration, parse_time
+from ahpa_scale.config.schema.guard import Guard
 from ahpa_scale.config.schema.model import Data, Flow, Model, Vae
-from ahpa_scale.config.schema.run import Config, Parallelism
+from ahpa_scale.config.schema.parallelism import Parallelism
+from ahpa_scale.config.schema.run import Config
 from ahpa_scale.config.schema.training import Checkpoint, Ema, Logging, Optimizer, Sampling
+from ahpa_scale.config.schema.watch import Watch
 
 __all__ = [
     "Alignment",
@@ -16,6 +19,7 @@ __all__ = [
     "Data",
     "Ema",
     "Flow",
+    "Guard",
     "Head",
     "Logging",
     "Model",
@@ -25,5 +29,7 @@ __all__ = [
     "Router",
     "Sampling",
     "Vae",
+    "Watch",
+    "parse_duration",
     "parse_time",
 ]

@@ -18,6 +18,7 @@ ItemT = TypeVar("ItemT")
 TIME_UNITS = {"ep": "epochs", "ba": "batches", "sp": "samples", "dur": "share of the run"}
 _TIME = re.compile(r"(\d+)(ep|ba|sp)|(\d+(?:\.\d*)?|\.\d+)(dur)", re.ASCII)
 _SIZE = re.compile(r"[1-9]\d*(b|kb|mb|gb|tb|pb)", re.ASCII)
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
@@ -44,6 +45,28 @@ def parse_time(text: str) -> tuple[float, str]:
         raise ValueError(f"{text!r} is not a time: write a number and a unit, as in '1000ba'")
     whole, unit, share, dur = match.groups()
     return (float(whole), unit) if unit else (float(share), dur)
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a stretch of wall-clock time such as ``23h30m``, ``1d12h`` or ``84600s``.
+
+    Raises:
+        ValueError: not such a string, or no time at all.
+    """
+    match = _DURATION.fullmatch(text)
+    numbers = [int(number or 0) for number in match.groups()] if match else []
+    seconds = sum(n * unit for n, unit in zip(numbers, (86400, 3600, 60, 1), strict=False))
+    if seconds == 0:
+        raise ValueError(
+            f"{text!r} is not a stretch of time above 0: write days, hours, minutes or seconds, as "
+            "in '23h30m' or '84600s'"
+        )
+    return float(seconds)
+
+
+def _duration(text: str) -> str:
+    parse_duration(text)
+    return text
 
 
 def _time(units: tuple[str, ...], *, zero: bool) -> Callable[[str], str]:
@@ -91,6 +114,8 @@ Interval = TotalTime
 """Every so often."""
 Moment = Annotated[str, AfterValidator(_time(("ep", "ba", "sp", "dur"), zero=True))]
 """A point of the run, counted from its start."""
+Duration = Annotated[str, AfterValidator(_duration)]
+"""A stretch of wall-clock time."""
 Size = Annotated[str, AfterValidator(_size)]
 """A number of bytes with its unit."""
 Name = Annotated[str, AfterValidator(_name)]

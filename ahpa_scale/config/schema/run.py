@@ -4,29 +4,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr
 
 from ahpa_scale.config.schema.alignment import Alignment
 from ahpa_scale.config.schema.fields import Name, Section, Text, TotalTime
+from ahpa_scale.config.schema.guard import Guard
 from ahpa_scale.config.schema.model import Data, Flow, Model, Vae
+from ahpa_scale.config.schema.parallelism import Parallelism
 from ahpa_scale.config.schema.training import Checkpoint, Ema, Logging, Optimizer, Sampling
+from ahpa_scale.config.schema.watch import Watch
+
+Microbatch = Annotated[int, Field(ge=1)]
 
 
 def _output_dir(validated: dict[str, Any]) -> str:
     return f"runs/{validated['run_name']}"
-
-
-class Parallelism(Section):
-    """How the model is spread over devices."""
-
-    engine: Literal["ddp"] = Field("ddp", description="ddp: a whole copy on every device.")
-    compile: bool = Field(
-        False,
-        description="Compile each block of the backbone at the first step; names in checkpoints "
-        "stay the same.",
-    )
 
 
 class Config(Section):
@@ -40,13 +34,16 @@ class Config(Section):
     global_train_batch_size: int = Field(
         256, ge=1, le=10_000_000, description="Samples per optimizer step, over all devices."
     )
-    device_train_microbatch_size: int | None = Field(
+    device_train_microbatch_size: Microbatch | Literal["auto"] | None = Field(
         None,
-        ge=1,
-        description="Samples per device and forward pass; null: the whole share at once.",
+        description="Samples per device and forward pass; null: the whole share at once; auto: "
+        "halved each time that memory runs out (engine ddp on a gpu).",
     )
-    precision: Literal["fp32", "amp_bf16", "amp_fp16"] = Field(
-        "amp_bf16", description="Number format of the forward and backward pass."
+    precision: Literal["fp32", "amp_bf16", "amp_fp16", "bf16"] = Field(
+        "amp_bf16",
+        description="Number format of the forward and backward pass; bf16: amp_bf16 that also "
+        "sends weights or gradients in bfloat16, while float32 shards are updated (engines that "
+        "shard).",
     )
     device: Literal["cpu", "gpu"] | None = Field(None, description="null: gpu where there is one.")
     output_dir: Text = Field(
@@ -64,7 +61,9 @@ class Config(Section):
     ema: Ema = Field(Ema(), description="Average of the weights.")
     checkpoint: Checkpoint = Field(Checkpoint(), description="Checkpoints.")
     logging: Logging = Field(Logging(), description="Logging.")
+    guard: Guard = Field(Guard(), description="Bad batches, loss spikes, time limit.")
     sampling: Sampling = Field(Sampling(), description="Sample grids.")
+    watch: Watch = Field(Watch(), description="Watch over the ranks.")
 
     # Where each key was written, so that a check made later can still say so.
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parameters, gradients, optimizer state and averages sharded over the ranks by torch's
+``fully_shard`` (FSDP2), inside a node only and replicated across nodes (HSDP) where asked for.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from composer.core import Algorithm, Event, State
+from composer.distributed.fsdp2_utils import sync_optimizer_and_model_params
+from composer.loggers import Logger
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from ahpa_scale.algorithms.fully_shard.gloo import mend_gloo
+
+REPLICATE, SHARD = "replicate", "shard"
+
+
+class FullyShard(Algorithm):
+    """Shards a `DiffusionGenerator` with FSDP2 before a checkpoint is loaded.
+
+    Composer's own FSDP2 path is not used: it is reached by an object under one key only (any other
+    spelling trains with DDP and says nothing), overwrites a two-dimensional mesh, and shards
+    containers that have no forward pass. Acting between Composer's ``INIT`` and its loading needs
+    none of its internals: it leaves a model that is sharded already unwrapped.
+
+    Every block is one group of parameters, so that the next block's weights arrive while one
+    computes; the backbone's other layers are a group, and each attachment is one, in float32.
+
+    Args:
+        replicate_degree: copies of the sharded model; above 1 this is HSDP, and each set of
+            consecutive ranks (a node, usually) holds one copy.
+        reshard_after_forward: free a block's gathered weights after its forward pass and gather
+            them again for the backward pass; False trades memory for less traffic.
+        param_dtype: type of the gathered weights of the backbone; None: as stored. The shards,
+            which the optimizer updates, stay float32.
+
+    Raises:
+        ValueError: on ``BEFORE_LOAD``: no process group, or a degree that doesn't divide the ranks.
+    """
+
+    def __init__(
+        self,
+        *,
+        replicate_degree: int = 1,
+        reshard_after_forward: bool = True,
+        param_dtype: torch.dtype | None = None,
+    ) -> None:
+        self.replicate_degree = replicate_degree
+        self.reshard_after_forward = reshard_after_forward
+        self.param_dtype = param_dtype
+
+    def match(self, event: Event, state: State) -> bool:
+        """After everything is attached and before anything is loaded."""
+        del state
+        return event == Event.BEFORE_LOAD
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Shards the model in place and points the optimizer at the shards."""
+        del event, logger
+        mesh = _mesh(state.device._device.type, self.replicate_degree)
+        policy = MixedPrecisionPolicy(param_dtype=self.param_dtype, reduce_dtype=torch.float32)
+        if self.param_dtype is None:
+            policy = MixedPrecisionPolicy()
+        (optimizer,) = state.optimizers
+        _start_alike(state.model)
+        with sync_optimizer_and_model_params(optimizer, state.model):
+            shard_generator(state.model, mesh, policy, self.reshard_after_forward)
+
+
+def shard_generator(
+    generator: nn.Module,
+    mesh: DeviceMesh,
+    policy: MixedPrecisionPolicy | None = None,
+    reshard_after_forward: bool = True,
+) -> None:
+    """Shards a generator's backbone block by block, and each of its attachments, in place.
+
+    The generator itself stays plain: its backbone is also called directly, by samplers, and must
+    gather its own weights there.
+
+    Args:
+        generator: has ``dit`` (with ``blocks``, where there are any) and ``attachments``.
+        mesh: one dimension to shard over, or two: replicate, shard.
+        policy: types of the backbone's gathered weights and of its gradients' reduction.
+        reshard_after_forward: see :class:`FullyShard`.
+    """
+    mend_gloo()
+    dit, attachments = generator.dit, generator.attachments
+    assert isinstance(dit, nn.Module)
+    assert isinstance(attachments, nn.Module)
+    policy = policy or MixedPrecisionPolicy()
+    blocks = getattr(dit, "blocks", ())
+    for block in blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
+    # The root's own layers are needed at both ends of the pass: gathered once.
+    fully_shard(dit, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    for attachment in attachments.children():
+        fully_shard(attachment, mesh=mesh, reshard_after_forward=reshard_after_forward)
+
+
+@torch.no_grad()
+def _start_alike(model: nn.Module) -> None:
+    """Gives every rank rank 0's weights and buffers, as DDP and DeepSpeed do.
+
+    Composer seeds each rank differently, so what was attached at ``INIT`` differs between them, and
+    shards of different models would make no model.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        dist.broadcast(tensor, src=0)
+
+
+def _mesh(device_type: str, replicate_degree: int) -> DeviceMesh:
+    if not dist.is_initialized():
+        raise ValueError(
+            "FullyShard needs a process group: call composer.utils.dist.initialize_dist first"
+        )
+    world = dist.get_world_size()
+    if world % replicate_degree:
+        near = min(
+            (n for n in range(1, world + 1) if world % n == 0),
+            key=lambda n: abs(n - replicate_degree),
+        )
+        raise ValueError(
+            f"replicate_degree {replicate_degree} does not divide the {world} ranks; "
+            f"the nearest that does is {near}"
+        )
+    if replicate_degree == 1:
+        return init_device_mesh(device_type, (world,), mesh_dim_names=(SHARD,))
+    shape = (replicate_degree, world // replicate_degree)
+    return init_device_mesh(device_type, shape, mesh_dim_names=(REPLICATE, SHARD))

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looks at every batch once: bad numbers, loss spikes, the time that is left."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from composer.core import Algorithm, Event, State
+from composer.loggers import Logger
+from composer.utils import dist
+from torch import Tensor
+
+import ahpa_scale
+from ahpa_scale.algorithms.guard.finite import (
+    batch_norms,
+    finite_or_none,
+    hold_step,
+    let_step,
+    nonfinite_flag,
+    on_host,
+    own_norms,
+)
+from ahpa_scale.algorithms.guard.ledger import Journal, last_saved_batch, may_roll_back
+from ahpa_scale.algorithms.guard.spikes import Spikes, SpikeWatch
+from ahpa_scale.stops import RollBackError, RunStoppedError
+
+Policy = Literal["none", "skip", "stop", "rollback"]
+POLICIES = ("none", "skip", "stop", "rollback")
+_TOTAL = "loss/train/total"
+
+
+class Guard(Algorithm):
+    """Keeps bad batches out of the weights, watches the loss, and ends a run in time.
+
+    A batch whose loss or gradient norm is not finite, on any rank, changes neither weights nor
+    moments. That is found on the device; the host reads the answer once, at the end of the batch.
+    Give it to the Trainer before `GradClip`, whose norms it then takes over.
+
+    Args:
+        output_dir: local folder for ``guard.jsonl``; None writes to Python's log alone.
+        nonfinite: after such a batch ``skip`` goes on, ``stop`` ends the run, ``rollback`` asks for
+            a restart from the last checkpoint; ``none`` doesn't look.
+        patience: bad batches in a row after which ``skip`` ends the run as well.
+        spikes: what counts as a loss spike and what follows; None doesn't look.
+        save_folder: folder or URL of the checkpoints; needed by ``rollback``.
+        rollbacks: rollbacks to one checkpoint; the next one ends the run.
+        time_limit: seconds, from the start of the process, after which training ends at the next
+            batch's end as it does at its full length, checkpoint included; rank 0's clock decides.
+
+    Raises:
+        ValueError: an option out of range, or a rollback without a save_folder.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike[str] | None = None,
+        *,
+        nonfinite: Policy = "skip",
+        patience: int = 10,
+        spikes: Spikes | None = None,
+        save_folder: str | None = None,
+        rollbacks: int = 1,
+        time_limit: float | None = None,
+    ) -> None:
+        if nonfinite not in POLICIES:
+            raise ValueError(f"nonfinite is {nonfinite!r}: choose one of {', '.join(POLICIES)}")
+        if patience < 1 or rollbacks < 1:
+            raise ValueError("patience and rollbacks of the guard must be at least 1")
+        asks = "rollback" in (nonfinite, spikes.action if spikes else None)
+        if asks and save_folder is None:
+            raise ValueError("rollback needs a save_folder to go back to")
+        self.nonfinite, self.patience, self.rollbacks = nonfinite, patience, rollbacks
+        self.save_folder = save_folder
+        self.spikes = spikes
+        self.time_limit = time_limit
+        self._watch = SpikeWatch(spikes) if spikes else None
+        self._journal = Journal(output_dir)
+        self._bad_in_row = 0
+        self._late = False
+        self._loss: Tensor | None = None  # of the micro-batches so far, on the device
+        self._norms: Mapping[str, Tensor | float] = {}
+        self._flags_2: Tensor | None = None  # not finite; out of time
+
+    def match(self, event: Event, state: State) -> bool:
+        """Around the batch, and where a checkpoint may be saved."""
+        del state
+        return event in (
+            Event.BEFORE_TRAIN_BATCH,
+            Event.AFTER_LOSS,
+            Event.AFTER_TRAIN_BATCH,
+            Event.BATCH_END,
+            Event.BATCH_CHECKPOINT,
+        )
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Gathers, judges on the device, reads the judgement, acts on it."""
+        if event == Event.BEFORE_TRAIN_BATCH:
+            self._loss = None  # a batch that ran out of memory begins anew
+        elif event == Event.AFTER_LOSS:
+            self._gather(state)
+        elif event == Event.AFTER_TRAIN_BATCH:
+            self._judge(state)
+        elif event == Event.BATCH_END:
+            self._act(state, logger)
+        elif self._late:
+            # Here and no earlier: it moves the run's length, which others count by until now.
+            state.stop_training()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rows of bad batches and the losses looked back on: numbers alone."""
+        spikes = {} if self._watch is None else {"spikes": self._watch.state()}
+        return {"bad_in_row": self._bad_in_row, **spikes}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a checkpoint."""
+        self._bad_in_row = int(state["bad_in_row"])
+        if self._watch is not None and "spikes" in state:
+            self._watch.load(state["spikes"])
+
+    def _gather(self, state: State) -> None:
+        loss = _total(state.loss)
+        self._loss = loss if self._loss is None else self._loss + loss
+
+    def _judge(self, state: State) -> None:
+        if self.nonfinite == "none" and self.time_limit is None:
+            return
+        assert self._loss is not None
+        late = self._loss.new_full((), float(self._out_of_time()))
+        flag = torch.zeros_like(late)
+        if self.nonfinite != "none":
+            norms = batch_norms(state)
+            self._norms = norms
+            flag = nonfinite_flag([self._loss, *norms.values()])
+        self._flags_2 = torch.stack([flag, late])
+        # One answer for all ranks, for both questions in one message.
+        dist.all_reduce(self._flags_2, reduce_operation="MAX")
+        if self.nonfinite != "none":
+            hold_step(state, self._flags_2[0])
+
+    def _act(self, state: State, logger: Logger) -> None:
+        let_step(state)
+        bad, self._late = self._read(state)
+        if self._late:
+            self._end_in_time(state)
+        if bad:
+            self._on_nonfinite(state, logger)
+        else:
+            self._bad_in_row = 0
+        if self._watch is not None and _TOTAL in (state.total_loss_dict or {}):
+            loss = state.total_loss_dict[_TOTAL]
+            level = self._watch.see(loss)
+            if level is not None and self._watch.due():
+                self._on_spikes(state, logger, loss, level)
+
+    def _read(self, state: State) -> tuple[bool, bool]:
+        """The batch's flags. Composer has waited for the losses, so the device is done by now."""
+        if self._flags_2 is None:
+            return False, False
+        bad, late = (bool(flag) for flag in self._flags_2.tolist())
+        own = own_norms(state)
+        if own and self.nonfinite != "none":
+            self._norms = own
+            bad = bad or bool(nonfinite_flag(torch.as_tensor(norm) for norm in own.values()))
+        return bad, late
+
+    def _out_of_time(self) -> bool:
+        if self.time_limit is None or dist.get_global_rank() != 0:
+            return False
+        return time.monotonic() > ahpa_scale.STARTED + self.time_limit
+
+    def _on_nonfinite(self, state: State, logger: Logger) -> None:
+        logger.log_metrics({"guard/nonfinite": 1.0})
+        self._bad_in_row += 1
+        action = self.nonfinite
+        if action == "skip" and self._bad_in_row >= self.patience:
+            action = "stop"
+        text = f"loss or gradient not finite in batch {_batch(state)}, which changed nothing"
+        losses = {"losses": self._losses_by_rank(), "grad_norms": on_host(self._norms)}
+        row = f" ({self._bad_in_row} in a row)" if self._bad_in_row > 1 else ""
+        self._follow(action, state, text + row, {"event": "nonfinite", **losses})
+
+    def _on_spikes(self, state: State, logger: Logger, loss: float, level: float) -> None:
+        assert self._watch is not None
+        rule = self._watch.rule
+        logger.log_metrics({"guard/spikes": float(rule.patience)})
+        text = (
+            f"loss {loss:.4g} in batch {_batch(state)} is the last of {rule.patience} spikes above "
+            f"{level:.4g}, {rule.threshold:g} deviations over the median of {rule.window} batches"
+        )
+        self._follow(rule.action, state, text, {"event": "spikes", "loss": loss, "level": level})
+
+    def _follow(self, action: str, state: State, text: str, record: dict[str, Any]) -> None:
+        """Writes down what happened, with the samples' ids, and does what the policy says.
+
+        Raises:
+            RunStoppedError: the run ends here, on every rank.
+        """
+        samples = _samples_of_all_ranks(state)
+        again = False
+        if action == "rollback":
+            assert self.save_folder is not None
+            again = may_roll_back(state, self.save_folder, self.rollbacks)
+            if not again:
+                action = "stop"
+                text += f"; {self.rollbacks} rollback(s) to this checkpoint have not helped"
+        record = {"batch": _batch(state), **record, "action": action, "samples": samples}
+        self._journal.note(f"{text}; policy: {action}", record)
+        if action in ("stop", "rollback"):
+            dist.barrier()  # rank 0 has written before any rank leaves
+        if action == "rollback":
+            raise RollBackError(
+                f"{text}; start again with checkpoint.autoresume=true to go on from the checkpoint "
+                f"of batch {last_saved_batch(state)}"
+            )
+        if action == "stop":
+            raise RunStoppedError(text)
+
+    def _losses_by_rank(self) -> list[float | None]:
+        """Sum of the micro-batches' losses on each rank: who it was that had the bad one."""
+        assert self._loss is not None
+        gathered: list[float | None] = dist.all_gather_object(finite_or_none(self._loss))
+        return gathered
+
+    def _end_in_time(self, state: State) -> None:
+        text = f"the time limit of {self.time_limit:g} s has passed at batch {_batch(state)}"
+        self._journal.note(f"{text}; the run ends", {"event": "time_limit", "batch": _batch(state)})
+
+
+def _total(loss: Any) -> Tensor:
+    """A model's loss, given in any of Composer's forms, as one scalar: a copy, because Composer
+    goes on to scale the very tensor in place.
+    """
+    if isinstance(loss, Mapping):
+        loss = loss["total"] if "total" in loss else tuple(loss.values())
+    parts = (loss,) if isinstance(loss, Tensor) else loss
+    return torch.stack([part.detach().float().mean() for part in parts]).sum()
+
+
+def _batch(state: State) -> int:
+    """Number of the batch just trained, as in metrics.jsonl."""
+    return int(state.timestamp.batch.value)
+
+
+def _samples_of_all_ranks(state: State) -> list[int] | None:
+    """``batch["index"]`` of all ranks in order, None where batches have none; waits for the
+    device, so only for a batch that is written down.
+    """
+    batch = state.batch
+    index_B = batch.get("index") if isinstance(batch, Mapping) else None
+    mine = index_B.tolist() if isinstance(index_B, Tensor) else None
+    parts = dist.all_gather_object(mine)
+    return None if None in parts else [index for part in parts for index in part]

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a guard leaves behind: lines of `guard.jsonl` for people, and the count of rollbacks beside
+the checkpoints, where the next process finds it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from composer.callbacks import CheckpointSaver
+from composer.core import State
+from composer.utils import dist
+
+from ahpa_scale import storage
+
+GUARD_FILE = "guard.jsonl"
+ROLLBACKS_FILE = "rollbacks.json"
+_log = logging.getLogger(__name__)
+
+
+class Journal:
+    """Appends to ``guard.jsonl`` and to Python's log, on rank 0.
+
+    Args:
+        output_dir: local folder of the run, or None for the log alone.
+    """
+
+    def __init__(self, output_dir: str | os.PathLike[str] | None) -> None:
+        self.path = None if output_dir is None else Path(output_dir) / GUARD_FILE
+
+    def note(self, text: str, record: dict[str, Any]) -> None:
+        """One line in each; whole on disk before it returns."""
+        if dist.get_global_rank() != 0:
+            return
+        _log.warning("guard: %s", text)
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        line = json.dumps({"time": round(time.time(), 3), **record}, allow_nan=False)
+        with self.path.open("a") as file:
+            file.write(line + "\n")
+            file.flush()
+
+
+def may_roll_back(state: State, save_folder: str, most: int) -> bool:
+    """Whether the run may go back once more, and if so, notes that it does; for all ranks alike.
+
+    A rollback counts from the checkpoint that it goes back to: at most `most` times training starts
+    again from one and the same checkpoint, so a batch that is bad each time ends the run.
+
+    Args:
+        state: at the end of the bad batch.
+        save_folder: folder or URL of the checkpoints.
+        most: rollbacks to one checkpoint.
+    """
+    allowed = [False]
+    if dist.get_global_rank() == 0:
+        path = storage.join(save_folder, ROLLBACKS_FILE)
+        batches = json.loads(storage.read_text(path)) if storage.exists(path) else []
+        saved = last_saved_batch(state)
+        allowed = [sum(batch > saved for batch in batches) < most]
+        if allowed[0]:
+            batches.append(state.timestamp.batch.value)
+            storage.write_text(path, json.dumps(batches))
+    # Nobody leaves before the note is written: launchers end all ranks when the first one is gone.
+    dist.broadcast_object_list(allowed)
+    return allowed[0]
+
+
+def last_saved_batch(state: State) -> int:
+    """Batches trained at the newest checkpoint of this run; 0 without one."""
+    savers = (one for one in state.callbacks if isinstance(one, CheckpointSaver))
+    times = [t for one in savers for t in one.all_saved_checkpoints_to_timestamp.values()]
+    return max((int(time.batch.value) for time in times), default=0)

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stands where Composer expects DDP's wrapper: the model, through DeepSpeed's engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import composer.trainer.trainer
+from torch import nn
+
+from ahpa_scale.algorithms.zero.partition import Partition
+
+
+class ZeroFront(nn.Module):
+    """A module whose forward pass is the engine's; as under DDP the model itself is ``module``.
+
+    Args:
+        model: the model that the engine wraps.
+        engine: DeepSpeed's engine.
+        partition: this rank's shards.
+    """
+
+    def __init__(self, model: nn.Module, engine: Any, partition: Partition) -> None:
+        super().__init__()
+        self.module = model
+        # In a tuple, so that nn.Module doesn't adopt it: the engine holds the model once more.
+        self._engine = (engine,)
+        self.partition = partition
+
+    @property
+    def engine(self) -> Any:
+        """DeepSpeed's engine."""
+        return self._engine[0]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's forward pass, with the engine's gathering and reducing around it."""
+        return self.engine(*args, **kwargs)
+
+
+def leave_front_alone() -> None:
+    """Keeps Composer's Trainer from wrapping a `ZeroFront` in DDP; repeats harmlessly.
+
+    Composer 0.32.1 wraps every model that is not FSDP's as soon as there are two ranks. No option
+    or event comes between, so the one function that wraps is replaced in the module that calls it.
+    """
+    original = composer.trainer.trainer.prepare_ddp_module
+    if getattr(original, "knows_zero", False):
+        return
+
+    def prepare(module: nn.Module, find_unused_parameters: bool) -> nn.Module:
+        if isinstance(module, ZeroFront):
+            return module
+        wrapped: nn.Module = original(module, find_unused_parameters)
+        return wrapped
+
+    prepare.knows_zero = True  # type: ignore[attr-defined]
+    composer.trainer.trainer.prepare_ddp_module = prepare

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our options, checked, -> the dictionary that DeepSpeed is configured by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+STAGES = (1, 2, 3)
+
+
+Offload = Literal["optimizer", "parameters"]
+
+
+@dataclass(frozen=True)
+class ZeroSettings:
+    """What ZeRO does (Rajbhandari et al., arXiv 1910.02054; offload: 2101.06840).
+
+    Attributes:
+        stage: 1 shards the optimizer's state, 2 gradients as well, 3 parameters as well.
+        bucket: elements that one reduction or gathering takes together.
+        offload: what lies in the host's memory between its uses: ``optimizer`` (moments and float32
+            weights), ``parameters`` as well (stage 3), or None.
+        autocast: type of matrix products, or None for float32 throughout.
+        low_precision_traffic: send gradients (stage 3: and weights) of matrix products in the
+            autocast type; the shards stay float32.
+
+    Raises:
+        ValueError: an option out of range, or one that this stage has no use for.
+    """
+
+    stage: int = 2
+    bucket: int = 50_000_000
+    offload: Offload | None = None
+    autocast: torch.dtype | None = None
+    low_precision_traffic: bool = False
+
+    def __post_init__(self) -> None:
+        if self.stage not in STAGES:
+            raise ValueError(f"there is no ZeRO stage {self.stage}; choose one of 1, 2, 3")
+        if self.bucket < 1:
+            raise ValueError(f"bucket is {self.bucket}: give a number of elements above 0")
+        if self.low_precision_traffic and self.autocast is None:
+            raise ValueError("low_precision_traffic needs an autocast type, such as torch.bfloat16")
+        if self.offload == "parameters" and self.stage < 3:
+            raise ValueError(
+                f"stage {self.stage} can offload the optimizer only; take stage 3 for parameters"
+            )
+
+    def deepspeed(self, max_norm: float | None) -> dict[str, Any]:
+        """DeepSpeed's configuration.
+
+        Composer owns micro-batches and calls ``backward`` itself, so DeepSpeed is told of one
+        micro-batch per step and of a caller who says when the step is: only so do gradients come
+        out at exactly their size (with its own accumulation they are divided once more). What has a
+        default that would change a result is written out.
+        """
+        zero: dict[str, Any] = {
+            "stage": self.stage,
+            "reduce_bucket_size": self.bucket,
+            "overlap_comm": self.stage == 2,
+            "contiguous_gradients": True,
+        }
+        if self.stage == 3:
+            # It would replace torch's linear function by one that rounds otherwise under autocast.
+            zero["memory_efficient_linear"] = False
+            zero["stage3_prefetch_bucket_size"] = self.bucket
+        else:
+            zero["allgather_bucket_size"] = self.bucket
+        zero.update(self._offload())
+        return {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "managed_gradient_accumulation": False,
+            "gradient_clipping": max_norm or 0.0,
+            "steps_per_print": 2**31,
+            # Any torch optimizer, and no replacement of it where it is offloaded.
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "zero_optimization": zero,
+            **self._precision(),
+        }
+
+    def _precision(self) -> dict[str, Any]:
+        if self.autocast is None:
+            return {}
+        autocast: dict[str, Any] = {"enabled": True, "dtype": str(self.autocast).split(".")[1]}
+        if not self.low_precision_traffic:
+            # By default the weights of linear layers and convolutions are "safe" to be sent in it.
+            autocast["lower_precision_safe_modules"] = []
+        return {"torch_autocast": autocast}
+
+    def _offload(self) -> dict[str, Any]:
+        if self.offload is None:
+            return {}
+        place: dict[str, Any] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        chosen = {"offload_optimizer": place}
+        if self.offload == "parameters":
+            chosen["offload_param"] = dict(place)
+        return chosen

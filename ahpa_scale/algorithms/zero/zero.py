@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains a Composer model with DeepSpeed ZeRO."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from composer.core import Algorithm, Event, Precision, State
+from composer.loggers import Logger
+from torch import nn
+
+from ahpa_scale.algorithms.grad_clip import log_norms, parameter_groups
+from ahpa_scale.algorithms.timing import parse_time
+from ahpa_scale.algorithms.zero.checkpoint import save_as_whole
+from ahpa_scale.algorithms.zero.front import ZeroFront, leave_front_alone
+from ahpa_scale.algorithms.zero.optimizer import ZeroStep
+from ahpa_scale.algorithms.zero.partition import Partition
+from ahpa_scale.algorithms.zero.settings import ZeroSettings
+
+
+class ZeRO(Algorithm):
+    """Shards training by DeepSpeed ZeRO, which left Composer in 0.28.
+
+    After everything is attached and before anything is loaded, the model is handed to a DeepSpeed
+    engine, which then stands in ``state.model`` where DDP's wrapper would. Composer goes on to own
+    batches, micro-batches, schedulers, events and ``backward``. Checkpoints hold whole tensors by
+    name, as those of an unsharded run do.
+
+    Args:
+        settings: stage and options.
+        max_norm: bound of the gradient norm of each optimizer group, or None; DeepSpeed keeps
+            ZeRO's gradients to itself, so `GradClip` can't.
+        log_interval: time string in batches between logged norms, as `GradClip` logs them.
+
+    Raises:
+        ValueError: on ``BEFORE_LOAD``: no process group, or a precision that Composer would scale
+            the loss for.
+    """
+
+    def __init__(
+        self,
+        settings: ZeroSettings | None = None,
+        *,
+        max_norm: float | None = None,
+        log_interval: str = "50ba",
+    ) -> None:
+        self.settings = settings or ZeroSettings()
+        self.max_norm = max_norm
+        self.log_every = parse_time(log_interval, "log_interval", units=["ba"]).value
+        self._names: list[str] = []
+
+    def match(self, event: Event, state: State) -> bool:
+        """Before loading, and after batches whose norms are logged."""
+        if event == Event.BATCH_END:
+            return state.timestamp.batch.value % self.log_every == 0
+        return event == Event.BEFORE_LOAD
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Hands the model over, or logs the gradients' norms."""
+        if event == Event.BEFORE_LOAD:
+            self._hand_over(state)
+            return
+        (optimizer,) = state.optimizers
+        assert isinstance(optimizer, ZeroStep)
+        log_norms(dict(zip(self._names, optimizer.last_norms, strict=True)), logger)
+
+    def _hand_over(self, state: State) -> None:
+        if not dist.is_initialized():
+            raise ValueError(
+                "ZeRO needs a process group: call composer.utils.dist.initialize_dist first"
+            )
+        if state.precision == Precision.AMP_FP16:
+            raise ValueError(
+                "ZeRO scales float16 losses itself: give the Trainer precision='fp32', and "
+                "ZeroSettings autocast=torch.float16"
+            )
+        model, (optimizer,) = state.model, state.optimizers
+        self._names = _group_names(model, optimizer)
+        names = {p: name for name, p in model.named_parameters() if p.requires_grad}
+        device = state.device._device
+        config = self.settings.deepspeed(self.max_norm)
+        engine = _initialize(model, optimizer, config, on_cpu=device.type == "cpu")
+        partition = Partition(engine.optimizer, names, self.settings.stage, device)
+        leave_front_alone()
+        state.model = ZeroFront(model, engine, partition)
+        state.optimizers = [ZeroStep(engine, self.settings.stage)]
+        save_as_whole(state, partition)
+
+
+def _initialize(
+    model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any], on_cpu: bool
+) -> Any:
+    # Imported here: it takes seconds, and looks for compilers and devices.
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if on_cpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    if on_cpu:
+        # For ranks of one host it would first compile a kernel that does what gloo does.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    _share_float32_shards(engine.optimizer)
+    return engine
+
+
+def _share_float32_shards(zero: Any) -> None:
+    """Has stage 3 keep its float32 shards once.
+
+    DeepSpeed means to let the shards that compute and those that are updated be the same where both
+    are float32 on one device, but compares a device with its name (0.19.8) and so copies them.
+    """
+    for working, master in zip(
+        getattr(zero, "fp16_partitioned_groups_flat", ()),
+        getattr(zero, "fp32_partitioned_groups_flat", ()),
+        strict=True,
+    ):
+        if working is None or (working.dtype, working.device) != (master.dtype, master.device):
+            continue
+        if working.shape == master.shape:
+            master.data = working.data
+
+
+def _group_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """What each optimizer group holds: the backbone, or which attachment.
+
+    Raises:
+        ValueError: a group mixes them, so that they could not be clipped apart.
+    """
+    owner = {p: name for name, group in parameter_groups(model).items() for p in group}
+    names = []
+    for number, group in enumerate(optimizer.param_groups):
+        found = sorted({owner[p] for p in group["params"]})
+        if len(found) != 1:
+            raise ValueError(
+                f"optimizer group {number} holds {' and '.join(found) or 'nothing'}: give the "
+                "backbone and each attachment groups of their own"
+            )
+        names.append(found[0])
+    return names

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parallelism section -> the plug-ins of its engine, and blocks that recompute and compile."""
+
+from __future__ import annotations
+
+import torch
+from composer.core import Algorithm
+from composer.devices import Device, DeviceCPU
+
+from ahpa_scale.algorithms.engine import engine_algorithms
+from ahpa_scale.config.compilation import compile_blocks
+from ahpa_scale.config.engine_checks import replicate_degree
+from ahpa_scale.config.schema import Config
+from ahpa_scale.config.schema.parallelism import SHARDED_BY_TORCH, SHARDED_BY_ZERO
+from ahpa_scale.models.generator import DiffusionGenerator
+
+
+def build_engine(config: Config, device: Device) -> list[Algorithm]:
+    """Builds the plug-ins of the engine, gradient clipping included."""
+    chosen = config.parallelism
+    options: dict[str, object] = {}
+    if chosen.engine in SHARDED_BY_TORCH:
+        options["reshard_after_forward"] = chosen.reshard_after_forward
+        options["param_dtype"] = torch.bfloat16 if config.precision == "bf16" else None
+    elif chosen.engine in SHARDED_BY_ZERO:
+        options["bucket"] = chosen.bucket_size
+        options["offload"] = None if chosen.offload == "none" else chosen.offload
+        options["autocast"] = autocast(config)
+        options["low_precision_traffic"] = config.precision == "bf16"
+    return engine_algorithms(
+        chosen.engine,
+        max_norm=config.optimizer.grad_clip,
+        log_interval=config.logging.interval if config.logging.interval.endswith("ba") else "50ba",
+        replicate_degree=replicate_degree(config),
+        **options,
+    )
+
+
+def prepare_blocks(config: Config, generator: DiffusionGenerator, device: Device) -> None:
+    """Has blocks recompute and compile as the section says.
+
+    Raises:
+        ConfigError: the CPU's code generator has no compiler to call.
+    """
+    generator.dit.checkpoint_every = config.parallelism.activation_checkpointing
+    if config.parallelism.compile:
+        compile_blocks(config, generator, device)
+
+
+def composer_precision(config: Config, device: Device) -> str:
+    """What the Trainer is told: it knows no bfloat16 on the CPU, where the generator does it, and
+    DeepSpeed opens its own autocast and scales its own losses.
+    """
+    zero = config.parallelism.engine in SHARDED_BY_ZERO
+    if zero or isinstance(device, DeviceCPU):
+        return "fp32"
+    return "amp_bf16" if config.precision == "bf16" else config.precision
+
+
+def cpu_bf16(config: Config, device: Device) -> bool:
+    """Whether the generator opens the autocast itself."""
+    return isinstance(device, DeviceCPU) and config.precision in ("amp_bf16", "bf16")
+
+
+def autocast(config: Config) -> torch.dtype | None:
+    """Type of matrix products under the precision, None for float32."""
+    kinds = {"amp_bf16": torch.bfloat16, "bf16": torch.bfloat16, "amp_fp16": torch.float16}
+    return kinds.get(config.precision)

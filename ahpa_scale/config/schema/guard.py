@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run does about bad batches, loss spikes and the end of its job's time."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from ahpa_scale.config.schema.fields import Duration, Section
+
+
+class Spikes(Section):
+    """Losses far above those of the batches before."""
+
+    action: Literal["none", "warn", "stop", "rollback"] = Field(
+        "warn",
+        description="After `patience` spikes in a row: warn; stop (exit code 70); rollback (exit "
+        "code 76); none: don't look.",
+    )
+    window: int = Field(
+        100, ge=10, le=100_000, description="Batches looked back on; none is a spike before."
+    )
+    threshold: float = Field(
+        8.0, gt=0, description="Robust standard deviations above the window's median."
+    )
+    patience: int = Field(
+        3, ge=1, le=50_000, description="Spikes in a row; at most half of the window."
+    )
+
+
+class Guard(Section):
+    """Keeps bad batches out of the weights and ends the run in time."""
+
+    nonfinite: Literal["none", "skip", "stop", "rollback"] = Field(
+        "skip",
+        description="After a batch with a loss or gradient that is not finite, which never changes "
+        "the weights: skip: go on; stop: end, exit code 70; rollback: end, exit code 76, for a "
+        "restart from the last checkpoint; none: don't look.",
+    )
+    patience: int = Field(
+        10, ge=1, le=1_000_000, description="Such batches in a row that end the run; skip only."
+    )
+    spikes: Spikes = Field(Spikes(), description="Loss spikes.")
+    rollbacks: int = Field(
+        1, ge=1, le=1000, description="Rollbacks to one checkpoint; the next one ends the run."
+    )
+    time_limit: Duration | None = Field(
+        None,
+        description="Time from the start of the process after which training ends with a "
+        "checkpoint and exit code 0, as in '23h30m'; null: none.",
+    )

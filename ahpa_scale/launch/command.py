@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A node's place in the job -> the process that starts its ranks, or that is one of them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ahpa_scale.config.load import load_config
+from ahpa_scale.launch.placement import LaunchError, Placement
+
+#: What Composer's launcher would read where a flag is missing. Its flags say it all.
+_LAUNCHERS_OWN = (
+    "BASE_RANK",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "NODE_RANK",
+    "RANK",
+    "WORLD_SIZE",
+)
+_BETWEEN_TRIES = 1.0
+_BETWEEN_LINES = 10.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Command:
+    """What this process turns into.
+
+    Attributes:
+        words: program and arguments.
+        variables: that are set for it; every other variable that says where a rank stands is taken
+            away.
+    """
+
+    words: tuple[str, ...]
+    variables: Mapping[str, str]
+
+    def __str__(self) -> str:
+        """As a shell would take it."""
+        settings = [f"{name}={shlex.quote(value)}" for name, value in self.variables.items()]
+        return " ".join([*settings, shlex.join(self.words)])
+
+    def run(self) -> None:
+        """Turns this process into it, so that signals reach it; never returns."""
+        kept = {name: value for name, value in os.environ.items() if name not in _LAUNCHERS_OWN}
+        sys.stdout.flush()
+        os.execve(self.words[0], self.words, {**kept, **self.variables})
+
+
+def command_for(placement: Placement, script: str, arguments: Sequence[str]) -> Command:
+    """Composer's launcher with its flags; the script itself where this process is a rank."""
+    run = (script, *arguments)
+    if placement.local_rank is not None:
+        variables = {
+            "RANK": placement.rank,
+            "LOCAL_RANK": placement.local_rank,
+            "WORLD_SIZE": placement.world_size,
+            "LOCAL_WORLD_SIZE": placement.nproc,
+            "NODE_RANK": placement.node_rank,
+            "MASTER_ADDR": placement.master_addr,
+            "MASTER_PORT": placement.master_port,
+        }
+        return Command((sys.executable, *run), {n: str(value) for n, value in variables.items()})
+    flags: list[str] = []
+    if placement.nproc is not None:
+        flags += ["--nproc", str(placement.nproc)]
+    if placement.nnodes > 1:
+        flags += ["--world_size", str(placement.world_size)]
+        flags += ["--node_rank", str(placement.node_rank)]
+        flags += ["--master_addr", str(placement.master_addr)]
+        flags += ["--master_port", str(placement.master_port)]
+    return Command((sys.executable, "-m", "composer.cli.launcher", *flags, *run), {})
+
+
+def check_run(placement: Placement, script: str, arguments: Sequence[str]) -> None:
+    """Checks what every rank would check, before any is started.
+
+    Raises:
+        LaunchError: there is no such script.
+        ConfigError: a mistake in the configuration.
+    """
+    if not Path(script).is_file():
+        raise LaunchError(f"{script}: no such script; name one, as in: ahpa-scale launch train.py")
+    # The batch is shared by as many ranks as the job has.
+    os.environ["WORLD_SIZE"] = str(placement.world_size or 1)
+    load_config(arguments)
+
+
+def wait_for_address(address: str, timeout: float) -> None:
+    """Waits until a host has an address: pods and nodes of a job start at different times.
+
+    Args:
+        address: host name or address.
+        timeout: seconds.
+
+    Raises:
+        LaunchError: it has none by then.
+    """
+    begun = said = time.monotonic()
+    while True:
+        try:
+            socket.getaddrinfo(address, None)
+            return
+        except OSError as error:
+            now = time.monotonic()
+            if now - begun >= timeout:
+                raise LaunchError(
+                    f"{address}, the host of node 0, has had no address for {timeout:g} s "
+                    f"({error.strerror}); is it the right name, and has that node started?"
+                ) from None
+            if now - said >= _BETWEEN_LINES or said == begun:
+                _log.warning("waiting for %s, the host of node 0, to have an address", address)
+                said = now
+            time.sleep(min(_BETWEEN_TRIES, timeout))

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An environment -> this node's place in the job, for every scheduler that people use.
+
+A scheduler that starts one process per node has `ahpa-scale launch` start that node's ranks. One
+that starts a process per rank (torchrun, srun or mpirun with several tasks on a node) keeps them:
+each process becomes the rank that the variables say. It then suits neither to start ranks twice
+nor to leave all processes of a node but one idle, with the devices that were bound to them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from ahpa_scale.launch.nodelist import expand_nodelist
+from ahpa_scale.launch.placement import LaunchError, Placement, Variables, placed
+
+#: Ports that job numbers of Slurm are spread over, away from those that kernels hand out first.
+_SLURM_PORTS = range(20_000, 30_000)
+_TASKS = re.compile(r"(\d+)(?:\(x\d+\))?", re.ASCII)
+
+
+def from_environment(values: Mapping[str, str], nproc: int | None = None) -> Placement:
+    """Finds the scheduler behind an environment and reads its variables.
+
+    Args:
+        values: the environment.
+        nproc: ranks on each node as the user says; None leaves it to the scheduler.
+
+    Raises:
+        LaunchError: variables that are missing or contradict one another.
+    """
+    for marks, source, read in _SCHEDULERS:
+        if any(values.get(mark) for mark in marks):
+            return _with_nproc(read(Variables(values, source), nproc), nproc)
+    return Placement(1, nproc, 0, None, None, "one node: no scheduler's variables are set")
+
+
+def _with_nproc(placement: Placement, nproc: int | None) -> Placement:
+    if nproc is None or placement.nproc == nproc:
+        return placement
+    if placement.local_rank is not None:
+        raise LaunchError(
+            f"--nproc {nproc}: {placement.source} has started {placement.nproc} processes on this "
+            "node, and each is a rank; leave --nproc away, or start one process per node"
+        )
+    return replace(placement, nproc=nproc)
+
+
+def _torchrun(found: Variables, nproc: int | None) -> Placement:
+    local_size = found.needed_whole("LOCAL_WORLD_SIZE", least=1)
+    world = found.needed_whole("WORLD_SIZE", least=1)
+    if world % local_size:
+        raise LaunchError(
+            f"torchrun: WORLD_SIZE={world} is no multiple of LOCAL_WORLD_SIZE={local_size}: every "
+            "node needs as many ranks; give all the same --nproc-per-node"
+        )
+    local_rank = found.needed_whole("LOCAL_RANK")
+    if local_rank >= local_size:
+        raise LaunchError(
+            f"torchrun: LOCAL_RANK={local_rank} is not below LOCAL_WORLD_SIZE={local_size}"
+        )
+    return placed(
+        world // local_size,
+        local_size,
+        found.needed_whole("GROUP_RANK"),
+        found.needed("MASTER_ADDR"),
+        found.port(),
+        found.source,
+        # Its agent waits for, and restarts, the very processes that it has started.
+        local_rank=local_rank,
+    )
+
+
+def _kubeflow(found: Variables, nproc: int | None) -> Placement:
+    text = found.needed("PET_NNODES")
+    least, colon, most = text.partition(":")
+    if colon and least != most:
+        raise LaunchError(
+            f"Kubeflow: PET_NNODES={text} is elastic, and this job has a fixed number of nodes; "
+            f"set {most or least}"
+        )
+    nnodes = Variables({"PET_NNODES": least}, found.source).needed_whole("PET_NNODES", least=1)
+    per_node = found.text("PET_NPROC_PER_NODE")
+    # Also 'auto', 'gpu' and 'cpu', which torchrun would count itself.
+    said = None if per_node in (None, "auto", "gpu", "cpu") else "PET_NPROC_PER_NODE"
+    alone = nnodes == 1
+    return placed(
+        nnodes,
+        _first(nproc, found.needed_whole(said, least=1) if said else None),
+        (found.whole("PET_NODE_RANK") or 0) if alone else found.needed_whole("PET_NODE_RANK"),
+        found.text("PET_MASTER_ADDR") if alone else found.needed("PET_MASTER_ADDR"),
+        found.port("PET_MASTER_PORT"),
+        found.source,
+    )
+
+
+def _openmpi(found: Variables, nproc: int | None) -> Placement:
+    world = found.needed_whole("OMPI_COMM_WORLD_SIZE", least=1)
+    local_size = found.needed_whole("OMPI_COMM_WORLD_LOCAL_SIZE", least=1)
+    rank = found.needed_whole("OMPI_COMM_WORLD_RANK")
+    local_rank = found.whole("OMPI_COMM_WORLD_LOCAL_RANK")
+    if world % local_size:
+        raise LaunchError(
+            f"OpenMPI: OMPI_COMM_WORLD_SIZE={world} is no multiple of "
+            f"OMPI_COMM_WORLD_LOCAL_SIZE={local_size}; use mpirun --map-by ppr:{local_size}:node"
+        )
+    if local_rank is not None and rank % local_size != local_rank:
+        raise LaunchError(
+            f"OpenMPI: OMPI_COMM_WORLD_RANK={rank} is not the {local_rank}. of its node: ranks "
+            f"must fill node after node; use mpirun --map-by ppr:{local_size}:node --rank-by slot"
+        )
+    nnodes = world // local_size
+    hint = "name node 0's host: mpirun -x MASTER_ADDR=HOST"
+    return placed(
+        nnodes,
+        local_size if local_size > 1 else _first(nproc, None if nnodes > 1 else 1),
+        rank // local_size,
+        found.needed("MASTER_ADDR", hint) if nnodes > 1 else "127.0.0.1",
+        found.port(),
+        found.source,
+        local_rank=rank % local_size if local_size > 1 else None,
+    )
+
+
+def _slurm(found: Variables, nproc: int | None) -> Placement:
+    # A step may take fewer nodes than its job has.
+    count = _either(found, "SLURM_STEP_NUM_NODES", "SLURM_NNODES", "SLURM_JOB_NUM_NODES")
+    listed = _either(found, "SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST")
+    nnodes = found.needed_whole(count, least=1)
+    hosts = _hosts(found, listed) if nnodes > 1 else ["127.0.0.1"]
+    if nnodes > len(hosts):
+        raise LaunchError(f"Slurm: {count}={nnodes}, and {listed} names {len(hosts)} hosts")
+    if nnodes > 1:
+        found.needed("SLURM_STEP_ID", "a batch script runs on one node only; put srun in front")
+    tasks = _tasks_per_node(found)
+    local_rank = found.needed_whole("SLURM_LOCALID") if tasks > 1 else None
+    if local_rank is not None and local_rank >= tasks:
+        raise LaunchError(f"Slurm: SLURM_LOCALID={local_rank} is not below {tasks} tasks per node")
+    job = found.whole("SLURM_JOB_ID") or 0
+    return placed(
+        nnodes,
+        tasks if tasks > 1 else _first(nproc, found.whole("SLURM_GPUS_ON_NODE", least=1)),
+        found.needed_whole("SLURM_NODEID") if nnodes > 1 else 0,
+        found.text("MASTER_ADDR") or hosts[0],
+        found.port(default=_SLURM_PORTS[job % len(_SLURM_PORTS)]),
+        found.source,
+        local_rank=local_rank,
+    )
+
+
+def _either(found: Variables, *names: str) -> str:
+    """The first name whose variable is set, else the last."""
+    return next((name for name in names if found.text(name)), names[-1])
+
+
+def _hosts(found: Variables, name: str) -> list[str]:
+    text = found.needed(name)
+    try:
+        return expand_nodelist(text)
+    except ValueError as error:
+        raise LaunchError(f"Slurm: {name}: {error}") from None
+
+
+def _tasks_per_node(found: Variables) -> int:
+    """How many processes srun has started on each node."""
+    name = "SLURM_STEP_TASKS_PER_NODE"
+    if found.text(name) is None:
+        return found.whole("SLURM_NTASKS_PER_NODE", least=1) or 1
+    # Such as '8(x4)'; '8(x3),2' is a step whose nodes differ.
+    match = _TASKS.fullmatch(found.needed(name))
+    if match is None:
+        raise LaunchError(
+            f"Slurm: {name}={found.text(name)}: every node needs as many tasks; use "
+            "srun --ntasks-per-node"
+        )
+    return int(match[1])
+
+
+def _jobset(found: Variables, nproc: int | None) -> Placement:
+    nodes = found.needed_whole("AHPA_NODES", least=1, hint="set it to the pods of the job")
+    replicas = found.whole("REPLICATED_JOB_REPLICAS", least=1) or 1
+    if nodes % replicas:
+        raise LaunchError(
+            f"JobSet: AHPA_NODES={nodes} is no multiple of REPLICATED_JOB_REPLICAS={replicas}"
+        )
+    job = found.whole("JOB_INDEX") or 0
+    if job >= replicas:
+        raise LaunchError(
+            f"JobSet: JOB_INDEX={job} is not below REPLICATED_JOB_REPLICAS={replicas}"
+        )
+    name = found.needed("JOBSET_NAME")
+    # The pods' host names and their service, as JobSet makes them.
+    first = f"{name}-{found.needed('REPLICATED_JOB_NAME')}-0-0.{name}"
+    return placed(
+        nodes,
+        nproc,
+        job * (nodes // replicas) + found.needed_whole("JOB_COMPLETION_INDEX"),
+        found.text("MASTER_ADDR") or first,
+        found.port(),
+        found.source,
+    )
+
+
+def _indexed_job(found: Variables, nproc: int | None) -> Placement:
+    nodes = found.needed_whole("AHPA_NODES", least=1, hint="set it to the job's completions")
+    hint = "name the first pod's host: JOB-0.SERVICE"
+    return placed(
+        nodes,
+        nproc,
+        found.needed_whole("JOB_COMPLETION_INDEX", hint="set completionMode: Indexed"),
+        found.needed("MASTER_ADDR", hint) if nodes > 1 else found.text("MASTER_ADDR"),
+        found.port(),
+        found.source,
+    )
+
+
+def _composer(found: Variables, nproc: int | None) -> Placement:
+    world = found.needed_whole("WORLD_SIZE", least=1)
+    per_node = _first(nproc, found.whole("LOCAL_WORLD_SIZE", least=1))
+    if per_node is None:
+        raise LaunchError("Composer's variables: LOCAL_WORLD_SIZE is missing; add --nproc")
+    if world % per_node:
+        raise LaunchError(
+            f"Composer's variables: WORLD_SIZE={world} is no multiple of {per_node} ranks per node"
+        )
+    nnodes = world // per_node
+    return placed(
+        nnodes,
+        per_node,
+        found.needed_whole("NODE_RANK"),
+        found.needed("MASTER_ADDR") if nnodes > 1 else found.text("MASTER_ADDR"),
+        found.port(),
+        found.source,
+    )
+
+
+def _first(*numbers: int | None) -> int | None:
+    return next((number for number in numbers if number is not None), None)
+
+
+#: Marks, name and reader of each scheduler, the one that starts processes last coming first: mpirun
+#: runs inside Slurm jobs, and Kubeflow's pods belong to a JobSet of indexed jobs.
+_SCHEDULERS = (
+    (("TORCHELASTIC_RUN_ID", "GROUP_RANK"), "torchrun", _torchrun),
+    (("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), "OpenMPI", _openmpi),
+    (("PET_NNODES", "PET_NODE_RANK", "PET_MASTER_ADDR"), "Kubeflow", _kubeflow),
+    (("JOBSET_NAME", "REPLICATED_JOB_NAME"), "JobSet", _jobset),
+    (("JOB_COMPLETION_INDEX", "AHPA_NODES"), "Kubernetes", _indexed_job),
+    (("SLURM_NNODES", "SLURM_JOB_NODELIST", "SLURM_NODEID"), "Slurm", _slurm),
+    (("NODE_RANK",), "Composer's variables", _composer),
+)

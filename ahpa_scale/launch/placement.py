@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the ranks of this node stand in a job, and how variables say so."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+#: Where a job of several nodes meets when no one names a port; torchrun's own choice as well.
+DEFAULT_PORT = 29500
+HIGHEST_PORT = 65535
+
+
+class LaunchError(ValueError):
+    """Variables or flags that can't start a job; one line that names the one to change."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """This node's place in a job.
+
+    Attributes:
+        nnodes: nodes of the job, at least 1.
+        nproc: ranks on each node; None where nothing says it, which one node alone may leave open.
+        node_rank: this node's number, from 0.
+        master_addr: host of node 0; None only for one node.
+        master_port: TCP port on it, 1 to 65535; None only for one node.
+        source: what said so, in words.
+        local_rank: this process's number on its node where the scheduler has started a process per
+            rank; None where this process is to start the ranks.
+    """
+
+    nnodes: int
+    nproc: int | None
+    node_rank: int
+    master_addr: str | None
+    master_port: int | None
+    source: str
+    local_rank: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.node_rank >= self.nnodes:
+            raise LaunchError(
+                f"{self.source}: node {self.node_rank} of {self.nnodes}: nodes count from 0, so "
+                f"the last is {self.nnodes - 1}"
+            )
+        if self.nproc is None and self.nnodes > 1:
+            raise LaunchError(
+                f"{self.source} does not say how many ranks run on each node; add --nproc"
+            )
+
+    @property
+    def world_size(self) -> int | None:
+        """Ranks of the whole job; None where the number on this one node is open."""
+        return None if self.nproc is None else self.nnodes * self.nproc
+
+    @property
+    def rank(self) -> int | None:
+        """This process's rank in the job, where the scheduler has started a process per rank."""
+        if self.local_rank is None or self.nproc is None:
+            return None
+        return self.node_rank * self.nproc + self.local_rank
+
+
+def placed(
+    nnodes: int,
+    nproc: int | None,
+    node_rank: int,
+    master_addr: str | None,
+    master_port: int,
+    source: str,
+    local_rank: int | None = None,
+) -> Placement:
+    """A node alone meets no one: Composer's launcher finds it a free port of its own."""
+    if nnodes == 1 and local_rank is None:
+        return Placement(1, nproc, node_rank, None, None, source)
+    return Placement(nnodes, nproc, node_rank, master_addr, master_port, source, local_rank)
+
+
+class Variables:
+    """The variables of one scheduler, read strictly.
+
+    Args:
+        values: the environment.
+        source: the scheduler, as messages name it.
+    """
+
+    def __init__(self, values: Mapping[str, str], source: str) -> None:
+        self.values, self.source = values, source
+
+    def text(self, name: str) -> str | None:
+        """The variable; None when it is missing or empty."""
+        return self.values.get(name, "").strip() or None
+
+    def needed(self, name: str, hint: str = "") -> str:
+        """The variable.
+
+        Args:
+            name: of the variable.
+            hint: what to do where it is missing.
+
+        Raises:
+            LaunchError: it is missing; names the most similar one that is there.
+        """
+        found = self.text(name)
+        if found is not None:
+            return found
+        same_family = [key for key in self.values if key[:3] == name[:3]]
+        close = difflib.get_close_matches(name, same_family, n=1, cutoff=0.8)
+        near = f"; {close[0]} is set: is that a slip?" if close else ""
+        raise LaunchError(f"{self.source}: {name} is missing{near or (hint and f'; {hint}')}")
+
+    def whole(self, name: str, least: int = 0) -> int | None:
+        """The variable as a whole number, or None when it is missing.
+
+        Raises:
+            LaunchError: it is something else, or below `least`.
+        """
+        found = self.text(name)
+        return None if found is None else self._number(name, found, least)
+
+    def needed_whole(self, name: str, least: int = 0, hint: str = "") -> int:
+        """The variable as a whole number of at least `least`.
+
+        Raises:
+            LaunchError: it is missing or something else.
+        """
+        return self._number(name, self.needed(name, hint), least)
+
+    def port(self, name: str = "MASTER_PORT", default: int = DEFAULT_PORT) -> int:
+        """A TCP port, or `default` when the variable is missing.
+
+        Raises:
+            LaunchError: no port.
+        """
+        port = self.whole(name, least=1)
+        if port is not None and port > HIGHEST_PORT:
+            raise LaunchError(f"{self.source}: {name}={port} must be at most {HIGHEST_PORT}")
+        return default if port is None else port
+
+    def _number(self, name: str, text: str, least: int) -> int:
+        if not (text.isascii() and text.isdecimal()):
+            raise LaunchError(f"{self.source}: {name}={text!r} is not a whole number")
+        if int(text) < least:
+            raise LaunchError(f"{self.source}: {name}={text} must be at least {least}")
+        return int(text)

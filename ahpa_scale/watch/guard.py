@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The watch around training: starts it, and says how the main thread left."""
+
+from __future__ import annotations
+
+import faulthandler
+import re
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from ahpa_scale.watch.client import Client
+from ahpa_scale.watch.hub import Hub
+from ahpa_scale.watch.messages import EXIT_CODE
+from ahpa_scale.watch.pulse import Pulse
+from ahpa_scale.watch.station import Place, Station
+
+_SIGNALLED = 128
+#: Seconds that a rank waits until the others know why it ends.
+_WORD = 5.0
+#: Seconds that an interpreter may take to go once all is said: gloo's destructors can hang.
+_FAREWELL = 60.0
+#: How torch.distributed, gloo and NCCL say that a connection broke, and not what broke it.
+_LOST = re.compile(
+    r"gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe|socket|timed out|peer", re.I
+)
+
+
+class WatchError(ValueError):
+    """The watch can't start as it is configured."""
+
+
+def place_from(environment: Mapping[str, str], port: int | None) -> Place | None:
+    """This rank's place, by the variables that Composer's launcher and torchrun set.
+
+    Args:
+        environment: the environment.
+        port: UDP port of rank 0; None: the number of MASTER_PORT, which is a TCP port.
+
+    Returns:
+        None where there is one rank, or none knows of another.
+    """
+    world = int(environment.get("WORLD_SIZE", "1"))
+    if world == 1 or "RANK" not in environment:
+        return None
+    rank, per_node = int(environment["RANK"]), int(environment.get("LOCAL_WORLD_SIZE", "1"))
+    return Place(
+        rank=rank,
+        world=world,
+        per_node=per_node,
+        node=int(environment.get("NODE_RANK", rank // per_node)),
+        # On one host nothing needs to leave it, whatever the host calls itself.
+        address="127.0.0.1" if world == per_node else environment["MASTER_ADDR"],
+        port=port or int(environment.get("MASTER_PORT", "29500")),
+    )
+
+
+@contextmanager
+def watching(place: Place | None, *, silence: float, hang: float | None) -> Iterator[Pulse | None]:
+    """Watches the other ranks, and has them watch this one, while the body runs.
+
+    Args:
+        place: of this rank; None watches nothing.
+        silence: seconds without a sign of life after which a rank counts as gone.
+        hang: seconds without progress of any rank after which the job counts as stuck; None: never.
+
+    Yields:
+        What the main thread marks its progress on; None where nothing is watched.
+
+    Raises:
+        WatchError: rank 0's port can't be had.
+    """
+    if place is None:
+        yield None
+        return
+    pulse = Pulse()
+    station = _station(place, pulse, silence, hang)
+    station.start()
+    try:
+        yield pulse
+    except BaseException as error:
+        _tell(station, error)
+        raise
+    else:
+        station.say("left")
+        # Rank 0 stays to watch the others until they have left as well.
+        station.heeded.wait()
+    finally:
+        faulthandler.dump_traceback_later(_FAREWELL, exit=True)
+
+
+def _station(place: Place, pulse: Pulse, silence: float, hang: float | None) -> Station:
+    if place.rank != 0:
+        return Client(place, pulse, silence)
+    try:
+        return Hub(place, pulse, silence, hang)
+    except OSError as error:
+        raise WatchError(
+            f"watch.port: UDP port {place.port} can't be had on rank 0's host: "
+            f"{error.strerror}; name another one, or set watch.enabled=false"
+        ) from None
+
+
+def _tell(station: Station, error: BaseException) -> None:
+    """Tells the others why this rank ends, before its connections do."""
+    try:
+        if _is_lost_connection(error):
+            # Another rank has ended first. The verdict names it, and ends this process.
+            station.say("lost")
+            station.heeded.wait(station.silence + _WORD)
+        _say(station, error)
+    except (SystemExit, KeyboardInterrupt) as stop:
+        _say(station, stop)
+        raise
+
+
+def _say(station: Station, error: BaseException) -> None:
+    code = _exit_code(error)
+    if code == 0:
+        station.say("left")
+    elif isinstance(error, KeyboardInterrupt) or code > _SIGNALLED:
+        station.say("stopped", _signal_name(code - _SIGNALLED))
+    else:
+        # A rank that chose its code, for a mistake in the input say, chose it for the job.
+        station.say("failed", _words(error), code if isinstance(error, SystemExit) else EXIT_CODE)
+    station.heeded.wait(_WORD)
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        return _SIGNALLED + signal.SIGINT
+    if not isinstance(error, SystemExit):
+        return 1
+    if error.code is None:
+        return 0
+    return error.code if isinstance(error.code, int) else 1
+
+
+def _words(error: BaseException) -> str:
+    """What happened to it, in one line."""
+    if isinstance(error, SystemExit):
+        inner = error.__context__
+        why = " ".join(str(inner).split()) if inner else f"exit code {error.code}"
+        return f"ended the job: {why}"
+    return f"failed: {type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _is_lost_connection(error: BaseException) -> bool:
+    module = type(error).__module__
+    if module.startswith("torch.distributed") or type(error).__name__.startswith("Dist"):
+        return True
+    return isinstance(error, RuntimeError | ConnectionError) and bool(_LOST.search(str(error)))

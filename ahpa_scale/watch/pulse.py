@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far the main thread has got: written by it alone, read by the watch's thread."""
+
+from __future__ import annotations
+
+
+class Pulse:
+    """A counter and two words; marking one event costs well under a microsecond.
+
+    Attributes:
+        count: events passed since the start.
+        met: whether the ranks have met, so that all of them must be there.
+    """
+
+    __slots__ = ("_batch", "_event", "count", "met")
+
+    def __init__(self) -> None:
+        self.count, self.met = 0, False
+        self._batch, self._event = 0, ""
+
+    def mark(self, event: str, batch: int) -> None:
+        """Notes that the main thread has passed an event.
+
+        Args:
+            event: its name.
+            batch: batches that have been trained.
+        """
+        self._batch, self._event = batch, event
+        self.count += 1
+
+    @property
+    def stage(self) -> str:
+        """Where the main thread was last, such as ``batch 12: before_forward``."""
+        return f"batch {self._batch}: {self._event}" if self._event else "its start"

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines through the public door: a job is trained, saved, and taken up by another engine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from job import BIN, CLI, run
+
+QUICK = [
+    "data.num_workers=0",
+    "global_train_batch_size=32",
+    "optimizer.warmup=0ba",
+    "logging.interval=1ba",
+    "logging.router_interval=4ba",
+    "sampling.interval=null",
+    "checkpoint.save_interval=3ba",
+    "max_duration=6ba",
+    "model.depth=3",
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "demo"
+    done = run(CLI, "prepare", "demo", "--size=32", "--out", out, "--num-samples=256")
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def train(
+    data: Path, folder: Path, *overrides: str, ranks: int = 2
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable] if ranks == 1 else [BIN / "composer", "-n", ranks]
+    places = [f"data.local={data}", f"output_dir={folder}"]
+    places.append(f"checkpoint.save_folder={folder}/checkpoints")
+    return run(*command, "train.py", "yamls/demo-ahpa.yaml", *QUICK, *places, *overrides)
+
+
+def losses(folder: Path) -> dict[int, float]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {row["batch"]: row["loss/train/total"] for row in rows}
+
+
+@pytest.fixture(scope="module")
+def straight(data, tmp_path_factory) -> Path:
+    """Six batches under FSDP2 in one go, saved at the third."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    done = train(data, folder, "parallelism.engine=fsdp2", "precision=fp32")
+    assert done.returncode == 0, done.stderr
+    assert "engine fsdp2: 2 ranks, 1 x 2 shards" in done.stderr
+    assert sorted(losses(folder)) == [1, 2, 3, 4, 5, 6]
+    return folder
+
+
+@pytest.mark.parametrize(("engine", "ranks"), [("zero2", 2), ("zero3", 2), ("ddp", 1)])
+def test_another_engine_goes_on_from_the_checkpoint(engine, ranks, straight, data, tmp_path):
+    done = train(
+        data,
+        tmp_path / "run",
+        f"parallelism.engine={engine}",
+        "precision=fp32",
+        f"checkpoint.load_path={straight}/checkpoints/ba3.pt",
+        ranks=ranks,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"engine {engine}: {ranks} ranks" in done.stderr
+    told, went_on = losses(straight), losses(tmp_path / "run")
+    assert sorted(went_on) == [4, 5, 6]
+    for batch, loss in went_on.items():
+        assert loss == pytest.approx(told[batch], rel=1e-4)
+
+
+def test_fsdp2_goes_on_from_a_zero_checkpoint(data, tmp_path):
+    """With averages and moments of the stage that shards everything."""
+    zero = tmp_path / "zero3"
+    done = train(data, zero, "parallelism.engine=zero3", "precision=fp32")
+    assert done.returncode == 0, done.stderr
+    load = f"checkpoint.load_path={zero}/checkpoints/ba3.pt"
+    done = train(data, tmp_path / "run", "parallelism.engine=fsdp2", "precision=fp32", load)
+    assert done.returncode == 0, done.stderr
+    told, went_on = losses(zero), losses(tmp_path / "run")
+    for batch in (4, 5, 6):
+        assert went_on[batch] == pytest.approx(told[batch], rel=1e-4)
+
+
+@pytest.mark.parametrize("engine", ["fsdp2", "zero2"])
+def test_bfloat16_traffic_trains_alike(engine, straight, data, tmp_path):
+    done = train(data, tmp_path, f"parallelism.engine={engine}", "precision=bf16")
+    assert done.returncode == 0, done.stderr
+    rounded, exact = losses(tmp_path), losses(straight)
+    assert rounded != exact
+    for batch, loss in rounded.items():
+        assert loss == pytest.approx(exact[batch], rel=0.02)
+
+
+def test_an_unknown_number_of_copies_is_said_before_anything_starts(tmp_path):
+    done = train(tmp_path, tmp_path, "parallelism.engine=hsdp", "parallelism.replicate_degree=3")
+    assert done.returncode == 2
+    assert "3 copies can't share 2 processes evenly" in done.stderr
+    assert "Traceback" not in done.stderr

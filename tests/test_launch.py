@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ahpa-scale launch` as a scheduler's container would start it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from job import BIN, CLI, ROOT, run
+from test_launch_environment import COMPOSER, KUBEFLOW, MPI_RANKS, SLURM, TORCHRUN
+from test_two_hosts import arguments, rows
+
+from ahpa_scale.launch.command import _LAUNCHERS_OWN
+
+YAML = "yamls/demo-ahpa.yaml"
+PRINTER = "import os, sys; print(sys.argv[1:], *(f'{n}={os.environ.get(n)}' for n in %r))"
+
+
+def launch(
+    *words: str, environment: Mapping[str, str], cwd: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    """Runs it with these variables of a scheduler and no others."""
+    plain = {n: v for n, v in os.environ.items() if n not in _LAUNCHERS_OWN}
+    return subprocess.run(
+        [CLI, "launch", *words],
+        cwd=cwd,
+        env={**plain, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("environment", "words", "told"),
+    [
+        ({}, [], "one node: no scheduler's variables are set: composer train.py {yaml}"),
+        ({}, ["--nproc", "2"], "one node: no scheduler's variables are set: composer --nproc 2 "
+         "train.py {yaml}"),
+        (KUBEFLOW, [], "Kubeflow: composer --nproc 8 --world_size 16 --node_rank 1 --master_addr "
+         "train-node-0-0.train --master_port 29500 train.py {yaml}"),
+        (SLURM, ["-n", "4"], "Slurm: composer --nproc 4 --world_size 16 --node_rank 2 "
+         "--master_addr n01 --master_port 24567 train.py {yaml}"),
+        (COMPOSER, ["--nnodes", "2", "--node-rank", "0", "--master-addr", "b", "--nproc", "2"],
+         "flags: composer --nproc 2 --world_size 4 --node_rank 0 --master_addr b --master_port "
+         "29500 train.py {yaml}"),
+        (MPI_RANKS, [], "OpenMPI: RANK=3 LOCAL_RANK=1 WORLD_SIZE=4 LOCAL_WORLD_SIZE=2 NODE_RANK=1 "
+         "MASTER_ADDR=a MASTER_PORT=29500 {python} train.py {yaml}"),
+    ],
+)  # fmt: skip
+def test_a_dry_run_prints_the_source_and_the_command(environment, words, told):
+    done = launch("--dry-run", *words, "train.py", YAML, "seed=1", environment=environment)
+    assert done.returncode == 0, done.stderr
+    python = shlex.quote(str(BIN / "python"))
+    line = done.stdout.strip().replace(f"{python} -m composer.cli.launcher", "composer")
+    assert line == told.format(yaml=f"{YAML} seed=1", python=python)
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "line"),
+    [
+        (["train.py", YAML, "model.dept=3"], KUBEFLOW, "model.dept: unknown key"),
+        (["train.py", YAML, "global_train_batch_size=24"], KUBEFLOW, "24 can't be shared evenly by "
+         "16 processes"),
+        (["train.py"], KUBEFLOW, "name a YAML file"),
+        (["trian.py", YAML], KUBEFLOW, "trian.py: no such script"),
+        (["train.py", YAML], {"PET_NNODES": "2"}, "Kubeflow: PET_NODE_RANK is missing"),
+        (["--nnodes", "2", "train.py", YAML], {}, "--nnodes 2 needs --node-rank"),
+        (["--resolve-timeout", "2", "train.py", YAML], KUBEFLOW, "train-node-0-0.train, the host "
+         "of node 0, has had no address for 2 s"),
+    ],
+)  # fmt: skip
+def test_a_mistake_ends_it_before_anything_starts(words, environment, line):
+    begun = time.monotonic()
+    done = launch(*words, environment=environment)
+    assert done.returncode == 2
+    (said,) = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
+    assert line in said
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - begun < 30
+
+
+def test_a_wait_for_the_first_host_is_said_and_bounded():
+    done = launch("--resolve-timeout", "3", "train.py", YAML, environment=KUBEFLOW)
+    assert "waiting for train-node-0-0.train" in done.stderr
+
+
+def _script(folder: Path, text: str) -> Path:
+    """A training script that needs no torch."""
+    path = folder / "script.py"
+    path.write_text(text)
+    return path
+
+
+def test_the_ranks_get_what_the_scheduler_said(tmp_path):
+    """Variables that contradict the flags are gone: Composer's launcher would read them."""
+    script = _script(tmp_path, PRINTER % (("RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_PORT"),))
+    address = {"PET_MASTER_ADDR": "127.0.0.1", "PET_NPROC_PER_NODE": "1", "WORLD_SIZE": "7"}
+    done = launch(str(script), YAML, "seed=1", environment=KUBEFLOW | address)
+    assert done.returncode == 0, done.stderr
+    assert f"['{YAML}', 'seed=1'] RANK=1 WORLD_SIZE=2 NODE_RANK=1 MASTER_PORT=29500" in done.stdout
+
+
+def test_a_process_that_torchrun_started_becomes_its_rank(tmp_path):
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK")
+    script = _script(tmp_path, PRINTER % (names,))
+    done = launch(str(script), YAML, environment=TORCHRUN | {"MASTER_ADDR": "127.0.0.1"})
+    assert done.returncode == 0, done.stderr
+    ranks = "RANK=13 LOCAL_RANK=5 WORLD_SIZE=16 LOCAL_WORLD_SIZE=8 NODE_RANK=1 GROUP_RANK=1"
+    assert ranks in done.stdout
+
+
+def test_ranks_that_torchrun_started_train(tmp_path):
+    prepare = ("prepare", "demo", "--size", 32, "--num-samples", 64, "--no-progress")
+    assert run(CLI, *prepare, "--out", tmp_path / "data").returncode == 0
+    words = arguments(tmp_path / "data", tmp_path, {"max_duration": "3ba"})
+    done = run(
+        BIN / "torchrun", "--no-python", "--standalone", "--nproc-per-node", 2, CLI, "launch",
+        *words,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(rows(tmp_path)) == 3
+
+
+def test_signals_and_exit_codes_pass_through(tmp_path):
+    script = _script(
+        tmp_path,
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(9))\n"
+        "print('here', flush=True)\n"
+        "time.sleep(60)\n",
+    )
+    process = subprocess.Popen(
+        [CLI, "launch", "--nproc", "1", script, YAML], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    with process.stdout:
+        while "here" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        process.stdout.read()
+    assert process.wait(60) == 9
+
+
+def test_it_starts_without_anything_heavy():
+    code = (
+        "import sys; from ahpa_scale.launch import command, environment, flags;"
+        "print([m for m in ('torch', 'composer', 'diffusers') if m in sys.modules])"
+    )
+    done = subprocess.run([BIN / "python", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr

@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The watch on one host: what one rank does is what the others end with, and say."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ahpa_scale.config.schema import Config
+from ahpa_scale.watch.messages import Beat, Reply, Verdict, decode_beat, decode_reply, encode
+
+RANK = Path(__file__).with_name("watched_rank.py")
+SILENCE = 3.0
+
+
+def free_udp_port() -> int:
+    """A port of which the number is free for TCP and UDP at this moment."""
+    with closing(socket.socket(type=socket.SOCK_DGRAM)) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Ranks:
+    """Some ranks on this host.
+
+    Args:
+        ends: what each does, as `watched_rank.py` takes it: batches and end.
+        port: number of MASTER_PORT; None is a free one.
+        ranks: their numbers; None counts from 0.
+        variables: of all ranks, in place of those of two nodes with one rank each.
+        meeting: folder where they meet, and how many do; None: these meet in one of their own.
+        watch_port: key `port` of the section.
+        watch: its other keys.
+    """
+
+    def __init__(
+        self,
+        *ends: tuple[int, str],
+        port: int | None = None,
+        ranks: Sequence[int] | None = None,
+        variables: Mapping[str, int] | None = None,
+        meeting: tuple[Path, int] | None = None,
+        watch_port: int | None = None,
+        **watch: float | bool | None,
+    ) -> None:
+        self.port = port or free_udp_port()
+        self.processes = []
+        self.meeting = meeting or (Path(tempfile.mkdtemp()), len(ends))
+        section = json.dumps({"silence": SILENCE, "hang": None, "port": watch_port} | watch)
+        for rank, (batches, end) in zip(ranks or range(len(ends)), ends, strict=True):
+            # Two nodes of one rank each, as far as the variables say.
+            told = {
+                "RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 1, "NODE_RANK": rank,
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self.port,
+                **(variables or {}),
+            }  # fmt: skip
+            self.processes.append(
+                subprocess.Popen(
+                    [sys.executable, RANK, section, *map(str, (*self.meeting, batches, end))],
+                    env=os.environ | {name: str(value) for name, value in told.items()},
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+
+    def met(self) -> Ranks:
+        """Waits until they have met."""
+        folder, present = self.meeting
+        while len(list(folder.iterdir())) < present:
+            assert all(process.poll() is None for process in self.processes)
+            time.sleep(0.05)
+        return self
+
+    def ends(self) -> list[tuple[int, str]]:
+        """Exit code and stderr of each rank, waiting at most a minute for each."""
+        told = [process.communicate(timeout=60)[1] for process in self.processes]
+        return list(zip([process.returncode for process in self.processes], told, strict=True))
+
+
+@pytest.fixture
+def start() -> Iterator[type[Ranks]]:
+    started: list[Ranks] = []
+
+    class Started(Ranks):
+        def __init__(self, *ends, **options) -> None:
+            super().__init__(*ends, **options)
+            started.append(self)
+
+    yield Started
+    for ranks in started:
+        shutil.rmtree(ranks.meeting[0], ignore_errors=True)
+    for process in (process for ranks in started for process in ranks.processes):
+        process.kill()
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+HOST = re.escape(socket.gethostname())
+
+
+def test_ranks_that_finish_apart_end_well(start):
+    """Rank 0 is through long before rank 1, for longer than a silence."""
+    assert [code for code, _ in start((2, "finish"), (45, "finish")).ends()] == [0, 0]
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_rank_that_is_killed_is_named_by_the_other(start, dead):
+    ends = [(8, "die") if rank == dead else (1000, "finish") for rank in (0, 1)]
+    ranks = start(*ends).met()
+    begun = time.monotonic()
+    (code, told) = ranks.ends()[1 - dead]
+    assert code == 75
+    assert re.fullmatch(
+        rf"error: rank {dead} on {HOST} \(node {dead}\) has not been heard from for [345] s; "
+        r"last seen at batch [0-7]: forward\n",
+        told,
+    )
+    assert time.monotonic() - begun < SILENCE + 10
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_what_a_rank_raised_is_told_by_the_other(start, broken):
+    ends = [(8, "raise") if rank == broken else (1000, "finish") for rank in (0, 1)]
+    told = start(*ends).ends()
+    line = f"(node {broken}) failed: ValueError: this batch is broken\n"
+    assert told[1 - broken][0] == 75
+    assert told[1 - broken][1].endswith(line)
+    assert told[broken][0] == 1
+    assert "Traceback" in told[broken][1]
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_an_exit_code_that_a_rank_chose_is_the_jobs(start, broken):
+    ends = [(8, "refuse") if rank == broken else (1000, "finish") for rank in (0, 1)]
+    told = start(*ends).ends()
+    assert [code for code, _ in told] == [2, 2]
+    assert told[1 - broken][1].endswith("ended the job: run.yaml:3: no such VAE\n")
+
+
+def test_a_broken_connection_is_not_blamed_on_the_rank_that_notices_it(start):
+    """A killed rank's peers get an error of gloo's at once; the watch says whose fault it is."""
+    (code, told), _ = start((9, "lose"), (8, "die")).ends()
+    assert code == 75
+    assert f"error: rank 1 on {socket.gethostname()} (node 1) has not been heard from" in told
+    assert "Traceback" not in told
+
+
+def test_a_broken_connection_between_ranks_that_live_is_reported_as_it_is(start):
+    (code, told), (other_code, other) = start((1000, "finish"), (8, "lose")).ends()
+    assert (code, other_code) == (75, 1)
+    assert "(node 1) failed: RuntimeError: [pair.cc:534] Connection closed by peer" in told
+    assert "Traceback" in other
+
+
+def test_a_rank_that_is_stopped_says_so(start):
+    ranks = start((1000, "finish"), (1000, "finish")).met()
+    time.sleep(1)
+    ranks.processes[1].terminate()
+    (code, told), (stopped, _) = ranks.ends()
+    assert (code, stopped) == (75, 128 + 15)
+    assert re.search(r"rank 1 on \S+ \(node 1\) was stopped by SIGTERM; last seen at batch", told)
+
+
+def test_a_rank_that_hangs_is_named_with_its_stage_and_its_stack(start):
+    (code, told), (stuck_code, stuck) = start((30, "stall"), (20, "stall"), hang=3.0).ends()
+    assert (code, stuck_code) == (75, 75)
+    line = (
+        rf"error: no rank has made progress for [34] s; furthest behind: rank 1 on {HOST} "
+        r"\(node 1\), at batch 19: forward\n"
+    )
+    assert re.fullmatch(line, told)
+    assert re.match(line, stuck)
+    assert "watched_rank.py" in stuck
+
+
+def test_without_a_limit_a_rank_may_take_its_time(start):
+    ranks = start((1, "stall"), (1, "stall")).met()
+    time.sleep(SILENCE + 3)
+    assert [process.poll() for process in ranks.processes] == [None, None]
+
+
+def test_a_rank_that_never_speaks_is_named(start):
+    """The ranks have met, so it is there: what is closed is the way for its datagrams."""
+    ((code, told),) = start((1000, "finish")).ends()
+    assert code == 75
+    assert "rank 1 (node 1) joined the job and can't be heard on UDP port" in told
+    ((code, told),) = start((1000, "finish"), ranks=[1]).ends()
+    assert code == 75
+    assert "rank 0 on 127.0.0.1 (node 0) joined the job and does not answer on UDP port" in told
+
+
+def test_a_rank_of_an_earlier_attempt_ends_and_does_not_disturb_the_new_one(start):
+    first = start((15, "die"), (1000, "finish"), silence=30.0)
+    first.processes[0].wait(timeout=30)
+    second = start((30, "finish"), (30, "finish"), port=first.port)
+    assert [code for code, _ in second.ends()] == [0, 0]
+    code, told = first.ends()[1]
+    assert code == 75
+    assert "(node 0) has been started anew, without this rank" in told
+
+
+def test_two_processes_with_one_rank_are_told_apart(start):
+    ranks = start((1000, "finish"), (1000, "finish"), (1000, "finish"), ranks=[0, 1, 1])
+    told = ranks.ends()
+    assert [code for code, _ in told] == [75, 75, 75]
+    assert "has started while rank 1 on" in told[0][1]
+
+
+def test_a_port_that_is_taken_is_a_users_mistake(start):
+    with closing(socket.socket(type=socket.SOCK_DGRAM)) as other:
+        other.bind(("", 0))
+        port = other.getsockname()[1]
+        ((code, told),) = start((1, "finish"), ranks=[0], port=port).ends()
+    assert code == 1
+    assert f"watch.port: UDP port {port} can't be had on rank 0's host" in told
+
+
+def test_noise_on_the_port_disturbs_nobody(start):
+    ranks = start((40, "finish"), (40, "finish"))
+    with closing(socket.socket(type=socket.SOCK_DGRAM)) as noise:
+        for _ in range(20):
+            for datagram in (b"", b"\xff", b"[]", b'{"rank":1}', b"[" * 2000):
+                noise.sendto(datagram, ("127.0.0.1", ranks.port))
+            time.sleep(0.1)
+    assert [code for code, _ in ranks.ends()] == [0, 0]
+
+
+def test_the_port_may_be_another_than_the_jobs(start, tmp_path):
+    """Two jobs on one host, each of which names its own."""
+    port = free_udp_port()
+    first, second = (
+        start((50, "finish"), ranks=[rank], meeting=(tmp_path, 2), watch_port=port)
+        for rank in (0, 1)
+    )
+    assert first.port != second.port
+    assert [code for code, _ in first.ends() + second.ends()] == [0, 0]
+
+
+def test_a_longer_silence_is_waited_for(start):
+    begun = time.monotonic()
+    (code, told), _ = start((1000, "finish"), (8, "die"), silence=9.0).ends()
+    assert code == 75
+    assert re.search(r"heard from for (9|10|11) s", told)
+    assert time.monotonic() - begun > 9
+
+
+@pytest.mark.parametrize(
+    ("variables", "watch"), [({"WORLD_SIZE": 1}, {}), ({}, {"enabled": False})]
+)
+def test_one_rank_alone_or_a_watch_that_is_off_starts_nothing(start, variables, watch):
+    ((code, told),) = start((1, "finish"), ranks=[0], variables=variables, **watch).ends()
+    assert (code, told) == (0, "unwatched\n")
+
+
+_texts = st.text(max_size=20)
+_beats = st.builds(
+    Beat, st.integers(0, 9999), _texts, st.integers(0, 99), _texts, _texts, st.integers(0)
+)
+_verdicts = st.builds(Verdict, _texts, st.integers(1, 255), st.lists(st.integers(0)).map(tuple))
+
+
+@given(_beats, st.none() | _verdicts)
+def test_messages_arrive_as_they_were_sent(beat, verdict):
+    assert decode_beat(encode(beat)) == beat
+    reply = Reply(beat, "alive", verdict)
+    assert decode_reply(encode(reply)) == reply
+
+
+@given(st.binary(max_size=60) | st.from_regex(r'\{"(of|rank|host)":[{}\[\]"0-9a-z:,]{0,20}\}').map(str.encode))  # fmt: skip  # noqa: E501
+def test_what_is_no_message_is_none(datagram):
+    assert decode_beat(datagram) is None
+    assert decode_reply(datagram) is None
+
+
+def test_the_defaults_end_a_job_within_a_minute():
+    watch = Config(run_name="a", max_duration="1ba").watch
+    assert watch.enabled
+    assert watch.silence + 2 + 5 < 60
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["watch.silence=1"], ["watch.silence: 1", "at least 2"]),
+        (["watch.port=70000"], ["watch.port: 70000", "at most 65535"]),
+        (["watch.hang=0"], ["watch.hang: 0", "at least 2"]),
+        (["watch.enabled=false", "watch.port=4000"], ["watch.port", "watch.enabled is false"]),
+        (["watch.silense=9"], ["watch.silense: unknown key", "silence"]),
+    ],
+)
+def test_a_wrong_watch_earns_one_line(complaint, overrides, words):
+    line = complaint(*overrides)
+    assert all(word in line for word in words), line

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The watch over real training on one host: Composer's launcher, two ranks, one goes wrong."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from job import BIN, CLI, ROOT, run
+from test_two_hosts import arguments, rows
+
+SILENCE = 4
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "demo"
+    done = run(CLI, "prepare", "demo", "--size", 32, "--out", out, "--num-samples", 64,
+               "--no-progress")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+class Job:
+    """Two ranks that train without end, under Composer's launcher."""
+
+    def __init__(self, data: Path, folder: Path) -> None:
+        chosen = {"max_duration": "100000ba", "watch.silence": str(SILENCE)}
+        self.folder, self.log = folder, folder / "log"
+        with self.log.open("w") as log:
+            self.launcher = subprocess.Popen(
+                [BIN / "composer", "-n", "2", *arguments(data, folder, chosen)],
+                cwd=ROOT,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def rank(self, number: int) -> int:
+        """The process of a rank."""
+        children = Path(f"/proc/{self.launcher.pid}/task/{self.launcher.pid}/children")
+        for pid in children.read_text().split():
+            if f"LOCAL_RANK={number}" in Path(f"/proc/{pid}/environ").read_text().split("\0"):
+                return int(pid)
+        raise AssertionError(f"no rank {number}")
+
+    def trains(self) -> None:
+        """Waits for the first batches."""
+        until = time.monotonic() + 180
+        while len(rows(self.folder)) < 3:
+            assert self.launcher.poll() is None, self.log.read_text()
+            assert time.monotonic() < until, self.log.read_text()
+            time.sleep(0.1)
+
+
+@pytest.fixture
+def job(data: Path, tmp_path: Path) -> Iterator[Job]:
+    started = Job(data, tmp_path)
+    started.trains()
+    ranks = [started.rank(number) for number in (0, 1)]
+    yield started
+    for pid in [*ranks, started.launcher.pid]:
+        if started.launcher.poll() is None:
+            os.kill(pid, signal.SIGKILL)
+    started.launcher.wait()
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_rank_that_is_killed_is_named_though_the_launcher_stops_the_other(job, number):
+    """As the kernel does it when memory runs out."""
+    os.kill(job.rank(number), signal.SIGKILL)
+    assert job.launcher.wait(30) != 0
+    told = job.log.read_text()
+    assert re.search(
+        rf"error: rank {number} on \S+ \(node 0\) has not been heard from for \d+ s; last seen at "
+        r"batch \d+: \w+\n",
+        told,
+    ), told
+
+
+def test_a_rank_that_stops_answering_ends_the_job_and_the_launcher(job):
+    """The launcher gives a process that takes no signal half a minute before it kills it."""
+    os.kill(job.rank(1), signal.SIGSTOP)
+    assert job.launcher.wait(SILENCE + 30 + 15) == 75
+    assert re.search(r"error: rank 1 on \S+ \(node 0\) has not been heard", job.log.read_text())
