@@ -15,7 +15,7 @@ from job import BIN, CLI, run
 from two_hosts import Running, TwoHosts, two_hosts, why_not
 
 PORT = "29507"
-LONG = 30
+LONG = 50
 QUICK = {
     "device": "cpu",
     "precision": "fp32",
@@ -35,7 +35,11 @@ QUICK = {
     "sampling.guidance_scale": "1.0",
 }
 #: Each engine and the overrides that choose it.
-ENGINES: dict[str, dict[str, str]] = {"ddp": {}}
+ENGINES: dict[str, dict[str, str]] = {
+    "ddp": {},
+    "fsdp2": {"parallelism.engine": "fsdp2"},
+    "zero2": {"parallelism.engine": "zero2"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +141,12 @@ def test_a_slow_link_changes_nothing_but_the_pace(hosts, data, one_host, tmp_pat
     assert_equal_losses(tmp_path, one_host["ddp"], 12)
 
 
-def test_a_host_that_is_killed_ends_the_other_and_both_resume(hosts, data, one_host, tmp_path):
+@pytest.mark.parametrize("engine", ["fsdp2", "zero2"])
+def test_a_host_that_is_killed_ends_the_other_and_both_resume(
+    hosts, data, one_host, tmp_path, engine
+):
     saved = {
+        **ENGINES[engine],
         "checkpoint__save_folder": str(tmp_path / "checkpoints"),
         "checkpoint__save_interval": "4ba",
         "checkpoint__autoresume": "true",
@@ -165,7 +173,7 @@ def test_a_host_that_is_killed_ends_the_other_and_both_resume(hosts, data, one_h
     assert [one.wait(240) for one in again] == [0, 0], hosts.logs()
     found = {row["batch"]: row["loss/train/total"] for row in rows(tmp_path)}
     assert max(found) == last + 2
-    for row in one_host["ddp"]:
+    for row in one_host[engine]:
         if row["batch"] in found:
             assert found[row["batch"]] == pytest.approx(row["loss/train/total"], rel=1e-6)
 
