@@ -33,6 +33,7 @@ from ahpa_scale.config.engine import build_engine, composer_precision, cpu_bf16,
             1,
             ["needs parallelism.engine=zero3, not zero2", "'optimizer'"],
         ),
+        (["parallelism.engine=zero3", "parallelism.compile=true"], 1, ["use fsdp2"]),
         (["parallelism.activation_checkpointing=99"], 1, ["99 lies beyond the 28 blocks"]),
         (
             ["parallelism.engine=fsdp2", "device_train_microbatch_size=auto"],

@@ -85,6 +85,11 @@ def _problems(config: Config, depth: int) -> Iterator[tuple[str, str]]:
             f"levels self.<block> need whole averages, and {engine} shards them; use ddp, or align "
             "other levels",
         )
+    if chosen.compile and engine == "zero3":
+        yield (
+            "parallelism.compile",
+            "zero3 gathers weights inside a block, which is compiled anew each time; use fsdp2",
+        )
     every = chosen.activation_checkpointing
     if every is not None and every > depth:
         yield "parallelism.activation_checkpointing", f"{every} lies beyond the {depth} blocks"
