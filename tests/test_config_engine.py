@@ -18,6 +18,11 @@ from ahpa_scale.config.engine import build_engine, composer_precision, cpu_bf16,
     ("overrides", "world", "words"),
     [
         (["precision=bf16"], 1, ["precision: 'bf16' needs an engine that shards", "amp_bf16"]),
+        (
+            ["parallelism.engine=zero1", "precision=amp_fp16"],
+            1,
+            ["'amp_fp16' does not work under zero1", "amp_bf16"],
+        ),
         (["parallelism.engine=hsdp"], 2, ["with one copy hsdp is fsdp2"]),
         (
             ["parallelism.engine=hsdp", "parallelism.replicate_degree=3"],
@@ -90,8 +95,8 @@ def test_fsdp2_sends_bfloat16_when_told(load):
             ZeroSettings(3, 1000, None, torch.bfloat16, low_precision_traffic=True),
         ),
         (
-            ["parallelism.engine=zero2", "precision=amp_fp16", "parallelism.offload=optimizer"],
-            ZeroSettings(2, offload="optimizer", autocast=torch.float16),
+            ["parallelism.engine=zero2", "precision=amp_bf16", "parallelism.offload=optimizer"],
+            ZeroSettings(2, offload="optimizer", autocast=torch.bfloat16),
         ),
         (
             [
@@ -131,6 +136,7 @@ def test_deepspeed_is_told_everything_that_would_change_a_result():
         {"stage": 0},
         {"bucket": 0},
         {"low_precision_traffic": True},
+        {"autocast": torch.float16},
         {"stage": 2, "offload": "parameters"},
     ],
 )

@@ -87,6 +87,14 @@ def test_a_mistake_ends_it_before_anything_starts(words, environment, line):
     assert time.monotonic() - begun < 30
 
 
+def test_hsdp_has_its_copy_per_node_before_anything_starts():
+    """The check here must see the nodes that the ranks will see."""
+    words = ["--dry-run", "train.py", YAML, "parallelism.engine=hsdp"]
+    done = launch(*words, environment=KUBEFLOW)
+    assert done.returncode == 0, done.stderr
+    assert "--world_size 16" in done.stdout
+
+
 def test_a_wait_for_the_first_host_is_said_and_bounded():
     done = launch("--resolve-timeout", "3", "train.py", YAML, environment=KUBEFLOW)
     assert "waiting for train-node-0-0.train" in done.stderr

@@ -49,7 +49,7 @@ def prepare_blocks(config: Config, generator: DiffusionGenerator, device: Device
 
 def composer_precision(config: Config, device: Device) -> str:
     """What the Trainer is told: it knows no bfloat16 on the CPU, where the generator does it, and
-    DeepSpeed opens its own autocast and scales its own losses.
+    DeepSpeed opens its own autocast.
     """
     zero = config.parallelism.engine in SHARDED_BY_ZERO
     if zero or isinstance(device, DeviceCPU):
@@ -63,6 +63,5 @@ def cpu_bf16(config: Config, device: Device) -> bool:
 
 
 def autocast(config: Config) -> torch.dtype | None:
-    """Type of matrix products under the precision, None for float32."""
-    kinds = {"amp_bf16": torch.bfloat16, "bf16": torch.bfloat16, "amp_fp16": torch.float16}
-    return kinds.get(config.precision)
+    """Type of matrix products that DeepSpeed is told, None for float32."""
+    return torch.bfloat16 if config.precision in ("amp_bf16", "bf16") else None

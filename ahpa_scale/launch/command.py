@@ -93,6 +93,8 @@ def check_run(placement: Placement, script: str, arguments: Sequence[str]) -> No
         raise LaunchError(f"{script}: no such script; name one, as in: ahpa-scale launch train.py")
     # The batch is shared by as many ranks as the job has.
     os.environ["WORLD_SIZE"] = str(placement.world_size or 1)
+    # And hsdp keeps a copy of the model per node.
+    os.environ["LOCAL_WORLD_SIZE"] = str(placement.nproc or 1)
     load_config(arguments)
 
 

@@ -68,8 +68,6 @@ def load_weights(
     Raises:
         ValueError: names that don't fit, if `strict`.
     """
-    for hook in model._load_state_dict_pre_hooks.values():
-        hook(dict(saved), "", {}, strict, [], [], [])
     masters = partition.masters()
     entries = dict(_entries(model))
     if strict:

@@ -75,8 +75,8 @@ class ZeRO(Algorithm):
             )
         if state.precision == Precision.AMP_FP16:
             raise ValueError(
-                "ZeRO scales float16 losses itself: give the Trainer precision='fp32', and "
-                "ZeroSettings autocast=torch.float16"
+                "under ZeRO float16's loss scaling does not work: give the Trainer "
+                "precision='fp32', and ZeroSettings autocast=torch.bfloat16"
             )
         model, (optimizer,) = state.model, state.optimizers
         self._names = _group_names(model, optimizer)
