@@ -10,7 +10,6 @@ import io
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -44,10 +43,10 @@ def diagnose(wanted: Diagnosis, out: str) -> RecoverabilityMap:
         ValueError: checkpoint, configuration, data set, levels or device that do not fit.
     """
     check_device(wanted.device)
-    config, path = find_run(wanted.checkpoint, wanted.config)
+    config, place = find_run(wanted.checkpoint, wanted.config)
     card = read_card(wanted.data)
     check_data(_unaligned(config, card), card)
-    generator = _load(config, card, path)
+    generator = _load(config, card, place)
     levels = wanted.levels or _levels_of(wanted.source, card, generator.dit.depth)
     _check_levels(levels, card, generator.dit.depth)
     with tempfile.TemporaryDirectory(prefix="ahpa-scale-") as room:
@@ -63,7 +62,7 @@ def diagnose(wanted: Diagnosis, out: str) -> RecoverabilityMap:
                 lead=config.alignment.self_lead,
                 progress=wanted.progress,
             )
-    _write(found, wanted, path, out)
+    _write(found, wanted, place, out)
     return found
 
 
@@ -73,13 +72,13 @@ def _unaligned(config: Config, card: DatasetCard) -> Config:
     return config.model_copy(update={"alignment": Alignment(), "data": data})
 
 
-def _load(config: Config, card: DatasetCard, path: Path) -> DiffusionGenerator:
+def _load(config: Config, card: DatasetCard, place: str) -> DiffusionGenerator:
     vae = None
     if card.kind == "images":
         vae = FrozenVAE.from_pretrained(config.vae.path)
         check_vae_weights(config, card, vae.identity)
     generator = build_generator(config, card, vae)
-    load_backbone(generator.dit, path)
+    load_backbone(generator.dit, place)
     return generator
 
 
@@ -132,15 +131,16 @@ def _pictures(
             return
 
 
-def _write(found: RecoverabilityMap, wanted: Diagnosis, path: Path, out: str) -> None:
+def _write(found: RecoverabilityMap, wanted: Diagnosis, place: str, out: str) -> None:
     content = {
         **found.to_dict(),
-        "checkpoint": str(path),
+        "checkpoint": place,
         "data": wanted.data,
         "pictures": found.pictures,
         "source": "levels" if wanted.levels else wanted.source or "all",
     }
-    figure = draw_recoverability(found, f"{path.name}, {found.pictures} pictures")
+    name = place.rstrip("/").rsplit("/", 1)[-1]
+    figure = draw_recoverability(found, f"{name}, {found.pictures} pictures")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110, metadata={"Software": None})
     storage.write_text(storage.join(out, NAMES[0]), json.dumps(content, indent=1) + "\n")

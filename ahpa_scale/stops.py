@@ -8,6 +8,13 @@ from __future__ import annotations
 
 #: The run stopped itself; the same command would meet the same trouble again.
 STOPPED = 70
+#: The run was asked to leave, and left with a checkpoint: the same command, with
+#: checkpoint.autoresume=true, goes on from there.
+PREEMPTED = 79
+#: It was asked to leave and could not save in time: it goes on from an older checkpoint.
+CUT_SHORT = 80
+#: The last checkpoint could not be written.
+NOT_SAVED = 74
 #: The run asks for the same command again, with checkpoint.autoresume=true, to go on from its last
 #: checkpoint.
 ROLL_BACK = 76

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,64 @@ def remove(url: str | os.PathLike[str]) -> None:
         filesystem = _filesystem(url)
         if filesystem.exists(str(url)):
             filesystem.rm_file(str(url))
+
+
+def find(url: str | os.PathLike[str]) -> dict[str, int]:
+    """Every file or object below a folder, by its path in it, with its size in bytes.
+
+    An object store is asked once per thousand objects, whatever folders they lie in. Empty where
+    nothing is there. Errors as `write_bytes`.
+    """
+    if not is_remote(url):
+        return dict(_local_files(local_path(url)))
+    with _clear_errors(url):
+        filesystem = _filesystem(url)
+        top_name = f"{filesystem._strip_protocol(str(url)).rstrip('/')}/"
+        try:
+            found = filesystem.find(str(url), detail=True)
+        except FileNotFoundError:
+            return {}
+        return {
+            # Some stores answer with a leading slash, some without.
+            name.lstrip("/").removeprefix(top_name.lstrip("/")): int(entry["size"] or 0)
+            for name, entry in found.items()
+            if entry["type"] == "file"
+        }
+
+
+def _local_files(top: Path) -> Iterator[tuple[str, int]]:
+    for folder, folders, names in os.walk(top):
+        # Hidden ones are on their way to their names.
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in (name for name in names if not name.startswith(".")):
+            path = Path(folder, name)
+            with suppress(FileNotFoundError):  # removed since it was listed
+                yield path.relative_to(top).as_posix(), path.stat().st_size
+
+
+def put_file(local: Path, url: str | os.PathLike[str]) -> None:
+    """Move a local file to its place: renamed on its own disk, else copied to the store whole or
+    not at all, in several parts where it is large. Errors as `write_bytes`.
+    """
+    if not is_remote(url):
+        target = local_path(url)
+        with local.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(local, target)
+        sync_folder(target.parent)
+        return
+    with _clear_errors(url):
+        _filesystem(url).put_file(str(local), str(url))
+    local.unlink()
+
+
+def get_file(url: str | os.PathLike[str], local: Path) -> None:
+    """Copy a file or object to a local path; errors as `read_bytes`."""
+    if not is_remote(url):
+        shutil.copyfile(local_path(url), local)
+        return
+    with _clear_errors(url):
+        _filesystem(url).get_file(str(url), str(local))
 
 
 def sync_folder(folder: Path) -> None:

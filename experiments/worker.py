@@ -6,7 +6,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ahpa_scale import storage
-from ahpa_scale.checkpoint.resume import find_latest
+from ahpa_scale.checkpoint.find import list_checkpoints
 from ahpa_scale.config.checks import check_data, read_data_card
 from ahpa_scale.config.load import to_yaml
 from experiments.cells import Plan, Planner, difference
@@ -106,8 +105,8 @@ def _start_anew_where_needed(plan: Plan, missing: set[tuple[str, int]]) -> None:
     told = plan.folder / TOLD
     then = json.loads(told.read_text("utf-8")) if told.exists() else None
     same = difference(then, plan.told) is None
-    saved = find_latest(str(plan.folder / "checkpoints"))
-    batch = int(re.sub(r"\D", "", Path(saved).name)) if saved else 0
+    saved = list_checkpoints(str(plan.folder / "checkpoints"))
+    batch = max((one.batch for one in saved if one.problem is None), default=0)
     if same and all(step > batch for _, step in missing):
         return
     for path in plan.folder.iterdir():

@@ -15,7 +15,7 @@ from job import CLI, ROOT, run
 from PIL import Image
 from safetensors.torch import save_file
 
-from ahpa_scale.checkpoint.composer_io import load_plain
+from ahpa_scale.checkpoint.weights import read_weights
 from ahpa_scale.config.build import build_generator
 from ahpa_scale.config.diagnosis import Diagnosis
 from ahpa_scale.config.main import main
@@ -66,32 +66,31 @@ def test_it_writes_the_map_of_the_newest_checkpoint(folder, wanted, tmp_path):
     assert content["levels"] == [*card.level_names, "latent", "external"]
     assert content["blocks"] == list(range(1, DEPTH + 1))
     assert (content["bins"], content["pictures"], content["source"]) == (2, 96, "all")
-    assert content["checkpoint"].endswith("ba6.pt")
+    assert content["checkpoint"].endswith("/ba6")
     shape = (len(content["levels"]), DEPTH, 2)
     np.testing.assert_allclose(content["r2_LDT"], np.reshape(found.r2_LDT, shape), atol=1e-6)
     assert np.max(content["r2_LDT"]) > 0.3
     assert np.asarray(Image.open(tmp_path / "recoverability.png")).std() > 5
     latent = replace(wanted, levels=("latent",))
     newest = diagnose(latent, str(tmp_path))
-    named = replace(latent, checkpoint=str(folder / "run" / "checkpoints" / "ba6.pt"))
+    named = replace(latent, checkpoint=str(folder / "run" / "checkpoints" / "ba6"))
     assert diagnose(named, str(tmp_path)) == newest
-    earlier = replace(latent, checkpoint=str(folder / "run" / "checkpoints" / "ba3.pt"))
+    earlier = replace(latent, checkpoint=str(folder / "run" / "checkpoints" / "ba3"))
     assert diagnose(earlier, str(tmp_path)) != newest
 
 
 def test_it_looks_at_the_averages_and_takes_bare_weights_too(folder, wanted, tmp_path):
-    config, path = find_run(str(folder / "run"))
+    config, place = find_run(str(folder / "run"))
+    assert find_run(place) == (config, place), "a checkpoint tells its configuration"
     dit = build_generator(config, read_card(wanted.data)).dit
-    load_backbone(dit, path)
-    state = load_plain(path, "cpu")["state"]
-    averages = dict(state["algorithms"])["EMA"]["shadow"]
-    assert set(averages) < {f"dit.{name}" for name, _ in dit.named_parameters()}
-    trained = state["model"]
+    load_backbone(dit, place)
+    averages, trained = (read_weights(Path(place), kind) for kind in ("ema", "model"))
     for name, value in dit.state_dict().items():
-        assert torch.equal(value, averages.get(f"dit.{name}", trained[f"dit.{name}"]))
-    assert not torch.equal(
-        averages["dit.blocks.0.mlp.fc1.bias"], trained["dit.blocks.0.mlp.fc1.bias"]
-    )
+        assert torch.equal(value, averages[f"dit.{name}"])
+    bias = "dit.blocks.0.mlp.fc1.bias"
+    assert not torch.equal(averages[bias], trained[bias])
+    head = next(name for name in trained if name.startswith("attachments."))
+    assert torch.equal(averages[head], trained[head]), "only the backbone is averaged"
     bare = tmp_path / "dit.safetensors"
     save_file(dit.state_dict(), bare)
     levels = replace(wanted, levels=("latent",))
@@ -137,7 +136,7 @@ def test_the_command_says_what_it_wrote(folder, tmp_path):
     ("changes", "message"),
     [
         ({"checkpoint": "/nowhere"}, "there is nothing at /nowhere"),
-        ({"checkpoint": "s3://bucket/ba6.pt"}, "copy it here first"),
+        ({"checkpoint": "nosuch://bucket/ba6"}, "unknown storage scheme nosuch://"),
         ({"data": "/nowhere"}, "no data set at /nowhere"),
         ({"levels": ("encoder.midblock",)}, "did you mean 'encoder.mid_block'"),
         ({"levels": ("self.7",)}, "choose one of self.1 to self.6"),
@@ -176,12 +175,11 @@ def test_another_models_weights_and_strange_files_are_refused(folder, wanted, tm
     (tmp_path / "w.safetensors").write_bytes(b"no")
     with pytest.raises(ValueError, match="is no safetensors file"):
         diagnose(strange, str(tmp_path))
-    torch.save({"state": {}}, tmp_path / "w.pt")
-    other = replace(strange, checkpoint=str(tmp_path / "w.pt"))
-    with pytest.raises(ValueError, match="is no checkpoint of a training run"):
-        diagnose(other, str(tmp_path))
     with pytest.raises(ValueError, match=r"no config.yaml in .*--config"):
-        diagnose(replace(other, config=None), str(tmp_path))
+        diagnose(replace(strange, config=None), str(tmp_path))
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(ValueError, match="is no checkpoint and holds none"):
+        diagnose(replace(strange, checkpoint=str(tmp_path / "nothing")), str(tmp_path))
     (tmp_path / "empty").mkdir()
     shutil.copy(config, tmp_path / "empty" / "config.yaml")
     text = (tmp_path / "empty" / "config.yaml").read_text()

@@ -64,7 +64,7 @@ def test_another_engine_goes_on_from_the_checkpoint(engine, ranks, straight, dat
         tmp_path / "run",
         f"parallelism.engine={engine}",
         "precision=fp32",
-        f"checkpoint.load_path={straight}/checkpoints/ba3.pt",
+        f"checkpoint.load_path={straight}/checkpoints/ba3",
         ranks=ranks,
     )
     assert done.returncode == 0, done.stderr
@@ -80,7 +80,7 @@ def test_fsdp2_goes_on_from_a_zero_checkpoint(data, tmp_path):
     zero = tmp_path / "zero3"
     done = train(data, zero, "parallelism.engine=zero3", "precision=fp32")
     assert done.returncode == 0, done.stderr
-    load = f"checkpoint.load_path={zero}/checkpoints/ba3.pt"
+    load = f"checkpoint.load_path={zero}/checkpoints/ba3"
     done = train(data, tmp_path / "run", "parallelism.engine=fsdp2", "precision=fp32", load)
     assert done.returncode == 0, done.stderr
     told, went_on = losses(zero), losses(tmp_path / "run")

@@ -69,7 +69,7 @@ def test_a_rollback_asks_for_the_same_command_and_stops_when_that_does_not_help(
         assert words in error
         assert "Traceback" not in done.stderr + done.stdout
     # The step was left out, so what is saved is sound.
-    assert sorted(p.name for p in (tmp_path / "saved").glob("ba*.pt")) == ["ba2.pt"]
+    assert sorted(p.name for p in (tmp_path / "saved").glob("ba*")) == ["ba2"]
 
 
 def test_a_run_out_of_time_is_a_success_that_can_be_gone_on_with(data: Path, tmp_path: Path):
@@ -77,7 +77,7 @@ def test_a_run_out_of_time_is_a_success_that_can_be_gone_on_with(data: Path, tmp
     done = train(data, tmp_path, *common, "guard.time_limit=1s")
     assert done.returncode == 0, done.stderr
     assert "guard: the time limit of 1 s has passed at batch 1; the run ends" in done.stderr
-    assert (tmp_path / "saved" / "ba1.pt").exists()
+    assert (tmp_path / "saved" / "ba1" / "manifest.json").exists()
     done = train(data, tmp_path, *common, "checkpoint.autoresume=true")
     assert done.returncode == 0, done.stderr
     assert [row["batch"] for row in lines(tmp_path, "metrics.jsonl")] == [1, 2, 3, 4]

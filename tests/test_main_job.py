@@ -94,7 +94,7 @@ def test_everything_a_person_looks_for_is_there(two_ranks):
     assert list((run_folder / "tensorboard").rglob("events*"))
     assert list((run_folder / "wandb").glob("offline-run-*"))
     checkpoints = {p.name for p in (folder / "checkpoints").iterdir()}
-    assert checkpoints >= {"ba8.pt", "ba12.pt", "latest.pt"}
+    assert checkpoints >= {"ba8", "ba12", "latest"}
 
 
 def test_metrics_hold_the_promised_keys_once_per_batch(two_ranks):
@@ -143,7 +143,7 @@ def test_a_second_run_on_the_same_folder_is_refused_and_changes_nothing(two_rank
 def test_checkpoints_of_another_run_are_not_overwritten(two_ranks, demo_data: Path, tmp_path):
     folder, _ = two_ranks
     saved = f"checkpoint.save_folder={folder / 'checkpoints'}"
-    start = f"checkpoint.load_path={folder / 'checkpoints' / 'ba8.pt'}"
+    start = f"checkpoint.load_path={folder / 'checkpoints' / 'ba8'}"
     for overrides in ([saved], [saved, start]):
         done = train(tmp_path, f"data.local={demo_data}", *overrides)
         assert done.returncode == 2
@@ -152,7 +152,7 @@ def test_checkpoints_of_another_run_are_not_overwritten(two_ranks, demo_data: Pa
 
 
 def test_another_run_starts_from_a_checkpoint(two_ranks, demo_data: Path, tmp_path):
-    start = f"checkpoint.load_path={two_ranks[0] / 'checkpoints' / 'ba8.pt'}"
+    start = f"checkpoint.load_path={two_ranks[0] / 'checkpoints' / 'ba8'}"
     done = train(tmp_path, f"data.local={demo_data}", start, "max_duration=9ba")
     assert done.returncode == 0, done.stderr
     assert [row["batch"] for row in rows(tmp_path)] == [9]
@@ -180,7 +180,7 @@ def test_a_run_killed_and_resumed_ends_like_an_undisturbed_one(demo_data: Path, 
         command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL
     )
     try:
-        while not (killed / "checkpoints" / "latest.pt").exists():
+        while not (killed / "checkpoints" / "latest").exists():
             assert process.poll() is None
     finally:
         process.kill()

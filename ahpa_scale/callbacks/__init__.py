@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .router_figure import RouterFigure as RouterFigure
     from .sample_grid import SampleGrid as SampleGrid
     from .summary import RunSummary as RunSummary
+    from .tensorboard import TensorBoard as TensorBoard
 
 _HOME = {
     "EngineLine": ".engine_line",
@@ -23,6 +24,7 @@ _HOME = {
     "RouterFigure": ".router_figure",
     "RunSummary": ".summary",
     "SampleGrid": ".sample_grid",
+    "TensorBoard": ".tensorboard",
 }
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "RouterFigure",
     "RunSummary",
     "SampleGrid",
+    "TensorBoard",
 ]
 
 

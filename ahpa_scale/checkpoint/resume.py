@@ -1,29 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the checkpoint that an interrupted run goes on from."""
+"""Takes a checkpoint up again when the Trainer is built."""
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
+from typing import Any
 
-from ahpa_scale import storage
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
 
-LATEST = "latest.pt"
-# An object store has no links; Composer writes the newest checkpoint's key into a small object.
-LATEST_REMOTE = "latest.pt.symlink"
+from ahpa_scale.checkpoint.local_copy import LocalCopy
+from ahpa_scale.checkpoint.reader import Reader
+from ahpa_scale.checkpoint.restore import restore
+from ahpa_scale.checkpoint.snapshot import load_random_states
 
 
-def find_latest(save_folder: str) -> str | None:
-    """The newest checkpoint of a folder or URL that Composer saves to, or None if it has none.
+class Resume(Callback):
+    """Loads a verified checkpoint after everything is attached and sharded.
 
-    Composer's own autoresume is not used: for a save_folder on an object store it keeps the first
-    ``latest.pt`` that it downloads in a folder named like the URL in the working directory, and
-    takes that one again at every later restart on this host.
+    Composer's own loader is not used: it unpickles, knows no ZeRO and no other world size.
+
+    Args:
+        source: the checkpoint, on this node's disk.
+        same_run: whether this run is the one that saved it; if not, it may align otherwise.
+
+    Raises:
+        CheckpointError: on ``Event.AFTER_LOAD``: it belongs to another model.
     """
-    if not storage.is_remote(save_folder):
-        path = storage.local_path(save_folder) / LATEST
-        return str(path.resolve()) if path.exists() else None
-    link = storage.join(save_folder, LATEST_REMOTE)
-    if not storage.exists(link):
-        return None
-    where = urlsplit(save_folder)
-    return f"{where.scheme}://{where.netloc}/{storage.read_text(link).strip()}"
+
+    def __init__(self, source: LocalCopy, *, same_run: bool) -> None:
+        self.source = source
+        self.same_run = same_run
+        self._random: dict[str, Any] | None = None
+
+    def after_load(self, state: State, logger: Logger) -> None:
+        """Composer has loaded nothing; this does."""
+        del logger
+        with Reader(self.source.folder) as reader:
+            restore(state, reader, same_run=self.same_run)
+            # On another number of ranks the ranks' own generators would mean nothing.
+            if self.source.manifest.world_size == dist.get_world_size():
+                self._random = reader.rank_state(dist.get_global_rank())
+        dist.barrier()
+        self.source.remove()
+
+    def epoch_start(self, state: State, logger: Logger) -> None:
+        """Between two epochs the loader draws next, so the generators are set before it."""
+        del state, logger
+        self._set_random()
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        """Within an epoch they are set when the loader, started anew, has drawn."""
+        del state, logger
+        self._set_random()
+
+    def _set_random(self) -> None:
+        if self._random is not None:
+            load_random_states(self._random)
+            self._random = None

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import wandb
 from composer import Trainer
 from composer.core import Algorithm, Callback
 from composer.devices import Device
-from composer.loggers import LoggerDestination, TensorboardLogger, WandBLogger
+from composer.loggers import LoggerDestination, WandBLogger
 from composer.optim import ComposerScheduler, ConstantScheduler, ConstantWithWarmupScheduler
 from composer.utils import dist, get_device, reproducibility
 
@@ -26,11 +26,12 @@ from ahpa_scale.callbacks import (
     RouterFigure,
     RunSummary,
     SampleGrid,
+    TensorBoard,
 )
-from ahpa_scale.checkpoint.composer_io import CheckpointError, protect_composer
-from ahpa_scale.checkpoint.resume import LATEST, find_latest
+from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.config.alignment import build_alignment
 from ahpa_scale.config.card import check_vae_weights
+from ahpa_scale.config.checkpoints import Start, build_saver, find_start
 from ahpa_scale.config.engine import (
     build_engine,
     composer_precision,
@@ -45,23 +46,33 @@ from ahpa_scale.data.stream import build_loader
 from ahpa_scale.models.dit import build_dit
 from ahpa_scale.models.generator import DiffusionGenerator
 from ahpa_scale.models.vae import FrozenVAE
+from ahpa_scale.requests import Requests
 
 
-def build_trainer(config: Config, card: DatasetCard, callbacks: Sequence[Callback] = ()) -> Trainer:
+def build_trainer(
+    config: Config,
+    card: DatasetCard,
+    callbacks: Sequence[Callback] = (),
+    *,
+    alive: Callable[[], None] | None = None,
+    requests: Requests | None = None,
+) -> Trainer:
     """Builds the Trainer of one run.
 
     Args:
         config: a configuration that passed its checks.
         card: the card of the data set that it names.
         callbacks: further callbacks, after those that the configuration asks for.
+        alive: called while the run waits for an upload.
+        requests: what the run is asked from outside.
 
     Raises:
         ConfigError: the VAE's weights are not those that made the data, or a checkpoint that
             can't be loaded.
     """
-    protect_composer()
     device = get_device(config.device)
     dist.initialize_dist(device)
+    start = find_start(config)
     # Every rank draws the same initial weights; what differs between ranks derives from samples.
     reproducibility.seed_all(config.seed)
     vae = _load_vae(config, card)
@@ -69,8 +80,7 @@ def build_trainer(config: Config, card: DatasetCard, callbacks: Sequence[Callbac
         vae.to(device._device)
     generator = build_generator(config, card, vae, cpu_bf16=cpu_bf16(config, device))
     prepare_blocks(config, generator, device)
-    output_dir = Path(config.output_dir)
-    save_folder = config.checkpoint.save_folder
+    tracker_ids = {"wandb": start.tracker_id("wandb")} if config.logging.wandb else {}
     try:
         return Trainer(
             model=generator,
@@ -78,28 +88,27 @@ def build_trainer(config: Config, card: DatasetCard, callbacks: Sequence[Callbac
             optimizers=_build_optimizer(config, generator),
             schedulers=_build_scheduler(config),
             max_duration=config.max_duration,
-            algorithms=build_algorithms(config, card, device),
-            callbacks=[*_build_callbacks(config, card, generator, vae), *callbacks],
-            loggers=_build_loggers(config, output_dir),
+            algorithms=build_algorithms(config, card, device, requests),
+            callbacks=[
+                *start.callbacks(),
+                *build_saver(config, tracker_ids, alive, requests),
+                *_build_callbacks(config, card, generator, vae),
+                *callbacks,
+            ],
+            loggers=_build_loggers(config, start, tracker_ids),
             device=device,
             precision=composer_precision(config, device),
             device_train_microbatch_size=config.device_train_microbatch_size,
             seed=config.seed,
             run_name=config.run_name,
-            save_folder=save_folder,
-            save_filename="ba{batch}.pt",
-            save_latest_filename=LATEST,
-            save_interval=config.checkpoint.save_interval,
-            save_num_checkpoints_to_keep=config.checkpoint.keep,
-            save_overwrite=config.checkpoint.autoresume,
-            load_path=_load_path(config),
             progress_bar=False,
             auto_log_hparams=False,
         )
     except CheckpointError as error:
-        raise _checkpoint_error(config, str(error)) from None
-    except FileNotFoundError as error:
-        raise _checkpoint_error(config, f"there is no file {error.filename or error}") from None
+        assert start.source is not None
+        key = "checkpoint.save_folder" if start.same_run else "checkpoint.load_path"
+        problem = f"{start.source.url}: {error}"
+        raise ConfigError(config.source_of(key), key, problem) from None
 
 
 def build_generator(
@@ -133,20 +142,22 @@ def build_generator(
     )
 
 
-def build_algorithms(config: Config, card: DatasetCard, device: Device) -> list[Algorithm]:
+def build_algorithms(
+    config: Config, card: DatasetCard, device: Device, requests: Requests | None = None
+) -> list[Algorithm]:
     """Builds the plug-ins: alignment, guard, engine with clipping, EMA."""
     algorithms: list[Algorithm] = []
     if config.alignment.kind != "none":
         algorithms.append(build_alignment(config, card))
     # Before GradClip, because Composer runs them in reverse order after the backward passes.
-    algorithms.append(build_guard(config))
+    algorithms.append(build_guard(config, requests))
     algorithms.extend(build_engine(config, device))
     if config.ema.enabled:
         algorithms.append(EMA(decay=config.ema.decay, half_life=config.ema.half_life))
     return algorithms
 
 
-def build_guard(config: Config) -> Guard:
+def build_guard(config: Config, requests: Requests | None = None) -> Guard:
     """Builds the guard against bad batches, loss spikes and the end of the job's time."""
     chosen, spikes = config.guard, config.guard.spikes
     rule = None
@@ -161,17 +172,8 @@ def build_guard(config: Config) -> Guard:
         save_folder=config.checkpoint.save_folder,
         rollbacks=chosen.rollbacks,
         time_limit=limit,
+        requests=requests,
     )
-
-
-def _load_path(config: Config) -> str | None:
-    """Where to go on from, the same on every rank; autoresume wins over load_path."""
-    found = [config.checkpoint.load_path]
-    if config.checkpoint.autoresume and dist.get_global_rank() == 0:
-        assert config.checkpoint.save_folder is not None
-        found = [find_latest(config.checkpoint.save_folder) or config.checkpoint.load_path]
-    dist.broadcast_object_list(found)
-    return found[0]
 
 
 def _load_vae(config: Config, card: DatasetCard) -> FrozenVAE | None:
@@ -253,31 +255,35 @@ def _build_callbacks(
     return callbacks
 
 
-def _build_loggers(config: Config, output_dir: Path) -> Sequence[LoggerDestination]:
-    chosen = config.logging
+def _build_loggers(
+    config: Config, start: Start, tracker_ids: Mapping[str, str]
+) -> Sequence[LoggerDestination]:
+    chosen, output_dir = config.logging, Path(config.output_dir)
     loggers: list[LoggerDestination] = [
         MetricsFile(output_dir, chosen.interval, chosen.router_interval)
     ]
     if chosen.progress_bar:
         loggers.append(ProgressBar())
     if chosen.tensorboard:
-        loggers.append(TensorboardLogger(log_dir=str(output_dir / "tensorboard")))
+        # Losses bear the number of the batch before theirs.
+        purge_step = None if start.batch is None else start.batch + 1
+        loggers.append(TensorBoard(output_dir / "tensorboard", purge_step))
     if chosen.wandb:
-        loggers.append(_wandb(config, output_dir))
+        loggers.append(_wandb(config, output_dir, tracker_ids["wandb"]))
     return loggers
 
 
-def _wandb(config: Config, output_dir: Path) -> WandBLogger:
+def _wandb(config: Config, output_dir: Path, run_id: str) -> WandBLogger:
     # Without a key wandb would stop and ask; a job at night has nobody to answer.
     if wandb.api.api_key is None:
         os.environ.setdefault("WANDB_MODE", "offline")
     return WandBLogger(
         project=config.logging.wandb_project,
         name=config.run_name,
-        init_kwargs={"dir": str(output_dir), "config": config.model_dump(mode="json")},
+        init_kwargs={
+            "dir": str(output_dir),
+            "config": config.model_dump(mode="json"),
+            "id": run_id,
+            "resume": "allow",
+        },
     )
-
-
-def _checkpoint_error(config: Config, problem: str) -> ConfigError:
-    key = "checkpoint.load_path" if config.checkpoint.load_path else "checkpoint.save_folder"
-    return ConfigError(config.source_of(key), key, problem)

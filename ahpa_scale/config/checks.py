@@ -142,6 +142,8 @@ def _check_run(config: Config) -> None:
         raise config_error(
             config, "precision", "'amp_fp16' needs a gpu; on the cpu use amp_bf16 or fp32"
         )
+    if config.checkpoint.keep == 0:
+        raise config_error(config, "checkpoint.keep", "0 would keep none; the least is 1, -1: all")
     if config.ema.half_life is not None and config.ema.decay is not None:
         raise config_error(
             config, "ema.half_life", "give either ema.half_life or ema.decay, not both"

@@ -94,8 +94,10 @@ def _idle(config: Config) -> Iterator[Idle]:
         yield from (Idle(f"ema.{name}", "ema.enabled", why) for name in ("decay", "half_life"))
     if config.checkpoint.save_folder is None:
         why = "without checkpoint.save_folder nothing is saved"
-        names = ("save_interval", "keep", "autoresume")
-        yield from (Idle(f"checkpoint.{n}", "checkpoint.save_folder", why) for n in names)
+        saving = ("save_interval", "keep", "keep_every", "autoresume")
+        yield from (Idle(f"checkpoint.{n}", "checkpoint.save_folder", why) for n in saving)
+    elif config.checkpoint.keep == -1:
+        yield Idle("checkpoint.keep_every", "checkpoint.keep", "checkpoint.keep=-1 keeps all")
     yield from (Idle(*one) for one in idle_keys(config))
     yield from _idle_guard(config)
     if not config.watch.enabled:

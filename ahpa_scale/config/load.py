@@ -73,6 +73,17 @@ def load_yaml(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return fill_defaults(config)
 
 
+def load_mapping(content: Mapping[str, Any]) -> Config:
+    """A resolved configuration that something else has stored, such as a checkpoint.
+
+    Raises:
+        ConfigError: it is none of ours.
+    """
+    config = settle_effects(_validate(dict(content), {}))
+    check_static(config)
+    return fill_defaults(config)
+
+
 def to_yaml(config: Config) -> str:
     """The resolved configuration as YAML; loading it gives an equal configuration."""
     # OmegaConf would read a literal '$' followed by '{' as an interpolation.

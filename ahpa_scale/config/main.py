@@ -6,18 +6,20 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from ahpa_scale import storage
-from ahpa_scale.checkpoint.resume import find_latest
+from ahpa_scale.checkpoint.errors import CheckpointError
+from ahpa_scale.checkpoint.find import holds_checkpoints
 from ahpa_scale.config.card import check_data, read_data_card
 from ahpa_scale.config.checks import config_error
 from ahpa_scale.config.errors import exit_on_user_error, leave, speaks_for_all_ranks
 from ahpa_scale.config.load import load_config, to_yaml
-from ahpa_scale.config.schema import Config
+from ahpa_scale.config.schema import Config, parse_duration
 from ahpa_scale.config.watch import watch_ranks
-from ahpa_scale.stops import ROLL_BACK, STOPPED, RunStoppedError
+from ahpa_scale.requests import Requests, listening
+from ahpa_scale.stops import NOT_SAVED, PREEMPTED, ROLL_BACK, STOPPED, RunStoppedError
 
 RESOLVED = "config.yaml"
 
@@ -30,9 +32,9 @@ def main(argv: Sequence[str]) -> None:
 
     Raises:
         SystemExit: with code 2 and one line on stderr, for anything wrong with the input; nothing
-            has been downloaded, overwritten or trained by then. With code 70 or 76 and one line
-            where the run stopped itself, see `ahpa_scale.stops`. Where another rank died or hangs,
-            the watch ends this process with code 75 and one line.
+            has been downloaded, overwritten or trained by then. With code 70, 74, 76 or 79 and one
+            line where the run stopped itself or was asked to, see `ahpa_scale.stops`. Where another
+            rank died or hangs, the watch ends this process with code 75 and one line.
     """
     with _leaving_promptly(), ExitStack() as stack:
         with exit_on_user_error():
@@ -40,6 +42,7 @@ def main(argv: Sequence[str]) -> None:
             card = read_data_card(config)
             check_data(config, card)
             check_output(config)
+            requests = stack.enter_context(hear_requests(config))
             pulse = stack.enter_context(watch_ranks(config))
             # Only now the seconds that torch, Composer and diffusers take to import.
             from composer.utils import dist
@@ -48,7 +51,8 @@ def main(argv: Sequence[str]) -> None:
             from ahpa_scale.config.build import build_trainer
 
             marks = [] if pulse is None else [Heartbeat(pulse)]
-            trainer = build_trainer(config, card, callbacks=marks)
+            alive = None if pulse is None else pulse.saves
+            trainer = build_trainer(config, card, marks, alive=alive, requests=requests)
         if speaks_for_all_ranks():
             storage.write_text(Path(config.output_dir) / RESOLVED, to_yaml(config))
         try:
@@ -57,7 +61,31 @@ def main(argv: Sequence[str]) -> None:
             trainer.close()  # uploads of checkpoints come to their end
             dist.barrier()  # on every rank, before the first one leaves
             leave(str(stop), stop.exit_code)
+        except CheckpointError as error:
+            trainer.close()
+            dist.barrier()
+            leave(str(error), NOT_SAVED)
+        batch = trainer.state.timestamp.batch.value
         trainer.close()
+        if requests.leaving:
+            dist.barrier()
+            leave(_farewell(config, batch, requests.leave), PREEMPTED)
+
+
+def hear_requests(config: Config) -> AbstractContextManager[Requests]:
+    """A context that listens to signals on every rank, and looks for switches on rank 0."""
+    grace = config.checkpoint.grace
+    return listening(
+        grace=None if grace is None else parse_duration(grace),
+        switches=config.checkpoint.save_folder if speaks_for_all_ranks() else None,
+    )
+
+
+def _farewell(config: Config, batch: int, why: str | None) -> str:
+    text = f"asked to leave by {why or 'another rank'}: stopped after batch {batch}"
+    if config.checkpoint.save_folder is None:
+        return f"{text}; nothing was saved, for want of checkpoint.save_folder"
+    return f"{text}, which is saved; checkpoint.autoresume=true goes on from there"
 
 
 @contextmanager
@@ -68,7 +96,7 @@ def _leaving_promptly() -> Iterator[None]:
     try:
         yield
     except SystemExit as end:
-        if end.code in (STOPPED, ROLL_BACK):
+        if end.code in (STOPPED, ROLL_BACK, PREEMPTED, NOT_SAVED):
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(end.code)
@@ -87,7 +115,7 @@ def check_output(config: Config) -> None:
     save_folder = config.checkpoint.save_folder
     places = {
         "output_dir": (config.output_dir, storage.exists(Path(config.output_dir) / RESOLVED)),
-        "checkpoint.save_folder": (save_folder, save_folder and find_latest(save_folder)),
+        "checkpoint.save_folder": (save_folder, save_folder and holds_checkpoints(save_folder)),
     }
     for key, (folder, taken) in places.items():
         if taken:

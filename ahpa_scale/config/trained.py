@@ -3,19 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from ahpa_scale import storage
-from ahpa_scale.algorithms.ema.parameters import plain_name
-from ahpa_scale.checkpoint.composer_io import CheckpointError, load_plain
-from ahpa_scale.checkpoint.resume import find_latest
-from ahpa_scale.config.load import load_yaml
+from ahpa_scale.checkpoint.errors import CheckpointError
+from ahpa_scale.checkpoint.find import Found, find_checkpoint
+from ahpa_scale.checkpoint.local_copy import open_checkpoint
+from ahpa_scale.checkpoint.weights import read_weights
+from ahpa_scale.config.load import load_mapping, load_yaml
 from ahpa_scale.config.main import RESOLVED
 from ahpa_scale.config.schema import Config
 from ahpa_scale.models.dit import DiT
@@ -23,89 +23,90 @@ from ahpa_scale.models.dit import DiT
 BACKBONE = "dit."
 
 
-def find_run(place: str, config: str | None = None) -> tuple[Config, Path]:
-    """The configuration and the checkpoint file of a run.
+def find_run(place: str, config: str | None = None) -> tuple[Config, str]:
+    """The configuration and the checkpoint of a run.
 
     Args:
-        place: a checkpoint (``ba*.pt``), safetensors of a DiT's weights, or a run's output folder,
-            whose newest checkpoint is meant.
-        config: the run's resolved configuration; None looks beside the checkpoint and above it.
+        place: a checkpoint's folder or URL; a folder or URL of checkpoints, or a run's output
+            folder, whose newest one is meant; or safetensors of a DiT's weights.
+        config: the run's resolved configuration; None takes what the checkpoint tells, or looks
+            beside the safetensors and above them.
 
     Raises:
         ValueError: there is nothing, or a part of it is missing; the line says which.
     """
-    if storage.is_remote(place):
-        raise ValueError(f"{place} lies in an object store: copy it here first")
-    path = storage.local_path(place)
-    if not path.exists():
-        raise ValueError(f"there is nothing at {path}")
-    found = Path(config) if config is not None else _config_near(path)
-    loaded = load_yaml(found)
-    return loaded, _newest(path, loaded) if path.is_dir() else path
+    named = None if config is None else load_yaml(Path(config))
+    if not storage.is_remote(place):
+        path = storage.local_path(place)
+        if not path.exists():
+            raise ValueError(f"there is nothing at {path}")
+        if path.is_file():
+            return named or load_yaml(_config_near(path)), str(path)
+        if (path / RESOLVED).is_file():
+            named = named or load_yaml(path / RESOLVED)
+            return named, _newest(path, named).url
+    try:
+        found = find_checkpoint(place)
+    except OSError as error:
+        raise ValueError(str(error)) from None
+    if named is None:
+        assert found.manifest is not None
+        if not found.manifest.config:
+            raise ValueError(f"{found.url} does not tell its configuration: name it with --config")
+        named = load_mapping(found.manifest.config)
+    return named, found.url
 
 
-def load_backbone(dit: DiT, path: Path) -> None:
+def load_backbone(dit: DiT, place: str) -> None:
     """Load a checkpoint's averages into the DiT, its trained weights where it has no averages.
 
     Args:
         dit: the backbone, built from the run's configuration.
-        path: a Composer checkpoint or a safetensors file.
+        place: a checkpoint's folder or URL, or a safetensors file.
 
     Raises:
-        ValueError: unreadable, or of another model.
+        ValueError: unreadable, damaged, or of another model.
     """
-    weights = _safe_weights(path) if path.suffix == ".safetensors" else _composer_weights(path)
+    weights = _backbone(place)
     result = dit.load_state_dict(weights, strict=False)
     for kind, names in (("lacks", result.missing_keys), ("has a strange", result.unexpected_keys)):
         if names:
-            raise ValueError(f"{path} {kind} {names[0]!r}: it belongs to another configuration")
+            raise ValueError(f"{place} {kind} {names[0]!r}: it belongs to another configuration")
 
 
-def _config_near(path: Path) -> Path:
-    places = [path] if path.is_dir() else [path.parent, path.parent.parent]
-    for folder in places:
+def _config_near(file: Path) -> Path:
+    for folder in (file.parent, file.parent.parent):
         if (folder / RESOLVED).is_file():
             return folder / RESOLVED
-    looked = " or ".join(str(folder) for folder in places)
+    looked = f"{file.parent} or {file.parent.parent}"
     raise ValueError(f"no {RESOLVED} in {looked}: name the run's own with --config")
 
 
-def _newest(folder: Path, config: Config) -> Path:
-    saved = config.checkpoint.save_folder
+def _newest(folder: Path, config: Config) -> Found:
     places = [str(folder), str(folder / "checkpoints")]
-    if saved is not None and not storage.is_remote(saved):
-        places.append(saved)
+    if config.checkpoint.save_folder is not None:
+        places.append(config.checkpoint.save_folder)
     for place in places:
-        found = find_latest(place)
-        if found is not None:
-            return Path(found)
-    raise ValueError(f"no checkpoint in {', '.join(places)}: name the file itself")
+        try:
+            return find_checkpoint(place)
+        except CheckpointError:
+            continue
+    raise ValueError(f"no checkpoint in {', '.join(places)}: name the checkpoint itself")
 
 
-def _safe_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        weights: dict[str, Tensor] = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file: {error}") from None
-    return {name.removeprefix(BACKBONE): value for name, value in weights.items()}
-
-
-def _composer_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        state: Any = load_plain(path, "cpu")
-    except CheckpointError as error:
-        raise ValueError(f"{path}: {error}") from None
-    try:
-        inner = state["state"]
-        weights = _backbone(inner["model"])
-        for name, content in inner["algorithms"]:
-            if name == "EMA":
-                weights.update(_backbone(content["shadow"]))
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{path} is no checkpoint of a training run") from None
-    return weights
-
-
-def _backbone(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    plain = {plain_name(name): value for name, value in named.items()}
-    return {k.removeprefix(BACKBONE): v for k, v in plain.items() if k.startswith(BACKBONE)}
+def _backbone(place: str) -> dict[str, Tensor]:
+    if not storage.is_remote(place) and storage.local_path(place).is_file():
+        try:
+            weights: dict[str, Tensor] = load_file(storage.local_path(place))
+        except SafetensorError as error:
+            raise ValueError(f"{place} is no safetensors file: {error}") from None
+        return {name.removeprefix(BACKBONE): value for name, value in weights.items()}
+    with tempfile.TemporaryDirectory() as cache:
+        copy = open_checkpoint(place, Path(cache))
+        try:
+            weights = read_weights(copy.folder)
+        except CheckpointError as error:
+            raise ValueError(f"{place}: {error}") from None
+        # Read lazily from files that are about to go.
+        inner = ((n, value.clone()) for n, value in weights.items() if n.startswith(BACKBONE))
+        return {name.removeprefix(BACKBONE): value for name, value in inner}

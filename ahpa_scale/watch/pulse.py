@@ -28,6 +28,10 @@ class Pulse:
         self._batch, self._event = batch, event
         self.count += 1
 
+    def saves(self) -> None:
+        """Notes that the main thread waits for an upload that goes on."""
+        self.mark("waits for the upload of a checkpoint", self._batch)
+
     @property
     def stage(self) -> str:
         """Where the main thread was last, such as ``batch 12: before_forward``."""

@@ -158,16 +158,27 @@ class EMA(Algorithm):
             raise ValueError("EMA has no averages of a DiT yet; they exist from fit's start on")
         return found
 
+    def parts(self) -> Mapping[str, Tensor]:
+        """The live averages by plain parameter name as they lie on this rank: whole, rows of
+        DTensors, or ZeRO's stretches. Whoever writes to them has :meth:`go_on` follow.
+        """
+        return self.shadow
+
+    def progress(self) -> dict[str, Any]:
+        """Numbers and strings: all but the averages themselves."""
+        return {"updates": self.updates, "clock": self._clock, "clock_unit": self._unit}
+
+    def go_on(self, progress: Mapping[str, Any]) -> None:
+        """Takes up what `progress` told, once the averages are in their :meth:`parts`."""
+        self.updates = int(progress["updates"])
+        self._clock = progress["clock"] if progress["clock_unit"] == self._unit else None
+        self._loaded = True
+
     def state_dict(self) -> dict[str, Any]:
         """Numbers, strings and the whole averages by plain parameter name: the live tensors, or,
         where they are sharded, copies on rank 0 and none elsewhere (every rank must call it).
         """
-        return {
-            "updates": self.updates,
-            "clock": self._clock,
-            "clock_unit": self._unit,
-            "shadow": whole(self.shadow, self._shards),
-        }
+        return {**self.progress(), "shadow": whole(self.shadow, self._shards)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave, whole tensors or shards, before or after wrapping.
@@ -183,9 +194,7 @@ class EMA(Algorithm):
                 fill(average, state["shadow"][name], name, self._shards)
         else:
             self.shadow = {name: value.detach().clone() for name, value in state["shadow"].items()}
-        self.updates = int(state["updates"])
-        self._clock = state["clock"] if state["clock_unit"] == self._unit else None
-        self._loaded = True
+        self.go_on(state)
 
     @property
     def _unit(self) -> str:

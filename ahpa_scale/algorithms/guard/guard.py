@@ -26,6 +26,7 @@ from ahpa_scale.algorithms.guard.finite import (
 )
 from ahpa_scale.algorithms.guard.ledger import Journal, last_saved_batch, may_roll_back
 from ahpa_scale.algorithms.guard.spikes import Spikes, SpikeWatch
+from ahpa_scale.requests import Requests
 from ahpa_scale.stops import RollBackError, RunStoppedError
 
 Policy = Literal["none", "skip", "stop", "rollback"]
@@ -65,6 +66,7 @@ class Guard(Algorithm):
         save_folder: str | None = None,
         rollbacks: int = 1,
         time_limit: float | None = None,
+        requests: Requests | None = None,
     ) -> None:
         if nonfinite not in POLICIES:
             raise ValueError(f"nonfinite is {nonfinite!r}: choose one of {', '.join(POLICIES)}")
@@ -77,13 +79,14 @@ class Guard(Algorithm):
         self.save_folder = save_folder
         self.spikes = spikes
         self.time_limit = time_limit
+        self.requests = requests
         self._watch = SpikeWatch(spikes) if spikes else None
         self._journal = Journal(output_dir)
         self._bad_in_row = 0
         self._late = False
         self._loss: Tensor | None = None  # of the micro-batches so far, on the device
         self._norms: Mapping[str, Tensor | float] = {}
-        self._flags_2: Tensor | None = None  # not finite; out of time
+        self._flags_4: Tensor | None = None  # not finite; out of time; asked to leave; to save
 
     def match(self, event: Event, state: State) -> bool:
         """Around the batch, and where a checkpoint may be saved."""
@@ -126,20 +129,22 @@ class Guard(Algorithm):
         self._loss = loss if self._loss is None else self._loss + loss
 
     def _judge(self, state: State) -> None:
-        if self.nonfinite == "none" and self.time_limit is None:
+        if self.nonfinite == "none" and self.time_limit is None and self.requests is None:
             return
         assert self._loss is not None
-        late = self._loss.new_full((), float(self._out_of_time()))
-        flag = torch.zeros_like(late)
+        asked = self.requests
+        told = (self._out_of_time(), bool(asked and asked.leave), bool(asked and asked.save))
+        told_3 = torch.tensor(told, dtype=torch.float32).to(self._loss.device, non_blocking=True)
+        flag = torch.zeros_like(told_3[0])
         if self.nonfinite != "none":
             norms = batch_norms(state)
             self._norms = norms
             flag = nonfinite_flag([self._loss, *norms.values()])
-        self._flags_2 = torch.stack([flag, late])
-        # One answer for all ranks, for both questions in one message.
-        dist.all_reduce(self._flags_2, reduce_operation="MAX")
+        self._flags_4 = torch.cat([flag[None], told_3])
+        # One answer for all ranks, for all questions in one message.
+        dist.all_reduce(self._flags_4, reduce_operation="MAX")
         if self.nonfinite != "none":
-            hold_step(state, self._flags_2[0])
+            hold_step(state, self._flags_4[0])
 
     def _act(self, state: State, logger: Logger) -> None:
         let_step(state)
@@ -158,9 +163,12 @@ class Guard(Algorithm):
 
     def _read(self, state: State) -> tuple[bool, bool]:
         """The batch's flags. Composer has waited for the losses, so the device is done by now."""
-        if self._flags_2 is None:
+        if self._flags_4 is None:
             return False, False
-        bad, late = (bool(flag) for flag in self._flags_2.tolist())
+        bad, late, leave, save = (bool(flag) for flag in self._flags_4.tolist())
+        if self.requests is not None:
+            self.requests.agree(leave, save)
+            late = late or leave
         own = own_norms(state)
         if own and self.nonfinite != "none":
             self._norms = own
@@ -226,8 +234,14 @@ class Guard(Algorithm):
         return gathered
 
     def _end_in_time(self, state: State) -> None:
-        text = f"the time limit of {self.time_limit:g} s has passed at batch {_batch(state)}"
-        self._journal.note(f"{text}; the run ends", {"event": "time_limit", "batch": _batch(state)})
+        batch = _batch(state)
+        if self.requests is not None and self.requests.leaving:
+            why = self.requests.leave or "another rank"
+            text, event = f"asked to leave at batch {batch} by {why}", "leave"
+        else:
+            text = f"the time limit of {self.time_limit:g} s has passed at batch {batch}"
+            event = "time_limit"
+        self._journal.note(f"{text}; the run ends", {"event": event, "batch": batch})
 
 
 def _total(loss: Any) -> Tensor:

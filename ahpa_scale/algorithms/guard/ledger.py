@@ -59,10 +59,10 @@ def may_roll_back(state: State, save_folder: str, most: int) -> bool:
         most: rollbacks to one checkpoint.
     """
     allowed = [False]
+    saved = last_saved_batch(state)
     if dist.get_global_rank() == 0:
         path = storage.join(save_folder, ROLLBACKS_FILE)
         batches = json.loads(storage.read_text(path)) if storage.exists(path) else []
-        saved = last_saved_batch(state)
         allowed = [sum(batch > saved for batch in batches) < most]
         if allowed[0]:
             batches.append(state.timestamp.batch.value)
@@ -73,7 +73,15 @@ def may_roll_back(state: State, save_folder: str, most: int) -> bool:
 
 
 def last_saved_batch(state: State) -> int:
-    """Batches trained at the newest checkpoint of this run; 0 without one."""
-    savers = (one for one in state.callbacks if isinstance(one, CheckpointSaver))
-    times = [t for one in savers for t in one.all_saved_checkpoints_to_timestamp.values()]
-    return max((int(time.batch.value) for time in times), default=0)
+    """Batches trained at the newest checkpoint of this run, once no upload is under way; 0 without
+    one. Every rank must call it.
+    """
+    found = 0
+    for one in state.callbacks:
+        if isinstance(one, CheckpointSaver):
+            times = one.all_saved_checkpoints_to_timestamp.values()
+            found = max([found, *(int(time.batch.value) for time in times)])
+        elif hasattr(one, "last_saved_batch"):  # ours, which this floor doesn't know
+            one.wait()
+            found = max(found, one.last_saved_batch)
+    return found

@@ -112,6 +112,8 @@ HalfLife = TotalTime
 """A stretch of training that can't be a share of it."""
 Interval = TotalTime
 """Every so often."""
+BatchInterval = Annotated[str, AfterValidator(_time(("ba",), zero=False))]
+"""Every so many batches."""
 Moment = Annotated[str, AfterValidator(_time(("ep", "ba", "sp", "dur"), zero=True))]
 """A point of the run, counted from its start."""
 Duration = Annotated[str, AfterValidator(_duration)]

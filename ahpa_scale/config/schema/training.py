@@ -7,7 +7,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ahpa_scale.config.schema.fields import HalfLife, Interval, List, Moment, Section, Text
+from ahpa_scale.config.schema.fields import (
+    BatchInterval,
+    Duration,
+    HalfLife,
+    Interval,
+    List,
+    Moment,
+    Section,
+    Text,
+)
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 ClassIndex = Annotated[int, Field(ge=0)]
@@ -46,13 +55,22 @@ class Checkpoint(Section):
     )
     save_interval: Interval = Field("5000ba", description="Time between checkpoints.")
     load_path: Text | None = Field(
-        None, description="Checkpoint to start from; null: from scratch."
+        None,
+        description="Checkpoint to start from, or a folder whose newest one is meant; null: from "
+        "scratch.",
     )
     autoresume: bool = Field(
         False,
         description="Take up this run_name's newest checkpoint in save_folder, if there is one.",
     )
     keep: int = Field(-1, ge=-1, le=1_000_000, description="Newest checkpoints kept; -1: all.")
+    keep_every: BatchInterval | None = Field(
+        None, description="Besides, keep those at multiples of this, as in '50000ba'; null: none."
+    )
+    grace: Duration | None = Field(
+        "2m",
+        description="Time from SIGTERM or SIGUSR1 in which the run saves and leaves; null: no end.",
+    )
 
 
 class Logging(Section):

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What goes wrong with checkpoints. Standard library only: looked at before torch is imported."""
+
+from __future__ import annotations
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that can't or mustn't be loaded, or that could not be written."""

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Brings a checkpoint to every node and compares each file with its hash, before anything is read.
+
+All nodes agree: where one of them finds a damaged file, all step back to the checkpoint before.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from composer.utils import dist
+
+from ahpa_scale import storage
+from ahpa_scale.checkpoint.errors import CheckpointError
+from ahpa_scale.checkpoint.find import Found, find_checkpoint, list_checkpoints
+from ahpa_scale.checkpoint.manifest import Manifest
+from ahpa_scale.checkpoint.transfer import persistently
+
+_log = logging.getLogger(__name__)
+_BETWEEN_LINES = 10.0
+
+
+@dataclass(frozen=True)
+class LocalCopy:
+    """A verified checkpoint on this node's disk.
+
+    Attributes:
+        url: where it came from.
+        folder: where its files lie.
+        manifest: what it is.
+        fetched: the folder is a copy, to be removed when it has been read.
+    """
+
+    url: str
+    folder: Path
+    manifest: Manifest
+    fetched: bool
+
+    def remove(self) -> None:
+        """Removes the copy; a folder that is the checkpoint itself stays."""
+        if self.fetched and dist.get_local_rank() == 0:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def open_newest(folder: str, cache: Path) -> LocalCopy | None:
+    """The newest checkpoint of a run whose every byte is as it was saved. Every rank calls it.
+
+    Damaged ones are stepped over, each with a warning.
+
+    Args:
+        folder: the run's save_folder, a local path or URL.
+        cache: local folder to copy to, on each node.
+
+    Returns:
+        None if nothing has ever been saved there.
+
+    Raises:
+        CheckpointError: there are checkpoints, and not one can be used.
+        OSError: the store can't be reached.
+    """
+    candidates: list[Found] = []
+    for found in reversed(_told_by_rank_0(lambda: list_checkpoints(folder))):
+        if found.begun:
+            _warn(f"{found.url} is half an upload ({found.problem}): stepping over it")
+        else:
+            candidates.append(found)
+    for found in candidates:
+        problem = found.problem or _bring(found, cache)
+        if problem is None:
+            return _local(found, cache)
+        _warn(f"{found.url} can't be used: {problem}; stepping back to the one before")
+    if candidates:
+        raise CheckpointError(
+            f"{folder} holds {len(candidates)} checkpoint(s), and none can be used; look with "
+            "'ahpa-scale checkpoints verify', and name another save_folder to start from scratch"
+        )
+    return None
+
+
+def open_checkpoint(url: str, cache: Path) -> LocalCopy:
+    """One checkpoint, or the newest of a folder, verified. Every rank calls it.
+
+    Raises:
+        CheckpointError: it isn't one, or is damaged.
+        OSError: the store can't be reached.
+    """
+    (found,) = _told_by_rank_0(lambda: [find_checkpoint(url)])
+    problem = _bring(found, cache)
+    if problem is not None:
+        raise CheckpointError(f"{found.url}: {problem}")
+    return _local(found, cache)
+
+
+def _local(found: Found, cache: Path) -> LocalCopy:
+    assert found.manifest is not None
+    remote = storage.is_remote(found.url)
+    folder = cache / found.name if remote else storage.local_path(found.url)
+    return LocalCopy(found.url, folder, found.manifest, remote)
+
+
+def _bring(found: Found, cache: Path) -> str | None:
+    """Copies and verifies on the first rank of each node; what any of them found wrong."""
+    problem: tuple[str | None, OSError | None] = (None, None)
+    if dist.get_local_rank() == 0:
+        try:
+            fetch(found, _local(found, cache).folder)
+        except CheckpointError as error:
+            problem = (str(error), None)
+        except FileNotFoundError as error:
+            problem = (str(error), None)
+        except OSError as error:
+            problem = (None, error)
+    all_found = dist.all_gather_object(problem)
+    for _, failed in all_found:
+        if failed is not None:
+            raise failed
+    return next((text for text, _ in all_found if text is not None), None)
+
+
+def fetch(found: Found, folder: Path) -> None:
+    """Copies a checkpoint's files to `folder` where it lies elsewhere, and verifies them.
+
+    Raises:
+        CheckpointError: a file is damaged.
+        FileNotFoundError: a file is missing.
+        OSError: the store can't be reached, or the disk is full.
+    """
+    assert found.manifest is not None
+    if storage.is_remote(found.url):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        begun = said = time.monotonic()
+        done, total = 0, found.manifest.total_bytes
+        for name, entry in found.manifest.files.items():
+            persistently(storage.get_file, storage.join(found.url, name), folder / name)
+            done += entry.size
+            now = time.monotonic()
+            if now - said > _BETWEEN_LINES:
+                rate = done / (now - begun)
+                _log.warning(
+                    "fetching %s: %d of %d MB, %.0f MB/s, %.0f s left",
+                    *(found.url, done >> 20, total >> 20, rate / 1e6, (total - done) / rate),
+                )
+                said = now
+    found.manifest.check_content(folder)
+
+
+def _told_by_rank_0(look: object) -> list[Found]:
+    """What `look` finds on rank 0, or its error, on every rank."""
+    told: list[object] = [None]
+    if dist.get_global_rank() == 0:
+        try:
+            told = [look()]  # type: ignore[operator]
+        except (ValueError, OSError) as error:
+            told = [error]
+    dist.broadcast_object_list(told)
+    (answer,) = told
+    if isinstance(answer, Exception):
+        raise answer
+    assert isinstance(answer, list)
+    return answer
+
+
+def _warn(text: str) -> None:
+    if dist.get_global_rank() == 0:
+        _log.warning("checkpoints: %s", text)

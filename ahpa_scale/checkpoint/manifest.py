@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The manifest that makes a folder of files a checkpoint: written last, it names every one of them
+with size and hash, and says what run they are of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ahpa_scale.checkpoint.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+STATE = "state.json"
+FORMAT = "ahpa-scale checkpoint 1"
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of a checkpoint: bytes, and SHA-256 in hex."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint is.
+
+    Attributes:
+        batch: batches trained.
+        num_images: pictures seen.
+        epoch: passes over the data completed.
+        created: UTC, ISO 8601.
+        run_name: as configured.
+        engine: parallel engine that saved it.
+        world_size: ranks that saved it.
+        versions: of this package, torch, Composer.
+        data: position in the data, as the data set tells it; None without one.
+        config: the resolved configuration.
+        loggers: ids under which trackers know the run.
+        files: by name.
+    """
+
+    batch: int
+    num_images: int
+    epoch: int
+    created: str
+    run_name: str
+    engine: str
+    world_size: int
+    versions: dict[str, str]
+    data: dict[str, Any] | None
+    config: dict[str, Any]
+    loggers: dict[str, str]
+    files: dict[str, FileEntry] = field(default_factory=dict)
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of all files."""
+        return sum(entry.size for entry in self.files.values())
+
+    def to_json(self) -> str:
+        """With a hash of itself, so that a flipped bit in a number is noticed too."""
+        content: dict[str, Any] = {"format": FORMAT}
+        content |= {one.name: getattr(self, one.name) for one in fields(self)}
+        content["files"] = {name: vars(entry) for name, entry in self.files.items()}
+        return json.dumps({**content, "sha256": _digest(content)}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Manifest:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            CheckpointError: damaged, or of another format.
+        """
+        try:
+            content = json.loads(text)
+            told = content.pop("sha256")
+            if content.get("format") != FORMAT:
+                raise CheckpointError(f"{MANIFEST} is of format {content.get('format')!r:.40}")
+            if told != _digest(content):
+                raise CheckpointError(f"{MANIFEST} is damaged")
+            del content["format"]
+            files = {name: FileEntry(**entry) for name, entry in content.pop("files").items()}
+            return cls(**content, files=files)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"{MANIFEST} is damaged") from None
+
+    def misfit(self, sizes: Mapping[str, int]) -> str | None:
+        """What is wrong with the files that lie there, by name and size; None if nothing is."""
+        for name, entry in self.files.items():
+            if name not in sizes:
+                return f"{name} is missing"
+            if sizes[name] != entry.size:
+                return f"{name} has {sizes[name]} bytes instead of {entry.size}"
+        return None
+
+    def check_content(self, folder: Path) -> None:
+        """Compares every file of a local copy with its hash.
+
+        Raises:
+            CheckpointError: naming the file that differs or is missing.
+        """
+        for name, entry in self.files.items():
+            path = folder / name
+            if not path.is_file():
+                raise CheckpointError(f"{name} is missing")
+            if entry_of(path) != entry:
+                raise CheckpointError(f"{name} is damaged: it isn't what was saved")
+
+
+def entry_of(path: Path) -> FileEntry:
+    """Size and hash of a local file."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(_CHUNK))
+    size = 0
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+            size += count
+    return FileEntry(size, digest.hexdigest())
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checkpoint's files on a local disk: stretches of tensors by name, whoever saved them.
+
+Every rank's file is a safetensors file whose entries are named ``<tensor>@<first element>``; its
+header is all the index there is. Safetensors and JSON hold no code.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ahpa_scale.checkpoint.errors import CheckpointError
+from ahpa_scale.checkpoint.manifest import STATE
+from ahpa_scale.checkpoint.plain import decode
+
+RANK_FILES = "rank*.safetensors"
+#: Entry of a rank file's metadata that says what is this rank's alone.
+RANK_STATE = "rank_state"
+
+
+def rank_file(rank: int) -> str:
+    """The name of a rank's file."""
+    return f"rank{rank:05d}.safetensors"
+
+
+@dataclass(frozen=True)
+class _Stored:
+    first: int
+    numel: int
+    file: Any
+    key: str
+
+
+class Reader:
+    """Reads a checkpoint that lies on a local disk. Use it as a context, or close it.
+
+    Args:
+        folder: of one checkpoint, its files compared with the manifest before.
+
+    Raises:
+        CheckpointError: files that are no safetensors or JSON.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._stack = ExitStack()
+        self._stored: dict[str, list[_Stored]] = defaultdict(list)
+        try:
+            for path in sorted(folder.glob(RANK_FILES)):
+                self._index(path)
+            content = json.loads((folder / STATE).read_bytes())
+            self.shapes = {name: tuple(shape) for name, shape in content["shapes"].items()}
+            self._state = content["state"]
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            self._stack.close()
+            raise CheckpointError(f"it can't be read ({error})") from None
+        for stored in self._stored.values():
+            stored.sort(key=lambda one: one.first)
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def names(self, prefix: str) -> list[str]:
+        """Tensors whose names begin so, without the prefix, in order."""
+        return sorted(n.removeprefix(prefix) for n in self.shapes if n.startswith(prefix))
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The type that a tensor was saved in."""
+        some = self._stored[name][0]
+        dtype: torch.dtype = some.file.get_slice(some.key)[0:0].dtype
+        return dtype
+
+    def stretch(self, name: str, first: int, numel: int) -> Tensor:
+        """Elements ``[first, first + numel)`` of a whole, flattened tensor: ``[numel]``.
+
+        Raises:
+            CheckpointError: the checkpoint lacks some of them.
+        """
+        parts = list(self._overlaps(name, first, first + numel))
+        found = sum(len(part) for part in parts)
+        if found != numel:
+            raise CheckpointError(f"it lacks {numel - found} of {numel} elements of {name!r}")
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def whole(self, name: str) -> Tensor:
+        """A whole tensor in its own shape."""
+        shape = self.shapes[name]
+        return self.stretch(name, 0, torch.Size(shape).numel()).view(shape)
+
+    def state(self) -> dict[str, Any]:
+        """What all ranks share: clocks, schedules, algorithms and callbacks."""
+        prefix = "state/"
+        tensors = {prefix + name: self.whole(prefix + name) for name in self.names(prefix)}
+        found: dict[str, Any] = decode(self._state, tensors)
+        return found
+
+    def rank_state(self, rank: int) -> dict[str, Any] | None:
+        """What one rank kept for itself; None if there was no such rank."""
+        path = self.folder / rank_file(rank)
+        if not path.exists():
+            return None
+        with safe_open(str(path), framework="pt") as file:
+            keys = (key for key in _keys(file) if key.startswith(f"rank{rank}/"))
+            tensors = {key.rpartition("@")[0]: file.get_tensor(key) for key in keys}
+            found: dict[str, Any] = decode(json.loads(file.metadata()[RANK_STATE]), tensors)
+        return found
+
+    def _index(self, path: Path) -> None:
+        file = self._stack.enter_context(safe_open(str(path), framework="pt"))
+        for key in _keys(file):
+            name, _, first = key.rpartition("@")
+            (numel,) = file.get_slice(key).get_shape()
+            self._stored[name].append(_Stored(int(first), numel, file, key))
+
+    def _overlaps(self, name: str, start: int, end: int) -> Iterator[Tensor]:
+        stored = self._stored.get(name, [])
+        if start == end and stored:
+            yield stored[0].file.get_slice(stored[0].key)[0:0]
+            return
+        position = max(bisect_right(stored, start, key=lambda one: one.first) - 1, 0)
+        for one in stored[position:]:
+            low, high = max(start, one.first), min(end, one.first + one.numel)
+            if low < high:
+                values: Tensor = one.file.get_slice(one.key)[low - one.first : high - one.first]
+                yield values
+            start = max(start, high)
+            if one.first >= end:
+                return
+
+
+def _keys(file: Any) -> list[str]:
+    keys: list[str] = file.keys()
+    return keys

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checkpoint's content -> a training state, whatever engine and number of ranks saved it."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from composer.core import State
+from torch import Tensor, nn
+
+from ahpa_scale.checkpoint.errors import CheckpointError
+from ahpa_scale.checkpoint.pieces import (
+    ALGORITHMS,
+    MODEL,
+    OPTIMIZER,
+    Piece,
+    algorithm_pieces,
+    model_pieces,
+    optimizer_pieces,
+    partition_of,
+    trainable,
+)
+from ahpa_scale.checkpoint.reader import Reader
+from ahpa_scale.checkpoint.snapshot import group_names
+
+#: What a run may have or lack beside a checkpoint that it only starts from.
+ATTACHMENTS = "attachments."
+_log = logging.getLogger(__name__)
+
+
+def restore(state: State, reader: Reader, *, same_run: bool) -> None:
+    """Takes everything but the generators of random numbers up. Every rank must call it.
+
+    Args:
+        state: of a Trainer that is built, its model sharded, and not yet training.
+        reader: the checkpoint.
+        same_run: the checkpoint must fit in every part. Otherwise a run may start from it without
+            the attachments that the other run had, or with new ones.
+
+    Raises:
+        CheckpointError: it belongs to another model or another setting.
+    """
+    shared = reader.state()
+    _load_states(state.algorithms, shared["algorithms"], "algorithm", same_run)
+    _fill(dict(model_pieces(state)), reader, MODEL, lenient=not same_run)
+    _fill_optimizer(state, reader, shared["groups"])
+    _fill(dict(algorithm_pieces(state)), reader, ALGORITHMS, lenient=True)
+    partition = partition_of(state.model)
+    if partition is not None:
+        partition.publish()
+    _load_states(state.callbacks, shared["callbacks"], "callback", same_run=False)
+    for scheduler, saved in zip(state.schedulers, shared["schedulers"], strict=False):
+        # The run's own rates: a configured value that does nothing would be a lie.
+        scheduler.load_state_dict({**saved, "base_lrs": scheduler.base_lrs})
+    if state.scaler is not None and shared["scaler"]:
+        state.scaler.load_state_dict(shared["scaler"])
+    state.timestamp.load_state_dict(shared["timestamp"])
+    if shared["data"] is not None:
+        state._load_dataset_state({"train": shared["data"], "eval": {}})
+
+
+def _fill(pieces: Mapping[str, Piece], reader: Reader, prefix: str, lenient: bool) -> None:
+    """Takes values into the pieces; names must agree, but for attachments where `lenient`."""
+    saved = {prefix + name for name in reader.names(prefix)}
+    for name in sorted(saved ^ set(pieces)):
+        side = "has no" if name in pieces else "has a"
+        text = f"it {side} {name.removeprefix(prefix)!r}"
+        if not lenient or (prefix == MODEL and not name.startswith(prefix + ATTACHMENTS)):
+            raise CheckpointError(f"{text}: it belongs to another model")
+    for name in sorted(saved & set(pieces)):
+        piece = pieces[name]
+        if piece.shape != reader.shapes[name]:
+            raise CheckpointError(
+                f"its {name.removeprefix(prefix)!r} is {_by(reader.shapes[name])}, the run's is "
+                f"{_by(piece.shape)}: it belongs to another model"
+            )
+        piece.fill(reader.stretch(name, piece.first, piece.local.numel()))
+
+
+def _fill_optimizer(state: State, reader: Reader, saved: Sequence[Mapping[str, Any]]) -> None:
+    (optimizer,) = state.optimizers
+    owner = {name: group for group in saved for name in group["params"]}
+    fused = {}
+    for group, names in zip(optimizer.param_groups, group_names(state), strict=True):
+        old = next((owner[name] for name in names if name in owner), None)
+        if old is not None:
+            _take_rate(group, old)
+        on_device = bool(group.get("fused") or group.get("capturable"))
+        fused.update(dict.fromkeys(names, on_device))
+    _make_room(state, optimizer, reader, fused)
+    pieces = dict(optimizer_pieces(state))
+    kept = {name: piece for name, piece in pieces.items() if name in reader.shapes}
+    for name in pieces.keys() - kept.keys():
+        raise CheckpointError(f"it has no {name.removeprefix(OPTIMIZER)!r} of the optimizer")
+    for name in sorted(kept):
+        piece = kept[name]
+        piece.fill(reader.stretch(name, piece.first, piece.local.numel()))
+
+
+def _take_rate(group: dict[str, Any], saved: Mapping[str, Any]) -> None:
+    """The rate of the next batch, in proportion where the run has another rate than the one saved;
+    every other option is the run's own.
+    """
+    now, then = group.get("initial_lr"), saved.get("initial_lr")
+    same = now == then or not then or now is None
+    group["lr"] = saved["lr"] if same else saved["lr"] * now / then
+
+
+def _make_room(state: State, optimizer: Any, reader: Reader, on_device: Mapping[str, bool]) -> None:
+    """Makes the tensors that an optimizer would make in its first step."""
+    keys: dict[str, list[str]] = defaultdict(list)
+    for full in reader.names(OPTIMIZER):
+        name, _, key = full.rpartition("/")
+        keys[name].append(key)
+    partition = partition_of(state.model)
+    weights: dict[str, tuple[Tensor, Any]] = {}  # what a state belongs to, and its shape
+    if partition is None:
+        weights = {name: (p, p.shape) for name, p in trainable(state.model).items()}
+    else:
+        flats = partition.flats
+        weights = {n: (flats[one.flat], one.shape) for n, one in partition.stretches.items()}
+    for name, (weight, shape) in weights.items():
+        entry = optimizer.state[weight] if name in keys else {}
+        for key in keys[name]:
+            if key in entry:
+                continue
+            full = f"{OPTIMIZER}{name}/{key}"
+            if reader.shapes[full] == tuple(shape) and reader.shapes[full]:
+                entry[key] = torch.zeros_like(
+                    weight, dtype=reader.dtype(full), requires_grad=False
+                ).detach()
+                continue
+            device = weight.device if on_device[name] else "cpu"
+            entry[key] = torch.zeros(reader.shapes[full], dtype=reader.dtype(full), device=device)
+
+
+def _load_states(
+    owners: Iterable[Any], saved: Iterable[tuple[str, Any]], what: str, same_run: bool
+) -> None:
+    """Hands each owner the state of its class, the second of a class the second one."""
+    waiting: dict[str, list[Any]] = defaultdict(list)
+    for kind, content in saved:
+        waiting[kind].append(content)
+    for owner in owners:
+        contents = waiting.get(type(owner).__qualname__)
+        if contents:
+            try:
+                (owner.go_on if hasattr(owner, "parts") else owner.load_state_dict)(contents.pop(0))
+            except ValueError as error:
+                raise CheckpointError(str(error)) from None
+    for kind in (kind for kind, contents in waiting.items() if contents):
+        if same_run:
+            raise CheckpointError(f"it holds the {what} {kind}, which this run does not have")
+        if what == "algorithm":
+            _log.warning("the checkpoint's %s %s is left behind: this run has none", what, kind)
+
+
+def _by(shape: Iterable[int]) -> str:
+    return "x".join(map(str, shape)) or "a number"
+
+
+def names_of(model: nn.Module) -> list[str]:
+    """Plain names of what is trained."""
+    return sorted(trainable(model))

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which checkpoints stay, and how the others go."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ahpa_scale import storage
+from ahpa_scale.checkpoint.find import Found, list_checkpoints
+from ahpa_scale.checkpoint.manifest import MANIFEST
+from ahpa_scale.checkpoint.transfer import persistently
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay.
+
+    Attributes:
+        keep: the newest so many; -1: all.
+        every: besides, those whose batches are a multiple of this many; None: no others.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    keep: int = -1
+    every: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.keep < 1 and self.keep != -1:
+            raise ValueError(f"keep is {self.keep}: give the number of checkpoints, or -1 for all")
+        if self.every is not None and self.every < 1:
+            raise ValueError(f"every is {self.every}: give a number of batches above 0")
+
+    def to_remove(self, found: Sequence[Found]) -> list[Found]:
+        """Those of all checkpoints, oldest first, that go. The newest whole one always stays, and
+        so does anything newer: it may be an upload under way.
+        """
+        if self.keep == -1:
+            return []
+        whole = [one for one in found if one.problem is None]
+        if not whole:
+            return []
+        kept = {one.name for one in whole[-self.keep :]}
+        if self.every is not None:
+            kept |= {one.name for one in whole if one.batch % self.every == 0}
+        return [one for one in found if one.name not in kept and one.batch < whole[-1].batch]
+
+
+def prune(folder: str, retention: Retention) -> list[str]:
+    """Removes what need not stay; what a store refuses to remove is left with a warning.
+
+    Returns:
+        Names of those removed.
+    """
+    removed = []
+    if retention.keep == -1:
+        return []
+    for found in retention.to_remove(list_checkpoints(folder)):
+        try:
+            remove_checkpoint(found)
+        except OSError as error:
+            _log.warning("checkpoints: %s is still there: %s", found.url, error)
+        else:
+            removed.append(found.name)
+    return removed
+
+
+def remove_checkpoint(found: Found) -> None:
+    """Removes one checkpoint: its manifest first, so that what is left of it is none.
+
+    Raises:
+        OSError: the store refused, several times.
+    """
+    persistently(storage.remove, storage.join(found.url, MANIFEST))
+    if not storage.is_remote(found.url):
+        shutil.rmtree(storage.local_path(found.url))
+        return
+    for name in found.sizes:
+        persistently(storage.remove, storage.join(found.url, name))

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Saves a run while it goes on: a copy between two batches, everything else on a thread."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
+from dataclasses import dataclass
+from typing import Any
+
+import composer
+import torch
+import torch.distributed as torch_dist
+from composer.core import Callback, Event, State
+from composer.loggers import Logger
+from composer.utils import create_interval_scheduler, dist
+
+import ahpa_scale
+from ahpa_scale.checkpoint.errors import CheckpointError
+from ahpa_scale.checkpoint.find import checkpoint_name
+from ahpa_scale.checkpoint.manifest import Manifest
+from ahpa_scale.checkpoint.retention import Retention
+from ahpa_scale.checkpoint.snapshot import Photographer, data_position
+from ahpa_scale.checkpoint.writer import Writer
+from ahpa_scale.requests import Requests
+
+_BETWEEN_LINES = 10.0
+_BETWEEN_LOOKS = 1.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a manifest says of the run, beside its clocks.
+
+    Attributes:
+        run_name: as configured.
+        engine: parallel engine.
+        config: the resolved configuration, as JSON.
+        loggers: ids under which trackers know the run.
+    """
+
+    run_name: str = ""
+    engine: str = "ddp"
+    config: Mapping[str, Any] | None = None
+    loggers: Mapping[str, str] | None = None
+
+
+class Saver(Callback):
+    """Writes checkpoints that appear whole or not at all; see README.md beside this file.
+
+    Training stands still for one copy of this rank's state. A save that fails is told and the run
+    goes on; the last one of a run must succeed.
+
+    Args:
+        folder: local path or URL.
+        interval: Composer time string between checkpoints; there is one at the end as well.
+        retention: which older ones stay.
+        description: what the manifests say of the run.
+        alive: called every second while the main thread waits for an upload.
+        requests: a checkpoint is saved when all ranks have agreed that one was asked for.
+
+    Raises:
+        CheckpointError: at the end of training, the last checkpoint could not be written.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        interval: str,
+        *,
+        retention: Retention | None = None,
+        description: Description | None = None,
+        alive: Callable[[], None] | None = None,
+        requests: Requests | None = None,
+    ) -> None:
+        self.folder = folder
+        self.retention = retention or Retention()
+        self.description = description or Description()
+        self._due = create_interval_scheduler(interval)
+        self._alive = alive or (lambda: None)
+        self._photographer = Photographer()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._writer: Writer | None = None
+        self._pending: tuple[int, Future[None]] | None = None
+        self._taken: int | None = None
+        self._failure: CheckpointError | None = None
+        self._requests = requests or Requests()
+        #: Batches trained at the newest checkpoint that is in its place; 0 without one.
+        self.last_saved_batch = 0
+
+    def init(self, state: State, logger: Logger) -> None:
+        """Every rank joins the group that only uploads talk over."""
+        del state, logger
+        several = torch_dist.is_initialized() and dist.get_world_size() > 1
+        group = torch_dist.new_group(backend="gloo") if several else None
+        self._writer = Writer(self.folder, self.retention, group)
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """A run that goes on from a checkpoint has that one."""
+        del logger
+        self._taken = self.last_saved_batch = state.timestamp.batch.value
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        """Saves, if it is time or asked for."""
+        del logger
+        self._look(state, Event.BATCH_CHECKPOINT)
+
+    def epoch_checkpoint(self, state: State, logger: Logger) -> None:
+        """Saves, if it is time."""
+        del logger
+        self._look(state, Event.EPOCH_CHECKPOINT)
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        """Waits for the last upload."""
+        del state, logger
+        self.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def close(self, state: State, logger: Logger) -> None:
+        """Waits for an upload that is under way; a run that ends by an error is closed too."""
+        del state, logger
+        self.wait()
+        self._thread.shutdown(wait=False)
+
+    def wait(self) -> None:
+        """Until no upload is under way, with a line every ten seconds."""
+        if self._pending is None:
+            return
+        batch, future = self._pending
+        begun = said = time.monotonic()
+        while True:
+            try:
+                future.result(timeout=_BETWEEN_LOOKS)
+            except TimeoutError:
+                self._alive()
+                now = time.monotonic()
+                if now - said > _BETWEEN_LINES:
+                    _warn(f"waiting for {checkpoint_name(batch)}, {now - begun:.0f} s so far")
+                    said = now
+                continue
+            except CheckpointError as error:
+                self._failure = error
+            else:
+                self._failure = None
+            break
+        self._pending = None
+
+    def _look(self, state: State, event: Event) -> None:
+        batch = state.timestamp.batch.value
+        due = self._due(state, event) or self._requests.saving
+        self._requests.saving = False
+        if due and batch != self._taken:
+            self._save(state)
+
+    def _save(self, state: State) -> None:
+        self.wait()
+        assert self._writer is not None, "set on Event.INIT"
+        snapshot = self._photographer.take(state)
+        manifest = _manifest(state, self.description)
+        self._taken = manifest.batch
+        future = self._thread.submit(self._write, self._writer, snapshot, manifest)
+        self._pending = (manifest.batch, future)
+
+    def _write(self, writer: Writer, snapshot: Any, manifest: Manifest) -> None:
+        begun = time.monotonic()
+        try:
+            writer.write(snapshot, manifest)
+        except Exception as error:
+            text = f"{checkpoint_name(manifest.batch)} was not saved: {error}"
+            _warn(text)
+            raise CheckpointError(text) from error
+        self.last_saved_batch = manifest.batch
+        took = time.monotonic() - begun
+        _log.info("checkpoints: %s saved in %.1f s", checkpoint_name(manifest.batch), took)
+
+
+def _manifest(state: State, description: Description) -> Manifest:
+    time_ = state.timestamp
+    return Manifest(
+        batch=time_.batch.value,
+        num_images=time_.sample.value,
+        epoch=time_.epoch.value,
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        run_name=description.run_name or state.run_name,
+        engine=description.engine,
+        world_size=dist.get_world_size(),
+        versions={
+            "ahpa_scale": ahpa_scale.__version__,
+            "torch": torch.__version__,
+            "composer": composer.__version__,
+        },
+        data=data_position(state),
+        config=dict(description.config or {}),
+        loggers=dict(description.loggers or {}),
+    )
+
+
+def _warn(text: str) -> None:
+    if dist.get_global_rank() == 0:
+        _log.warning("checkpoints: %s", text)

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A snapshot -> files in a folder or object store: beside training, whole or not at all.
+
+Every rank writes its own file; rank 0 then writes what all share, the manifest that makes the
+folder a checkpoint, and last of all ``latest``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as torch_dist
+from composer.utils import dist
+from safetensors.torch import save_file
+
+from ahpa_scale import storage
+from ahpa_scale.checkpoint.errors import CheckpointError
+from ahpa_scale.checkpoint.find import LATEST, checkpoint_name
+from ahpa_scale.checkpoint.manifest import MANIFEST, STATE, FileEntry, Manifest, entry_of
+from ahpa_scale.checkpoint.reader import rank_file
+from ahpa_scale.checkpoint.retention import Retention, prune
+from ahpa_scale.checkpoint.snapshot import Snapshot
+from ahpa_scale.checkpoint.transfer import persistently
+
+_SPOOL = f".spool-{socket.gethostname()}-"
+
+
+class Writer:
+    """Writes checkpoints of one run, one at a time, from one thread.
+
+    Args:
+        folder: local path or URL.
+        retention: which older ones stay.
+        group: a gloo group of all ranks that nobody else uses; None for one rank alone.
+    """
+
+    def __init__(self, folder: str, retention: Retention, group: Any) -> None:
+        self.folder = folder
+        self.retention = retention
+        self._group = group
+
+    def write(self, snapshot: Snapshot, manifest: Manifest) -> None:
+        """Writes and waits for all ranks.
+
+        Raises:
+            CheckpointError: it could not be written, on some rank; the message says which and why.
+                What was there before is as it was, but for an older attempt at this batch.
+        """
+        url = storage.join(self.folder, checkpoint_name(manifest.batch))
+        self._together(lambda: self._make_way(url))
+        files: dict[str, FileEntry] = {}
+        for part in self._together(lambda: self._write_rank(url, snapshot)):
+            files |= part
+        self._together(lambda: self._complete(url, replace(manifest, files=files)))
+
+    def _make_way(self, url: str) -> None:
+        """A checkpoint that is written anew stops being one before its files change."""
+        if dist.get_global_rank() == 0:
+            persistently(storage.remove, storage.join(url, MANIFEST))
+
+    def _write_rank(self, url: str, snapshot: Snapshot) -> dict[str, FileEntry]:
+        files = {}
+        rank = dist.get_global_rank()
+        with _spool(url) as room:
+            name = rank_file(rank)
+            save_file(snapshot.tensors, str(room / name), metadata=snapshot.metadata)
+            files[name] = entry_of(room / name)
+            persistently(storage.put_file, room / name, storage.join(url, name))
+        if rank == 0:
+            content = snapshot.state_file()
+            persistently(storage.write_text, storage.join(url, STATE), content)
+            files[STATE] = FileEntry(len(content.encode()), _sha256(content))
+        return files
+
+    def _complete(self, url: str, manifest: Manifest) -> None:
+        if dist.get_global_rank() != 0:
+            return
+        sizes = persistently(storage.find, url)
+        problem = manifest.misfit(sizes)
+        if problem is not None:
+            raise OSError(f"{url}: {problem} after its upload")
+        persistently(storage.write_text, storage.join(url, MANIFEST), manifest.to_json())
+        name = checkpoint_name(manifest.batch)
+        persistently(storage.write_text, storage.join(self.folder, LATEST), f"{name}\n")
+        prune(self.folder, self.retention)
+
+    def _together(self, action: Any) -> list[Any]:
+        """What `action` returns on each rank.
+
+        Raises:
+            CheckpointError: it failed on one of them: all ranks raise.
+        """
+        result: Any = None
+        failure: str | None = None
+        try:
+            result = action()
+        except Exception as error:
+            failure = f"rank {dist.get_global_rank()}: {error}"
+        results: list[Any] = [(result, failure)]
+        if self._group is not None:
+            results = [None] * dist.get_world_size()
+            torch_dist.all_gather_object(results, (result, failure), group=self._group)
+        for _, failed in results:
+            if failed is not None:
+                raise CheckpointError(failed)
+        return [one for one, _ in results]
+
+
+def _sha256(text: str) -> str:
+    import hashlib
+
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextmanager
+def _spool(url: str) -> Iterator[Path]:
+    """A folder for files on their way: on the same disk as a local target, so that they are only
+    renamed.
+    """
+    parent = None
+    if not storage.is_remote(url):
+        parent = storage.local_path(url)
+        parent.mkdir(parents=True, exist_ok=True)
+        _remove_left_over(parent)
+    room = Path(tempfile.mkdtemp(prefix=f"{_SPOOL}{os.getpid()}-", dir=parent))
+    try:
+        yield room
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
+
+
+def _remove_left_over(folder: Path) -> None:
+    """Spools of this host's processes that were killed while they saved this very checkpoint."""
+    for room in folder.glob(f"{_SPOOL}*"):
+        pid = room.name.removeprefix(_SPOOL).split("-")[0]
+        # A container that starts anew counts its processes from the same numbers.
+        if pid == str(os.getpid()) or not Path("/proc", pid).exists():
+            shutil.rmtree(room, ignore_errors=True)
