@@ -39,12 +39,14 @@ class Requests:
         save: whether this rank is asked for a checkpoint.
         leaving: all ranks leave after this batch, with a checkpoint.
         saving: all ranks save after this batch.
+        heeded: the run ends by itself now, all being saved: further signals mean nothing.
     """
 
     leave: str | None = None
     save: bool = False
     leaving: bool = False
     saving: bool = False
+    heeded: bool = False
 
     def agree(self, leave: bool, save: bool) -> None:
         """Notes what all ranks found together between two batches."""
@@ -127,7 +129,8 @@ class _Listener:
         return min(pauses, default=None)
 
     def _signal(self, number: int) -> None:
-        if number not in SIGNALS:
+        # Launchers send one to all ranks when the first one has ended.
+        if number not in SIGNALS or self._requests.heeded:
             return
         name = signal.Signals(number).name
         if self._requests.leave is not None:

@@ -37,6 +37,8 @@ class Task:
         compile: compile the blocks.
         width: of the DiT; 6 heads of depth 3.
         offload: ``optimizer`` or ``parameters`` (ZeRO), or None.
+        save: folder of checkpoints, of which one is written at the end; None: none.
+        start: checkpoint to go on from, up to `steps`; None: from scratch.
     """
 
     engine: str
@@ -48,6 +50,8 @@ class Task:
     compile: bool = False
     width: int = 48
     offload: str | None = None
+    save: str | None = None
+    start: str | None = None
 
 
 class Latents(Dataset[dict[str, Any]]):
@@ -154,7 +158,7 @@ def train(task: Task, folder: Path) -> dict[str, Any]:
             ),
             ema,
         ],
-        callbacks=[line],
+        callbacks=[line, *_checkpoints(task, folder)],
         loggers=[MetricsFile(folder)],
         device="cpu",
         precision="fp32",
@@ -184,6 +188,19 @@ def train(task: Task, folder: Path) -> dict[str, Any]:
         keys = ("grad_norm/backbone", "grad_norm/attachments")
         result["norms"] = [row[key] for row in rows for key in keys if key in row]
     return result
+
+
+def _checkpoints(task: Task, folder: Path) -> list[Any]:
+    from ahpa_scale.checkpoint.local_copy import open_checkpoint
+    from ahpa_scale.checkpoint.resume import Resume
+    from ahpa_scale.checkpoint.saver import Saver
+
+    found: list[Any] = []
+    if task.start is not None:
+        found.append(Resume(open_checkpoint(task.start, folder), same_run=True))
+    if task.save is not None:
+        found.append(Saver(task.save, f"{task.steps}ba"))
+    return found
 
 
 @torch.no_grad()

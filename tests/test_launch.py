@@ -59,7 +59,7 @@ def test_a_dry_run_prints_the_source_and_the_command(environment, words, told):
     done = launch("--dry-run", *words, "train.py", YAML, "seed=1", environment=environment)
     assert done.returncode == 0, done.stderr
     python = shlex.quote(str(BIN / "python"))
-    line = done.stdout.strip().replace(f"{python} -m composer.cli.launcher", "composer")
+    line = done.stdout.strip().replace(f"{python} -m ahpa_scale.launch.launcher", "composer")
     assert line == told.format(yaml=f"{YAML} seed=1", python=python)
 
 

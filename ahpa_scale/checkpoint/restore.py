@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from composer.core import State
-from torch import Tensor, nn
+from torch import Tensor
 
 from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.pieces import (
@@ -47,7 +47,7 @@ def restore(state: State, reader: Reader, *, same_run: bool) -> None:
     shared = reader.state()
     _load_states(state.algorithms, shared["algorithms"], "algorithm", same_run)
     _fill(dict(model_pieces(state)), reader, MODEL, lenient=not same_run)
-    _fill_optimizer(state, reader, shared["groups"])
+    _fill_optimizer(state, reader, shared["groups"], same_run)
     _fill(dict(algorithm_pieces(state)), reader, ALGORITHMS, lenient=True)
     partition = partition_of(state.model)
     if partition is not None:
@@ -81,14 +81,16 @@ def _fill(pieces: Mapping[str, Piece], reader: Reader, prefix: str, lenient: boo
         piece.fill(reader.stretch(name, piece.first, piece.local.numel()))
 
 
-def _fill_optimizer(state: State, reader: Reader, saved: Sequence[Mapping[str, Any]]) -> None:
+def _fill_optimizer(
+    state: State, reader: Reader, saved: Sequence[Mapping[str, Any]], same_run: bool
+) -> None:
     (optimizer,) = state.optimizers
     owner = {name: group for group in saved for name in group["params"]}
     fused = {}
     for group, names in zip(optimizer.param_groups, group_names(state), strict=True):
         old = next((owner[name] for name in names if name in owner), None)
         if old is not None:
-            _take_rate(group, old)
+            _take_rate(group, old, same_run)
         on_device = bool(group.get("fused") or group.get("capturable"))
         fused.update(dict.fromkeys(names, on_device))
     _make_room(state, optimizer, reader, fused)
@@ -101,13 +103,15 @@ def _fill_optimizer(state: State, reader: Reader, saved: Sequence[Mapping[str, A
         piece.fill(reader.stretch(name, piece.first, piece.local.numel()))
 
 
-def _take_rate(group: dict[str, Any], saved: Mapping[str, Any]) -> None:
+def _take_rate(group: dict[str, Any], saved: Mapping[str, Any], same_run: bool) -> None:
     """The rate of the next batch, in proportion where the run has another rate than the one saved;
     every other option is the run's own.
     """
-    now, then = group.get("initial_lr"), saved.get("initial_lr")
-    same = now == then or not then or now is None
-    group["lr"] = saved["lr"] if same else saved["lr"] * now / then
+    now, then = group.get("initial_lr"), saved.get("initial_lr")  # what schedulers count from
+    if now is not None and then and now != then:
+        group["lr"] = saved["lr"] * now / then
+    elif same_run or now is not None:
+        group["lr"] = saved["lr"]
 
 
 def _make_room(state: State, optimizer: Any, reader: Reader, on_device: Mapping[str, bool]) -> None:
@@ -161,8 +165,3 @@ def _load_states(
 
 def _by(shape: Iterable[int]) -> str:
     return "x".join(map(str, shape)) or "a number"
-
-
-def names_of(model: nn.Module) -> list[str]:
-    """Plain names of what is trained."""
-    return sorted(trainable(model))

@@ -167,6 +167,8 @@ def _states(owners: Iterable[Algorithm | Callback]) -> list[tuple[str, Any]]:
     for owner in owners:
         kind = type(owner).__qualname__
         content = owner.progress() if hasattr(owner, "parts") else owner.state_dict()
+        # What Composer gives an algorithm that keeps nothing.
+        content = {key: value for key, value in content.items() if key != "repr"}
         if not content:
             continue
         try:

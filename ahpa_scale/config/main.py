@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ahpa_scale import storage
 from ahpa_scale.checkpoint.errors import CheckpointError
@@ -20,6 +21,9 @@ from ahpa_scale.config.schema import Config, parse_duration
 from ahpa_scale.config.watch import watch_ranks
 from ahpa_scale.requests import Requests, listening
 from ahpa_scale.stops import NOT_SAVED, PREEMPTED, ROLL_BACK, STOPPED, RunStoppedError
+
+if TYPE_CHECKING:
+    from composer import Trainer
 
 RESOLVED = "config.yaml"
 
@@ -55,21 +59,37 @@ def main(argv: Sequence[str]) -> None:
             trainer = build_trainer(config, card, marks, alive=alive, requests=requests)
         if speaks_for_all_ranks():
             storage.write_text(Path(config.output_dir) / RESOLVED, to_yaml(config))
+        end: tuple[str, int] | None = None
         try:
-            trainer.fit()
+            if _finished(trainer):
+                _say_finished(trainer)
+            else:
+                trainer.fit()
         except RunStoppedError as stop:
-            trainer.close()  # uploads of checkpoints come to their end
-            dist.barrier()  # on every rank, before the first one leaves
-            leave(str(stop), stop.exit_code)
+            end = (str(stop), stop.exit_code)
         except CheckpointError as error:
-            trainer.close()
-            dist.barrier()
-            leave(str(error), NOT_SAVED)
+            end = (str(error), NOT_SAVED)
+        trainer.close()  # uploads of checkpoints come to their end
+        if end is None and requests.leaving:
+            batch = trainer.state.timestamp.batch.value
+            end = (_farewell(config, batch, requests.leave), PREEMPTED)
+        if end is not None:
+            dist.barrier()  # on every rank, before the first one leaves
+            requests.heeded = True
+            leave(*end)
+
+
+def _finished(trainer: Trainer) -> bool:
+    """Whether the checkpoint that was taken up is the last one: a job may be started once more
+    after its end, and Composer would call that a mistake.
+    """
+    return bool(trainer.state.timestamp >= trainer.state.max_duration)
+
+
+def _say_finished(trainer: Trainer) -> None:
+    if speaks_for_all_ranks():
         batch = trainer.state.timestamp.batch.value
-        trainer.close()
-        if requests.leaving:
-            dist.barrier()
-            leave(_farewell(config, batch, requests.leave), PREEMPTED)
+        print(f"nothing left to train: {batch} batches are max_duration", flush=True)
 
 
 def hear_requests(config: Config) -> AbstractContextManager[Requests]:

@@ -79,7 +79,7 @@ def command_for(placement: Placement, script: str, arguments: Sequence[str]) -> 
         flags += ["--node_rank", str(placement.node_rank)]
         flags += ["--master_addr", str(placement.master_addr)]
         flags += ["--master_port", str(placement.master_port)]
-    return Command((sys.executable, "-m", "composer.cli.launcher", *flags, *run), {})
+    return Command((sys.executable, "-m", "ahpa_scale.launch.launcher", *flags, *run), {})
 
 
 def check_run(placement: Placement, script: str, arguments: Sequence[str]) -> None:

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checkpoint of every engine, taken up by every engine on 1, 2 and 4 ranks.
+
+    python benchmarks/resume_engines.py [--steps 40] [--ranks 1 2 4] [--engines ddp fsdp2 ...]
+
+A small DiT with AHPA attached is trained with AdamW for half of the steps on two gloo ranks by each
+engine, saved, and trained to the end by each engine on each number of ranks. Printed is the largest
+relative difference of a loss from those of one uninterrupted run of a single process. Ends with
+exit code 1 when one is above 1e-4.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.engine_parity import logged_distance
+from benchmarks.ranks import ENGINES, Task, run_tasks
+
+BOUND = 1e-4
+SAVED_ON = 2
+
+#: (engine that saved, engine that goes on, its ranks) -> largest relative difference of a loss.
+Distances = dict[tuple[str, str, int], float]
+
+
+def possible(engine: str, ranks: int) -> bool:
+    """Whether an engine has something to do: two copies of the model need two ranks."""
+    return ranks >= 2 or engine != "hsdp"
+
+
+def measure(engines: Sequence[str], ranks: Sequence[int], steps: int) -> Distances:
+    """Runs everything and compares."""
+    half = steps // 2
+    found: Distances = {}
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        (straight,) = run_tasks([Task("alone", steps=steps)], 1, folder / "straight")
+        saved = {engine: folder / "saved" / engine for engine in engines}
+        halves = [Task(engine, steps=half, save=str(saved[engine])) for engine in engines]
+        run_tasks(halves, SAVED_ON, folder / "halves")
+        for count in ranks:
+            pairs = [(one, other) for one in engines for other in engines if possible(other, count)]
+            tasks = [
+                Task(other, steps=steps, start=str(saved[one] / f"ba{half}"))
+                for one, other in pairs
+            ]
+            results = run_tasks(tasks, count, folder / f"on{count}")
+            for (one, other), result in zip(pairs, results, strict=True):
+                told = straight["losses"][half:]
+                found[one, other, count] = logged_distance(told, result["losses"])
+    return found
+
+
+def table(found: Distances, engines: Iterable[str], ranks: Sequence[int]) -> str:
+    """Rows: who saved; columns: who goes on, on how many ranks."""
+    columns = [(other, count) for other in engines for count in ranks if possible(other, count)]
+    lines = [
+        "| saved by | " + " | ".join(f"{other} {count}" for other, count in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for one in engines:
+        numbers = " | ".join(f"{found[one, other, count]:.0e}" for other, count in columns)
+        lines.append(f"| {one} {SAVED_ON} | {numbers} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    given = parser.parse_args(arguments)
+    found = measure(given.engines, given.ranks, given.steps)
+    print(table(found, given.engines, given.ranks))
+    worst = max(found.values())
+    print(f"\nlargest: {worst:.1e}, allowed: {BOUND:.0e}")
+    return 0 if worst <= BOUND else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
