@@ -56,6 +56,27 @@ def test_snippets_run_in_order(card: Path, make_generator: Callable[..., Any], t
     namespace["trainer"].close()
 
 
+def test_the_snippet_on_checkpoints_saves_and_goes_on(
+    make_generator: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    text = (ALGORITHMS.parent / "checkpoint" / "README.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    for max_duration, taken_up in (("2ba", None), ("3ba", 2)):
+        model = make_generator()
+        namespace: dict[str, Any] = {
+            "model": model,
+            "loader": DataLoader(ToyLatents(), batch_size=16),
+            "optimizer": torch.optim.AdamW(model.parameters(), lr=1e-3),
+            "max_duration": max_duration,
+        }
+        exec(compile(snippet, "README.md", "exec"), namespace)
+        namespace["trainer"].close()
+        start = namespace["start"]
+        assert (start and start.manifest.batch) == taken_up
+        assert (tmp_path / "runs/x/checkpoints" / f"ba{max_duration[0]}/manifest.json").exists()
+
+
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.parent.name)
 def test_cards_follow_one_order_and_name_their_class(card: Path):
     text = card.read_text()

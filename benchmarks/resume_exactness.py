@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs that are killed and taken up again from an object store, against undisturbed ones, bit by
+bit.
+
+    python benchmarks/resume_exactness.py [--engines ddp fsdp2 zero2] [--trials 10] [--steps 40]
+
+For each engine the demo job (AHPA attached, float32, two ranks) is trained once straight through.
+Then, in each trial, it is started, killed with SIGKILL at a random moment after its first batch,
+and started again with autoresume; the last trial sends SIGTERM to the launcher instead, and expects
+exit code 79 and a whole checkpoint of the last batch. Weights, averages and optimizer state at the
+end must be those of the undisturbed run to the bit. Checkpoints lie on a real S3 server on
+loopback. Ends with exit code 1 when one trial fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from s3_server import BUCKET, s3_server
+
+from ahpa_scale.checkpoint.find import list_checkpoints
+from ahpa_scale.checkpoint.local_copy import open_checkpoint
+from ahpa_scale.checkpoint.reader import Reader
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+ENGINES = ("ddp", "fsdp2", "zero2")
+INTERVAL = 6
+GRACE = 30.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """The demo job of one engine.
+
+    Attributes:
+        engine: parallel engine.
+        data: prepared data set.
+        folder: local folder of all its runs.
+        ranks: processes.
+        steps: batches.
+        environment: of the processes; knows the store.
+    """
+
+    engine: str
+    data: Path
+    folder: Path
+    ranks: int
+    steps: int
+    environment: dict[str, str]
+
+    def url(self, name: str) -> str:
+        """Where a run's checkpoints go."""
+        return f"s3://{BUCKET}/{self.engine}/{name}"
+
+    def rows(self, name: str) -> list[dict[str, float]]:
+        """What a run has logged so far."""
+        path = self.folder / name / "metrics.jsonl"
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith(b"\n")]
+
+    def start(self, name: str, *, launch: bool = False) -> subprocess.Popen[bytes]:
+        """Starts a run, or goes on with it."""
+        composer = [str(BIN / "composer"), "-n", str(self.ranks)]
+        own = [str(BIN / "ahpa-scale"), "launch", "--nproc", str(self.ranks)]
+        settings = {
+            "data.local": self.data,
+            "data.num_workers": 0,
+            "output_dir": self.folder / name,
+            "checkpoint.save_folder": self.url(name),
+            "checkpoint.save_interval": f"{INTERVAL}ba",
+            "checkpoint.autoresume": "true",
+            "max_duration": f"{self.steps}ba",
+            "global_train_batch_size": 32,
+            "model.depth": 3,
+            "optimizer.warmup": "4ba",
+            "logging.interval": "1ba",
+            "logging.progress_bar": "false",
+            "sampling.interval": "null",
+            "precision": "fp32",
+            "parallelism.engine": self.engine,
+        }
+        words = [f"{key}={value}" for key, value in settings.items()]
+        log = (self.folder / f"{name}.log").open("ab")
+        return subprocess.Popen(
+            [*(own if launch else composer), "train.py", "yamls/demo-ahpa.yaml", *words],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **self.environment},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+    def finish(self, name: str) -> None:
+        """Runs to the end."""
+        process = self.start(name)
+        if process.wait() != 0:
+            raise RuntimeError((self.folder / f"{name}.log").read_text()[-3000:])
+
+    def wait_for_batch(self, name: str, process: subprocess.Popen[bytes]) -> None:
+        """Until the first batch is logged."""
+        while not self.rows(name):
+            if process.poll() is not None:
+                raise RuntimeError((self.folder / f"{name}.log").read_text()[-3000:])
+            time.sleep(0.02)
+
+    def difference(self, name: str, other: str) -> str | None:
+        """The first tensor in which the ends of two runs differ; None if there is none."""
+        cache = self.folder / "cache"
+        a, b = (open_checkpoint(f"{self.url(n)}/ba{self.steps}", cache / n) for n in (name, other))
+        with Reader(a.folder) as one, Reader(b.folder) as two:
+            for prefix in ("model/", "optim/", "algorithms/"):
+                if not one.names(prefix) or one.names(prefix) != two.names(prefix):
+                    return f"the names of {prefix}"
+                for each in one.names(prefix):
+                    if not torch.equal(one.whole(prefix + each), two.whole(prefix + each)):
+                        return prefix + each
+        a.remove()
+        b.remove()
+        return None
+
+
+def kill_trial(job: Job, number: int, seconds: float, rng: random.Random) -> str | None:
+    """One SIGKILL at a random moment within `seconds` of the first batch, and what came of it."""
+    name = f"killed{number}"
+    process = job.start(name)
+    job.wait_for_batch(name, process)
+    moment = rng.uniform(0.0, 0.9 * seconds)
+    time.sleep(moment)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    batch = int(job.rows(name)[-1]["batch"])
+    whole = [one.batch for one in list_checkpoints(job.url(name)) if one.problem is None]
+    job.finish(name)
+    told = f"killed {moment:.1f} s after the first batch, at batch {batch}"
+    found = job.difference("straight", name)
+    say(job, f"{told}, taken up at {max(whole, default=0)}: {found or 'the same'}")
+    return found
+
+
+def leave_trial(job: Job, seconds: float, rng: random.Random) -> str | None:
+    """One SIGTERM to the launcher, and what came of it."""
+    name = "asked"
+    process = job.start(name, launch=True)
+    job.wait_for_batch(name, process)
+    time.sleep(rng.uniform(0.0, 0.5 * seconds))
+    begun = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    code = process.wait()
+    took = time.monotonic() - begun
+    newest = list_checkpoints(job.url(name))[-1]
+    batch = int(job.rows(name)[-1]["batch"])
+    if code != 79 or newest.problem is not None or newest.batch != batch or took > GRACE:
+        return f"exit code {code}, batch {batch}, {newest.name} {newest.problem}, {took:.0f} s"
+    job.finish(name)
+    found = job.difference("straight", name)
+    told = f"SIGTERM at batch {batch}: saved, exit code {code} after {took:.1f} s"
+    say(job, f"{told}; taken up: {found or 'the same'}")
+    return found
+
+
+def measure(job: Job, trials: int, rng: random.Random) -> list[str]:
+    """All trials of one engine; what went wrong."""
+    begun = time.monotonic()
+    job.finish("straight")
+    rows = job.rows("straight")
+    seconds = rows[-1]["seconds"] - rows[0]["seconds"]
+    say(job, f"straight: {time.monotonic() - begun:.0f} s, of them {seconds:.1f} s of training")
+    found = [kill_trial(job, number, seconds, rng) for number in range(trials)]
+    found.append(leave_trial(job, seconds, rng))
+    wrong = [one for one in found if one is not None]
+    say(job, f"{len(found) - len(wrong)} of {len(found)} bit-identical")
+    return wrong
+
+
+def say(job: Job, text: str) -> None:
+    """A line of progress, which is the result as well."""
+    print(f"{job.engine}, {job.ranks} ranks: {text}", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints a line per trial."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--engines", nargs="+", default=list(ENGINES))
+    parser.add_argument("--trials", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(arguments)
+    rng = random.Random(given.seed)
+    wrong: list[str] = []
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "store").mkdir()
+        size = ["--size", "32", "--num-samples", "256", "--no-progress"]
+        words = [str(BIN / "ahpa-scale"), "prepare", "demo", *size, "--out", str(folder / "data")]
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+        with s3_server(folder / "store") as server:
+            os.environ.update(server.environment)
+            for engine in given.engines:
+                (folder / engine).mkdir()
+                job = Job(
+                    engine, folder / "data", folder / engine, given.ranks, given.steps,
+                    server.environment,
+                )  # fmt: skip
+                wrong += measure(job, given.trials, rng)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
