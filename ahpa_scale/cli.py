@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from ahpa_scale import checkpoint_cli
+
 if TYPE_CHECKING:
     from ahpa_scale.data.demo import DemoPicture
 
@@ -23,6 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(checkpoint_cli.app, name="checkpoints")
 
 Device = Annotated[str, typer.Option(help="Torch device, such as cpu or cuda:0.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run made.")]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -165,13 +165,26 @@ def put_file(local: Path, url: str | os.PathLike[str]) -> None:
     local.unlink()
 
 
-def get_file(url: str | os.PathLike[str], local: Path) -> None:
-    """Copy a file or object to a local path; errors as `read_bytes`."""
+def get_file(
+    url: str | os.PathLike[str], local: Path, moved: Callable[[int], None] | None = None
+) -> None:
+    """Copy a file or object to a local path; errors as `read_bytes`.
+
+    Args:
+        url: what to copy.
+        local: where to.
+        moved: told now and then how many bytes have come.
+    """
     if not is_remote(url):
         shutil.copyfile(local_path(url), local)
         return
+    options: dict[str, Any] = {}
+    if moved is not None:
+        from fsspec.callbacks import Callback
+
+        options["callback"] = Callback(hooks={"moved": lambda size, value, **_: moved(value)})
     with _clear_errors(url):
-        _filesystem(url).get_file(str(url), str(local))
+        _filesystem(url).get_file(str(url), str(local), **options)
 
 
 def sync_folder(folder: Path) -> None:

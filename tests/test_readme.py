@@ -69,12 +69,13 @@ def test_the_command_is_understood(words: list[str], monkeypatch):
         assert rest[0] == "experiments/transfer.py"
         transfer_parser().parse_args(rest[1:])
     else:
-        group = typer.main.get_command(app)
-        command = group.get_command(
-            group.make_context(program, rest, resilient_parsing=True), rest[0]
-        )
-        assert command is not None, rest[0]
-        command.make_context(rest[0], rest[1:])
+        command = typer.main.get_command(app)
+        while hasattr(command, "get_command"):  # also of the commands below `checkpoints`
+            context = command.make_context(program, rest, resilient_parsing=True)
+            program, *rest = rest
+            command = command.get_command(context, program)
+            assert command is not None, program
+        command.make_context(program, rest)
 
 
 def test_linked_files_exist():

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ahpa_scale import storage
@@ -51,8 +52,27 @@ def list_checkpoints(folder: str) -> list[Found]:
         OSError: the store can't be reached.
         ValueError: an unknown scheme.
     """
+    return _below(folder, persistently(storage.find, folder))
+
+
+def checkpoints_at(url: str) -> list[Found]:
+    """The checkpoint at `url`, whole or not; where `url` is a folder of them, all, oldest first.
+
+    Raises:
+        OSError: the store can't be reached.
+        ValueError: an unknown scheme.
+    """
+    sizes = persistently(storage.find, url)
+    below = _below(url, sizes)
+    named = _NAME.fullmatch(url.rstrip("/").rsplit("/", 1)[-1])
+    if MANIFEST in sizes or (named and sizes and not below):
+        return [look_at(url, sizes)]
+    return below
+
+
+def _below(folder: str, sizes: Mapping[str, int]) -> list[Found]:
     by_name: dict[str, dict[str, int]] = defaultdict(dict)
-    for path, size in persistently(storage.find, folder).items():
+    for path, size in sizes.items():
         name, _, rest = path.partition("/")
         if rest and _NAME.fullmatch(name):
             by_name[name][rest] = size

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ MANIFEST = "manifest.json"
 STATE = "state.json"
 FORMAT = "ahpa-scale checkpoint 1"
 _CHUNK = 1 << 22
+_FILE = re.compile(r"\w[\w.-]*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,10 @@ class Manifest:
                 raise CheckpointError(f"{MANIFEST} is damaged")
             del content["format"]
             files = {name: FileEntry(**entry) for name, entry in content.pop("files").items()}
+            # The hash keeps accidents out, not authors: a copy must not be led out of its folder.
+            strange = next((name for name in files if not _FILE.fullmatch(name)), None)
+            if strange is not None:
+                raise CheckpointError(f"{MANIFEST} names {strange!r:.60}, which is no file's name")
             return cls(**content, files=files)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             if isinstance(error, CheckpointError):
@@ -117,8 +123,8 @@ class Manifest:
                 raise CheckpointError(f"{name} is damaged: it isn't what was saved")
 
 
-def entry_of(path: Path) -> FileEntry:
-    """Size and hash of a local file."""
+def entry_of(path: Path, moved: Callable[[int], None] | None = None) -> FileEntry:
+    """Size and hash of a local file; `moved` is told how many bytes have been read."""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(_CHUNK))
     size = 0
@@ -126,6 +132,8 @@ def entry_of(path: Path) -> FileEntry:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
             size += count
+            if moved is not None:
+                moved(size)
     return FileEntry(size, digest.hexdigest())
 
 

@@ -14,13 +14,11 @@ from ahpa_scale import storage
 from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.find import Found, find_checkpoint
 from ahpa_scale.checkpoint.local_copy import open_checkpoint
-from ahpa_scale.checkpoint.weights import read_weights
+from ahpa_scale.checkpoint.weights import BACKBONE, read_weights
 from ahpa_scale.config.load import load_mapping, load_yaml
 from ahpa_scale.config.main import RESOLVED
 from ahpa_scale.config.schema import Config
 from ahpa_scale.models.dit import DiT
-
-BACKBONE = "dit."
 
 
 def find_run(place: str, config: str | None = None) -> tuple[Config, str]:
