@@ -39,6 +39,7 @@ class Task:
         offload: ``optimizer`` or ``parameters`` (ZeRO), or None.
         save: folder of checkpoints, of which one is written at the end; None: none.
         start: checkpoint to go on from, up to `steps`; None: from scratch.
+        autocast: torch type of matrix products (ZeRO), such as ``float16``, or None.
     """
 
     engine: str
@@ -52,6 +53,7 @@ class Task:
     offload: str | None = None
     save: str | None = None
     start: str | None = None
+    autocast: str | None = None
 
 
 class Latents(Dataset[dict[str, Any]]):
@@ -154,7 +156,7 @@ def train(task: Task, folder: Path) -> dict[str, Any]:
                 max_norm=task.max_norm,
                 log_interval="1ba",
                 replicate_degree=2,
-                **({} if task.offload is None else {"offload": task.offload}),
+                **zero_options(task),
             ),
             ema,
         ],
@@ -201,6 +203,14 @@ def _checkpoints(task: Task, folder: Path) -> list[Any]:
     if task.save is not None:
         found.append(Saver(task.save, f"{task.steps}ba"))
     return found
+
+
+def zero_options(task: Task) -> dict[str, Any]:
+    """Options that only ZeRO has; empty where none is asked for."""
+    options: dict[str, Any] = {} if task.offload is None else {"offload": task.offload}
+    if task.autocast is not None:
+        options["autocast"] = getattr(torch, task.autocast)
+    return options
 
 
 @torch.no_grad()

@@ -18,11 +18,6 @@ from ahpa_scale.config.engine import build_engine, composer_precision, cpu_bf16,
     ("overrides", "world", "words"),
     [
         (["precision=bf16"], 1, ["precision: 'bf16' needs an engine that shards", "amp_bf16"]),
-        (
-            ["parallelism.engine=zero1", "precision=amp_fp16"],
-            1,
-            ["'amp_fp16' does not work under zero1", "amp_bf16"],
-        ),
         (["parallelism.engine=hsdp"], 2, ["with one copy hsdp is fsdp2"]),
         (
             ["parallelism.engine=hsdp", "parallelism.replicate_degree=3"],
@@ -91,6 +86,10 @@ def test_fsdp2_sends_bfloat16_when_told(load):
         (["parallelism.engine=zero1"], ZeroSettings(1, autocast=torch.bfloat16)),
         (["parallelism.engine=zero2", "precision=fp32"], ZeroSettings(2)),
         (
+            ["parallelism.engine=zero1", "precision=amp_fp16", "device=gpu"],
+            ZeroSettings(1, autocast=torch.float16),
+        ),
+        (
             ["parallelism.engine=zero3", "precision=bf16", "parallelism.bucket_size=1000"],
             ZeroSettings(3, 1000, None, torch.bfloat16, low_precision_traffic=True),
         ),
@@ -136,7 +135,7 @@ def test_deepspeed_is_told_everything_that_would_change_a_result():
         {"stage": 0},
         {"bucket": 0},
         {"low_precision_traffic": True},
-        {"autocast": torch.float16},
+        {"autocast": torch.float64},
         {"stage": 2, "offload": "parameters"},
     ],
 )

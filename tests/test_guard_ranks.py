@@ -18,12 +18,16 @@ from composer.utils.parallelism import FSDP2Config
 from ranks import leave
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
-from toy_trainer import CLASSES, Recorder, ToyData, ToyGenerator, toy_trainer
+from toy_trainer import CLASSES, Recorder, ToyData, ToyGenerator, clone_weights, toy_trainer
 
 from ahpa_scale.algorithms import EMA, GradClip, Guard
+from ahpa_scale.algorithms.engine import engine_algorithms
+from ahpa_scale.algorithms.zero import ZeroFront
 from ahpa_scale.stops import RunStoppedError
 
-ENGINES = ("ddp", "fsdp2")
+#: Composer's own FSDP2, which a plain Trainer may have, and the engines of this package.
+COMPOSERS = "composer's fsdp2"
+ENGINES = ("ddp", COMPOSERS, "fsdp2", "zero2", "zero3")
 BATCHES, BATCH = 6, 4
 
 
@@ -40,14 +44,25 @@ class Numbered(ToyData):
 
 
 class Noted(Recorder):
-    """Copies weights and, after each batch, the optimizer's state."""
+    """Copies weights, whole, and, after each batch, the optimizer's state."""
 
     def __init__(self) -> None:
         super().__init__()
         self.moments: list[list[torch.Tensor]] = []
+        self.sharded = False
+
+    def fit_start(self, state, logger):
+        named = clone_weights(state.model)
+        self.sharded = any(isinstance(value, DTensor) for value in named.values())
 
     def batch_end(self, state, logger):
-        super().batch_end(state, logger)
+        if isinstance(state.model, ZeroFront):
+            partition = state.model.partition
+            parts = partition.masters().items()
+            self.weights.append({k: partition.whole(k, v).clone() for k, v in parts})
+        else:
+            named = clone_weights(state.model).items()
+            self.weights.append({name: whole(value) for name, value in named})
         (optimizer,) = state.optimizers
         states = [value for one in optimizer.state.values() for value in one.values()]
         self.moments.append([whole(value).clone() for value in states])
@@ -59,14 +74,18 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 def make(engine: str, guard: Guard, *bad: int, **settings: Any) -> Any:
     data = Numbered(*bad)
-    sharded = {"parallelism_config": {"fsdp": FSDP2Config()}} if engine == "fsdp2" else {}
+    sharded = {"parallelism_config": {"fsdp": FSDP2Config()}} if engine == COMPOSERS else {}
     model = ToyGenerator()
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in half if p.requires_grad]}
+        for half in (model.backbone_parameters(), model.attachment_parameters())
+    ]
+    plugins = [GradClip(1.0)] if engine == COMPOSERS else engine_algorithms(engine, max_norm=1.0)
     return toy_trainer(
         f"{BATCHES}ba",
         model=model,
-        optimizers=torch.optim.AdamW(trainable, lr=0.05, fused=True),
-        algorithms=[guard, GradClip(1.0), EMA(decay=0.5)],
+        optimizers=torch.optim.AdamW(groups, lr=0.05, fused=True),
+        algorithms=[guard, *plugins, EMA(decay=0.5)],
         train_dataloader=DataLoader(
             data, BATCH // 2, sampler=dist.get_sampler(data, shuffle=False)
         ),
@@ -80,13 +99,13 @@ def bad_batch(engine: str, folder: Path) -> dict[str, Any]:
     noted = Noted()
     trainer = make(engine, Guard(folder), 9, callbacks=[noted])
     trainer.fit()
-    (_, ema) = (trainer.state.algorithms[0], trainer.state.algorithms[2])
+    ema = trainer.state.algorithms[-1]
     trainer.close()
     return {
-        "weights": [{k: whole(v) for k, v in one.items()} for one in noted.weights[1:]],
+        "weights": noted.weights,
         "moments": noted.moments,
         "ema": {k: whole(v) for k, v in ema.shadow.items()},
-        "sharded": any(isinstance(v, DTensor) for v in noted.weights[0].values()),
+        "sharded": noted.sharded,
     }
 
 
@@ -178,7 +197,7 @@ def folder(tmp_path_factory) -> Path:
 def ranks(request, folder) -> tuple[Path, list[dict[str, Any]]]:
     here = folder / request.param
     found = [torch.load(here / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
-    assert all(one["sharded"] == (request.param == "fsdp2") for one in found)
+    assert all(one["sharded"] == (request.param in (COMPOSERS, "fsdp2")) for one in found)
     return here, found
 
 
@@ -188,6 +207,7 @@ def test_one_ranks_bad_picture_changes_nothing_on_either(ranks):
         for name, value in weights[1].items():
             assert torch.equal(weights[2][name], value), name
             assert value.isfinite().all()
+        assert moments[1]
         for before, after in zip(moments[1], moments[2], strict=True):
             assert torch.equal(before, after)
         assert not torch.equal(weights[3]["dit.mix.weight"], weights[2]["dit.mix.weight"])

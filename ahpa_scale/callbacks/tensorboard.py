@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from composer.loggers import TensorboardLogger
+from composer.utils import dist
 
 
 class TensorBoard(TensorboardLogger):
@@ -28,7 +29,11 @@ class TensorBoard(TensorboardLogger):
         assert self.log_dir is not None
         assert self.run_name is not None
         folder = Path(self.log_dir) / self.run_name
+        # Composer opens a file on every rank; one that logs nothing would hide what rank 0 logs.
+        purge_step = self.purge_step if dist.get_global_rank() == 0 else None
         # As Composer has it: flushed by Composer alone, so that no half file is taken for whole.
         self.writer = SummaryWriter(
-            log_dir=str(folder), flush_secs=365 * 24 * 3600, purge_step=self.purge_step
+            log_dir=str(folder), flush_secs=365 * 24 * 3600, purge_step=purge_step
         )
+        # Composer closes the file at each flush, and every new one would hide the points before.
+        self.writer.purge_step = None

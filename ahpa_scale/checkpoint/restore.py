@@ -29,6 +29,8 @@ from ahpa_scale.checkpoint.snapshot import group_names
 
 #: What a run may have or lack beside a checkpoint that it only starts from.
 ATTACHMENTS = "attachments."
+#: Algorithms whose state is an engine's own (its loss scale): another engine begins anew.
+_ENGINES = ("ZeRO",)
 _log = logging.getLogger(__name__)
 
 
@@ -156,7 +158,7 @@ def _load_states(
                 (owner.go_on if hasattr(owner, "parts") else owner.load_state_dict)(contents.pop(0))
             except ValueError as error:
                 raise CheckpointError(str(error)) from None
-    for kind in (kind for kind, contents in waiting.items() if contents):
+    for kind in (kind for kind, left in waiting.items() if left and kind not in _ENGINES):
         if same_run:
             raise CheckpointError(f"it holds the {what} {kind}, which this run does not have")
         if what == "algorithm":

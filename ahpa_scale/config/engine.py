@@ -64,4 +64,5 @@ def cpu_bf16(config: Config, device: Device) -> bool:
 
 def autocast(config: Config) -> torch.dtype | None:
     """Type of matrix products that DeepSpeed is told, None for float32."""
-    return torch.bfloat16 if config.precision in ("amp_bf16", "bf16") else None
+    types = {"amp_bf16": torch.bfloat16, "bf16": torch.bfloat16, "amp_fp16": torch.float16}
+    return types.get(config.precision)

@@ -65,8 +65,6 @@ def _problems(config: Config, depth: int) -> Iterator[tuple[str, str]]:
         yield from _copies(config)
     if config.precision == "bf16" and engine == "ddp":
         yield "precision", "'bf16' needs an engine that shards, such as fsdp2; ddp has 'amp_bf16'"
-    if config.precision == "amp_fp16" and engine in SHARDED_BY_ZERO:
-        yield "precision", f"'amp_fp16' does not work under {engine}; take 'amp_bf16'"
     if config.device_train_microbatch_size == "auto" and (
         engine != "ddp" or config.device == "cpu"
     ):

@@ -46,7 +46,6 @@ def main(argv: Sequence[str]) -> None:
             card = read_data_card(config)
             check_data(config, card)
             check_output(config)
-            requests = stack.enter_context(hear_requests(config))
             pulse = stack.enter_context(watch_ranks(config))
             # Only now the seconds that torch, Composer and diffusers take to import.
             from composer.utils import dist
@@ -54,6 +53,8 @@ def main(argv: Sequence[str]) -> None:
             from ahpa_scale.callbacks import Heartbeat
             from ahpa_scale.config.build import build_trainer
 
+            # After Composer's import, which takes SIGTERM for itself.
+            requests = stack.enter_context(hear_requests(config))
             marks = [] if pulse is None else [Heartbeat(pulse)]
             alive = None if pulse is None else pulse.saves
             trainer = build_trainer(config, card, marks, alive=alive, requests=requests)

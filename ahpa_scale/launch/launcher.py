@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+from subprocess import Popen
 
 import psutil
-from composer.cli.launcher import main
+from composer.cli import launcher
 
 from ahpa_scale.requests import SIGNALS
 
@@ -27,7 +28,18 @@ def pass_on(number: int, frame: object) -> None:
             child.send_signal(number)
 
 
+def end_all(processes: dict[int, Popen[str]]) -> None:
+    """Ends the ranks that are left when one has failed: to them a first signal is a request to
+    save, which the lost rank makes impossible.
+    """
+    pass_on(signal.SIGTERM, None)
+    _clean_up(processes)  # sends the second
+
+
+_clean_up = launcher._cleanup_processes
+
 if __name__ == "__main__":
     for one in SIGNALS:
         signal.signal(one, pass_on)
-    sys.exit(main())
+    launcher._cleanup_processes = end_all
+    sys.exit(launcher.main())

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ahpa_scale.algorithms.zero.scaling import LossScale
+
 
 class ZeroStep(torch.optim.Optimizer):
     """An optimizer whose groups and state are those that DeepSpeed updates.
@@ -19,15 +21,18 @@ class ZeroStep(torch.optim.Optimizer):
     Args:
         engine: DeepSpeed's engine, configured with the bound that gradients are clipped to.
         stage: 1 to 3.
+        scale: what the loss's gradient has been multiplied by, or None.
 
     Attributes:
         last_norms: gradient norm of each group before clipping, in the last step: scalar tensors;
-            not finite where DeepSpeed left the step out.
+            not finite where DeepSpeed left the step out. Empty where it did so because the loss's
+            scale was too large, which is how a scale is found and no fault of the batch.
     """
 
-    def __init__(self, engine: Any, stage: int) -> None:
+    def __init__(self, engine: Any, stage: int, scale: LossScale | None = None) -> None:
         # No super().__init__(): the groups are another optimizer's, and stay that one's.
         self.engine = engine
+        self.scale = scale
         self.last_norms: list[Tensor] = []
         self._groups = _GroupNorms(engine.optimizer, stage)
 
@@ -59,8 +64,13 @@ class ZeroStep(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._groups.begin()
+        zero = self.engine.optimizer
+        if self.scale is not None:
+            zero.loss_scale = self.scale.value  # what DeepSpeed divides by before it clips
         self.engine.step()
         self.last_norms = self._groups.norms()
+        if self.scale is not None and self.scale.update(zero.overflow):
+            self.last_norms = []
         return loss
 
 

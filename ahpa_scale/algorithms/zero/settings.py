@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 STAGES = (1, 2, 3)
-
+AUTOCAST = (None, torch.bfloat16, torch.float16)
 
 Offload = Literal["optimizer", "parameters"]
 
@@ -23,7 +23,8 @@ class ZeroSettings:
         bucket: elements that one reduction or gathering takes together.
         offload: what lies in the host's memory between its uses: ``optimizer`` (moments and float32
             weights), ``parameters`` as well (stage 3), or None.
-        autocast: type of matrix products, torch.bfloat16, or None for float32 throughout.
+        autocast: type of matrix products, torch.bfloat16, or torch.float16 with the loss's gradient
+            scaled, or None for float32 throughout.
         low_precision_traffic: send gradients (stage 3: and weights) of matrix products in the
             autocast type; the shards stay float32.
 
@@ -42,10 +43,9 @@ class ZeroSettings:
             raise ValueError(f"there is no ZeRO stage {self.stage}; choose one of 1, 2, 3")
         if self.bucket < 1:
             raise ValueError(f"bucket is {self.bucket}: give a number of elements above 0")
-        if self.autocast == torch.float16:
+        if self.autocast not in AUTOCAST:
             raise ValueError(
-                "autocast in float16 needs its loss scaled by DeepSpeed, and Composer calls "
-                "backward itself; take torch.bfloat16"
+                f"autocast is {self.autocast}: choose torch.bfloat16, torch.float16 or None"
             )
         if self.low_precision_traffic and self.autocast is None:
             raise ValueError("low_precision_traffic needs an autocast type, such as torch.bfloat16")

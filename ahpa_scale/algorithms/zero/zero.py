@@ -19,6 +19,7 @@ from ahpa_scale.algorithms.zero.checkpoint import save_as_whole
 from ahpa_scale.algorithms.zero.front import ZeroFront, leave_front_alone
 from ahpa_scale.algorithms.zero.optimizer import ZeroStep
 from ahpa_scale.algorithms.zero.partition import Partition
+from ahpa_scale.algorithms.zero.scaling import LossScale
 from ahpa_scale.algorithms.zero.settings import ZeroSettings
 
 
@@ -36,6 +37,9 @@ class ZeRO(Algorithm):
             ZeRO's gradients to itself, so `GradClip` can't.
         log_interval: time string in batches between logged norms, as `GradClip` logs them.
 
+    Attributes:
+        scale: of the loss's gradient under float16, else None; part of the checkpoint.
+
     Raises:
         ValueError: on ``BEFORE_LOAD``: no process group, or a precision that Composer would scale
             the loss for.
@@ -51,22 +55,41 @@ class ZeRO(Algorithm):
         self.settings = settings or ZeroSettings()
         self.max_norm = max_norm
         self.log_every = parse_time(log_interval, "log_interval", units=["ba"]).value
+        self.scale = LossScale() if self.settings.autocast == torch.float16 else None
         self._names: list[str] = []
 
     def match(self, event: Event, state: State) -> bool:
-        """Before loading, and after batches whose norms are logged."""
+        """Before loading, before scaled backward passes, after batches whose norms are logged."""
         if event == Event.BATCH_END:
             return state.timestamp.batch.value % self.log_every == 0
+        if event == Event.BEFORE_BACKWARD:
+            return self.scale is not None
         return event == Event.BEFORE_LOAD
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Hands the model over, or logs the gradients' norms."""
+        """Hands the model over, scales the loss's gradient, or logs the gradients' norms."""
         if event == Event.BEFORE_LOAD:
             self._hand_over(state)
             return
+        if event == Event.BEFORE_BACKWARD:
+            assert self.scale is not None
+            state.loss = self.scale.scaled(state.loss)
+            return
         (optimizer,) = state.optimizers
         assert isinstance(optimizer, ZeroStep)
-        log_norms(dict(zip(self._names, optimizer.last_norms, strict=True)), logger)
+        if self.scale is not None:
+            logger.log_metrics({"loss_scale": self.scale.value})
+        if optimizer.last_norms:  # none where the scale overflowed
+            log_norms(dict(zip(self._names, optimizer.last_norms, strict=True)), logger)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scale of the loss, where there is one: numbers alone."""
+        return {} if self.scale is None else dict(self.scale.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a checkpoint."""
+        if self.scale is not None:
+            self.scale.load_state_dict(state)
 
     def _hand_over(self, state: State) -> None:
         if not dist.is_initialized():
@@ -75,8 +98,8 @@ class ZeRO(Algorithm):
             )
         if state.precision == Precision.AMP_FP16:
             raise ValueError(
-                "under ZeRO float16's loss scaling does not work: give the Trainer "
-                "precision='fp32', and ZeroSettings autocast=torch.bfloat16"
+                "ZeRO scales the loss itself: give the Trainer precision='fp32', and ZeroSettings "
+                "autocast=torch.float16"
             )
         model, (optimizer,) = state.model, state.optimizers
         self._names = _group_names(model, optimizer)
@@ -87,7 +110,7 @@ class ZeRO(Algorithm):
         partition = Partition(engine.optimizer, names, self.settings.stage, device)
         leave_front_alone()
         state.model = ZeroFront(model, engine, partition)
-        state.optimizers = [ZeroStep(engine, self.settings.stage)]
+        state.optimizers = [ZeroStep(engine, self.settings.stage, self.scale)]
         save_as_whole(state, partition)
 
 
@@ -104,6 +127,8 @@ def _initialize(
         # For ranks of one host it would first compile a kernel that does what gloo does.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    # Its scaler for float16 comes to every later engine of the process as well; see `scaling`.
+    engine.optimizer.torch_autocast_gradscaler = None
     _share_float32_shards(engine.optimizer)
     return engine
 
