@@ -17,6 +17,7 @@ from typing import Any
 
 #: Extras of this package by URL scheme; s3 comes with every install.
 EXTRAS = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "adl": "azure"}
+_PART = 8 << 20
 
 
 def scheme(url: str | os.PathLike[str]) -> str:
@@ -160,8 +161,14 @@ def put_file(local: Path, url: str | os.PathLike[str]) -> None:
         os.replace(local, target)
         sync_folder(target.parent)
         return
+    options: dict[str, int] = {}
+    if scheme(url) == "s3":
+        # s3fs' own ten parts of 50 MB would lie in memory, and copying each of them stops the
+        # threads beside. A part is never so small that an object has more than 10,000.
+        size = max(_PART, -(-local.stat().st_size // 10_000))
+        options = {"chunksize": size, "max_concurrency": 4}
     with _clear_errors(url):
-        _filesystem(url).put_file(str(local), str(url))
+        _filesystem(url).put_file(str(local), str(url), **options)
     local.unlink()
 
 

@@ -7,7 +7,14 @@ import re
 
 import pytest
 
-from benchmarks import alignment_cost, loop_overhead
+from benchmarks import alignment_cost, checkpoint_stall, loop_overhead
+
+KEYS = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_DEFAULT_REGION",
+    "AWS_EC2_METADATA_DISABLED",
+)
 
 
 def test_every_alignment_is_timed_against_none(capsys: pytest.CaptureFixture[str]):
@@ -37,3 +44,20 @@ def test_loops_that_do_different_work_are_not_compared(monkeypatch: pytest.Monke
     monkeypatch.setattr(loop_overhead, "clip_groups", lambda *_: None)
     with pytest.raises(ValueError, match="did not do the same work"):
         loop_overhead.main(words.split())
+
+
+def test_a_save_is_timed_against_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for name in (*KEYS, "S3_ENDPOINT_URL"):  # which the benchmark sets
+        monkeypatch.setenv(name, "")
+    words = "--rounds 1 --batches 6 --width 256 --layers 2 --wait 50 --put-rate 0.5"
+    checkpoint_stall.main(words.split())
+    *_, local, store = capsys.readouterr().out.splitlines()
+    for kind, line in (("local", local), ("store", store)):
+        name, *columns, verdict = (cell.strip() for cell in line.strip("|").split("|"))
+        assert name == kind
+        assert verdict in ("kept", "MISSED")
+        _, held, copy, _ = (float(column.split()[0]) for column in columns)
+        assert held > 0, "the saver was never entered"
+        assert copy > 0

@@ -14,6 +14,8 @@ from ahpa_scale.checkpoint.manifest import MANIFEST, Manifest
 from ahpa_scale.checkpoint.transfer import persistently
 
 LATEST = "latest"
+#: What others' checkpoints end with; they are never read, as they hold pickles.
+_OTHERS = (".pt", ".pt.symlink", ".distcp", ".metadata")
 _NAME = re.compile(r"ba(\d+)", re.ASCII)
 
 
@@ -95,7 +97,20 @@ def look_at(url: str, sizes: dict[str, int]) -> Found:
     except CheckpointError as error:
         return Found(url, name, batch, sizes, None, str(error), begun=False)
     problem = manifest.misfit(sizes)
-    return Found(url, name, manifest.batch, sizes, manifest, problem, begun=False)
+    if match and manifest.batch != batch:
+        problem = f"{MANIFEST} is that of {checkpoint_name(manifest.batch)}"
+    return Found(url, name, batch if match else manifest.batch, sizes, manifest, problem, False)
+
+
+def trace_of_checkpoints(folder: str) -> str | None:
+    """A file which tells that a run has saved below a folder, where no whole checkpoint does: what
+    says which one was the last, or what Composer's and torch's own savers write.
+
+    Raises:
+        OSError: the store can't be reached.
+    """
+    names = persistently(storage.find, folder)
+    return next((one for one in sorted(names) if one == LATEST or one.endswith(_OTHERS)), None)
 
 
 def holds_checkpoints(folder: str) -> bool:

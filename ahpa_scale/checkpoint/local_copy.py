@@ -9,19 +9,28 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from composer.utils import dist
 
 from ahpa_scale import storage
 from ahpa_scale.checkpoint.errors import CheckpointError
-from ahpa_scale.checkpoint.find import Found, find_checkpoint, list_checkpoints
-from ahpa_scale.checkpoint.manifest import Manifest
+from ahpa_scale.checkpoint.find import (
+    Found,
+    find_checkpoint,
+    list_checkpoints,
+    trace_of_checkpoints,
+)
+from ahpa_scale.checkpoint.manifest import MANIFEST, Manifest
 from ahpa_scale.checkpoint.transfer import persistently
 
 _log = logging.getLogger(__name__)
 _BETWEEN_LINES = 10.0
+_ANOTHER = "name another save_folder to start from scratch"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,10 +65,10 @@ def open_newest(folder: str, cache: Path) -> LocalCopy | None:
         cache: local folder to copy to, on each node.
 
     Returns:
-        None if nothing has ever been saved there.
+        None if nothing was ever saved there, or a first save did not come to its end.
 
     Raises:
-        CheckpointError: there are checkpoints, and not one can be used.
+        CheckpointError: there are checkpoints, or traces of them, and not one can be used.
         OSError: the store can't be reached.
     """
     candidates: list[Found] = []
@@ -76,7 +85,13 @@ def open_newest(folder: str, cache: Path) -> LocalCopy | None:
     if candidates:
         raise CheckpointError(
             f"{folder} holds {len(candidates)} checkpoint(s), and none can be used; look with "
-            "'ahpa-scale checkpoints verify', and name another save_folder to start from scratch"
+            f"'ahpa-scale checkpoints verify', and {_ANOTHER}"
+        )
+    trace = _told_by_rank_0(lambda: trace_of_checkpoints(folder))
+    if trace is not None:
+        raise CheckpointError(
+            f"{folder} holds {trace!r}, so a run has saved there, but no checkpoint that can be "
+            f"used; {_ANOTHER}"
         )
     return None
 
@@ -114,6 +129,8 @@ def _bring(found: Found, cache: Path) -> str | None:
             problem = (str(error), None)
         except OSError as error:
             problem = (None, error)
+    if problem != (None, None) and storage.is_remote(found.url) and dist.get_local_rank() == 0:
+        shutil.rmtree(_local(found, cache).folder, ignore_errors=True)
     all_found = dist.all_gather_object(problem)
     for _, failed in all_found:
         if failed is not None:
@@ -146,22 +163,23 @@ def fetch(found: Found, folder: Path) -> None:
                     *(found.url, done >> 20, total >> 20, rate / 1e6, (total - done) / rate),
                 )
                 said = now
+        # With it the copy is a checkpoint of its own, and read as one.
+        (folder / MANIFEST).write_text(found.manifest.to_json())
     found.manifest.check_content(folder)
 
 
-def _told_by_rank_0(look: object) -> list[Found]:
+def _told_by_rank_0(look: Callable[[], T]) -> T:
     """What `look` finds on rank 0, or its error, on every rank."""
-    told: list[object] = [None]
+    told: list[T | Exception] = [ValueError("rank 0 told nothing")]
     if dist.get_global_rank() == 0:
         try:
-            told = [look()]  # type: ignore[operator]
+            told = [look()]
         except (ValueError, OSError) as error:
             told = [error]
     dist.broadcast_object_list(told)
     (answer,) = told
     if isinstance(answer, Exception):
         raise answer
-    assert isinstance(answer, list)
     return answer
 
 

@@ -95,7 +95,7 @@ class Manifest:
             if strange is not None:
                 raise CheckpointError(f"{MANIFEST} names {strange!r:.60}, which is no file's name")
             return cls(**content, files=files)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(f"{MANIFEST} is damaged") from None

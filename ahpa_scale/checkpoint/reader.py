@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ahpa_scale.checkpoint.errors import CheckpointError
-from ahpa_scale.checkpoint.manifest import STATE
+from ahpa_scale.checkpoint.manifest import MANIFEST, STATE, Manifest
 from ahpa_scale.checkpoint.plain import decode
 
 RANK_FILES = "rank*.safetensors"
@@ -46,7 +47,9 @@ class Reader:
     """Reads a checkpoint that lies on a local disk. Use it as a context, or close it.
 
     Args:
-        folder: of one checkpoint, its files compared with the manifest before.
+        folder: of one checkpoint, its files compared with its manifest before. Files that the
+            manifest does not name are not read: an earlier attempt at this checkpoint, on more
+            ranks, may have left them.
 
     Raises:
         CheckpointError: files that are no safetensors or JSON.
@@ -57,12 +60,14 @@ class Reader:
         self._stack = ExitStack()
         self._stored: dict[str, list[_Stored]] = defaultdict(list)
         try:
-            for path in sorted(folder.glob(RANK_FILES)):
-                self._index(path)
+            self._files = Manifest.from_json((folder / MANIFEST).read_bytes()).files
+            for name in sorted(self._files):
+                if fnmatch(name, RANK_FILES):
+                    self._index(folder / name)
             content = json.loads((folder / STATE).read_bytes())
             self.shapes = {name: tuple(shape) for name, shape in content["shapes"].items()}
             self._state = content["state"]
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             self._stack.close()
             raise CheckpointError(f"it can't be read ({error})") from None
         for stored in self._stored.values():
@@ -110,9 +115,9 @@ class Reader:
 
     def rank_state(self, rank: int) -> dict[str, Any] | None:
         """What one rank kept for itself; None if there was no such rank."""
-        path = self.folder / rank_file(rank)
-        if not path.exists():
+        if rank_file(rank) not in self._files:
             return None
+        path = self.folder / rank_file(rank)
         with safe_open(str(path), framework="pt") as file:
             keys = (key for key in _keys(file) if key.startswith(f"rank{rank}/"))
             tensors = {key.rpartition("@")[0]: file.get_tensor(key) for key in keys}

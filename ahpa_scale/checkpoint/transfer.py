@@ -18,11 +18,13 @@ from tenacity import (
 
 T = TypeVar("T")
 ATTEMPTS = 6
+#: Seconds between attempts; tests have no time for them.
+PAUSES = wait_exponential(multiplier=0.5, max=15) + wait_random(0, 0.5)
 _log = logging.getLogger(__name__)
 
 
 def persistently(action: Callable[..., T], *arguments: Any) -> T:
-    """Calls `action`, up to six times over about half a minute while it raises OSError.
+    """Calls `action`, up to six times with pauses of half a minute in all while it raises OSError.
 
     What will not change by waiting (a missing file, a full disk, a missing right on a local disk)
     is raised at once.
@@ -32,7 +34,7 @@ def persistently(action: Callable[..., T], *arguments: Any) -> T:
     """
     for attempt in Retrying(
         stop=stop_after_attempt(ATTEMPTS),
-        wait=wait_exponential(multiplier=0.5, max=15) + wait_random(0, 0.5),
+        wait=PAUSES,
         retry=retry_if_exception(_may_pass),
         before_sleep=_say,
         reraise=True,
