@@ -24,6 +24,7 @@ from ahpa_scale.checkpoint.find import (
     list_checkpoints,
     trace_of_checkpoints,
 )
+from ahpa_scale.checkpoint.group import PatientGroup
 from ahpa_scale.checkpoint.manifest import MANIFEST, Manifest
 from ahpa_scale.checkpoint.transfer import persistently
 
@@ -131,7 +132,7 @@ def _bring(found: Found, cache: Path) -> str | None:
             problem = (None, error)
     if problem != (None, None) and storage.is_remote(found.url) and dist.get_local_rank() == 0:
         shutil.rmtree(_local(found, cache).folder, ignore_errors=True)
-    all_found = dist.all_gather_object(problem)
+    all_found = PatientGroup().gather(problem)
     for _, failed in all_found:
         if failed is not None:
             raise failed
@@ -170,14 +171,14 @@ def fetch(found: Found, folder: Path) -> None:
 
 def _told_by_rank_0(look: Callable[[], T]) -> T:
     """What `look` finds on rank 0, or its error, on every rank."""
-    told: list[T | Exception] = [ValueError("rank 0 told nothing")]
+    answer: T | Exception = ValueError("rank 0 told nothing")
     if dist.get_global_rank() == 0:
         try:
-            told = [look()]
+            answer = look()
         except (ValueError, OSError) as error:
-            told = [error]
-    dist.broadcast_object_list(told)
-    (answer,) = told
+            answer = error
+    # A store that can't be reached is asked for minutes before rank 0 says so.
+    answer = PatientGroup().gather(answer)[0]
     if isinstance(answer, Exception):
         raise answer
     return answer

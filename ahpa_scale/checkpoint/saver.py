@@ -13,7 +13,6 @@ from typing import Any
 
 import composer
 import torch
-import torch.distributed as torch_dist
 from composer.core import Callback, Event, State
 from composer.loggers import Logger
 from composer.utils import create_interval_scheduler, dist
@@ -21,6 +20,7 @@ from composer.utils import create_interval_scheduler, dist
 import ahpa_scale
 from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.find import checkpoint_name
+from ahpa_scale.checkpoint.group import PatientGroup
 from ahpa_scale.checkpoint.manifest import Manifest
 from ahpa_scale.checkpoint.retention import Retention
 from ahpa_scale.checkpoint.snapshot import Photographer, data_position
@@ -95,9 +95,7 @@ class Saver(Callback):
     def init(self, state: State, logger: Logger) -> None:
         """Every rank joins the group that only uploads talk over."""
         del state, logger
-        several = torch_dist.is_initialized() and dist.get_world_size() > 1
-        group = torch_dist.new_group(backend="gloo") if several else None
-        self._writer = Writer(self.folder, self.retention, group)
+        self._writer = Writer(self.folder, self.retention, PatientGroup())
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """A run that goes on from a checkpoint has that one."""

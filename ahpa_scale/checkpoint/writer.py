@@ -17,13 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as torch_dist
 from composer.utils import dist
 from safetensors.torch import save_file
 
 from ahpa_scale import storage
 from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.find import LATEST, checkpoint_name
+from ahpa_scale.checkpoint.group import PatientGroup
 from ahpa_scale.checkpoint.manifest import MANIFEST, STATE, FileEntry, Manifest, entry_of
 from ahpa_scale.checkpoint.reader import rank_file
 from ahpa_scale.checkpoint.retention import Retention, prune
@@ -39,10 +39,10 @@ class Writer:
     Args:
         folder: local path or URL.
         retention: which older ones stay.
-        group: a gloo group of all ranks that nobody else uses; None for one rank alone.
+        group: of all ranks, that nobody else uses.
     """
 
-    def __init__(self, folder: str, retention: Retention, group: Any) -> None:
+    def __init__(self, folder: str, retention: Retention, group: PatientGroup) -> None:
         self.folder = folder
         self.retention = retention
         self._group = group
@@ -104,10 +104,7 @@ class Writer:
             result = action()
         except Exception as error:
             failure = f"rank {dist.get_global_rank()}: {error}"
-        results: list[Any] = [(result, failure)]
-        if self._group is not None:
-            results = [None] * dist.get_world_size()
-            torch_dist.all_gather_object(results, (result, failure), group=self._group)
+        results = self._group.gather((result, failure))
         for _, failed in results:
             if failed is not None:
                 raise CheckpointError(failed)
