@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from typing import Any
 
 import torch
@@ -121,6 +122,9 @@ def _initialize(
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if "torch._inductor" not in sys.modules:
+        # DeepSpeed's optimizers that nobody asked for would start compilers, a process per rank.
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     import deepspeed
 
     if on_cpu:
