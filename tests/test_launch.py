@@ -157,6 +157,39 @@ def test_signals_and_exit_codes_pass_through(tmp_path):
     assert process.wait(60) == 9
 
 
+@pytest.mark.parametrize(("ends", "code"), [("sys.exit(70)", 70), ("os.kill(os.getpid(), 9)", 137)])
+def test_the_job_ends_with_the_code_of_the_rank_that_failed(ends: str, code: int, tmp_path):
+    """And not with that of a rank before it that was ended for it."""
+    script = _script(
+        tmp_path,
+        "import os, sys, time\n"
+        "from ahpa_scale.requests import listening\n"
+        "with listening():\n"
+        "    if os.environ['RANK'] == '1':\n"
+        f"        {ends}\n"
+        "    time.sleep(60)\n",
+    )
+    done = run(CLI, "launch", "--nproc", "2", script, YAML)
+    assert done.returncode == code, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("ended_first", "composers", "code"),
+    [
+        ([], 0, 0),
+        ([], 2, 2),
+        ([75, 1], 75, 1),
+        ([79], 79, 79),
+        ([80, 75, 70], 80, 70),
+        ([-15], 1, 143),
+    ],
+)
+def test_a_cause_comes_before_its_effects(ended_first, composers, code):
+    from ahpa_scale.launch.launcher import exit_code
+
+    assert exit_code(ended_first, composers) == code
+
+
 def test_it_starts_without_anything_heavy():
     code = (
         "import sys; from ahpa_scale.launch import command, environment, flags;"
