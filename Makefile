@@ -13,11 +13,12 @@ DEMO_PICTURES ?= 16384
 # One thread a rank: ranks share the cores, and more threads than cores make each other wait.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help venv demo test lint clean-runs
+.PHONY: help venv demo test lint k8s clean-runs
 help:
 	@echo 'make demo   train AHPA on the embedded demo, draw samples and the router (about 6 minutes)'
 	@echo 'make test   the test suite'
 	@echo 'make lint   formatting, lint, types, import floors'
+	@echo 'make k8s    k8s/settings.env into the manifests'
 	@echo 'make venv   only the set-up of .venv'
 
 venv: $(STAMP)
@@ -49,6 +50,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Standard library only: no set-up.
+k8s:
+	$(PYTHON) tools/k8s_settings.py
 
 clean-runs:
 	rm -rf $(RUNS)
