@@ -44,7 +44,7 @@ def transfer(images: Path, work: Path, *more: str) -> subprocess.CompletedProces
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=1200,
         check=False,
     )
 
