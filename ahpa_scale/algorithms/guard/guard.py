@@ -134,13 +134,13 @@ class Guard(Algorithm):
         assert self._loss is not None
         asked = self.requests
         told = (self._out_of_time(), bool(asked and asked.leave), bool(asked and asked.save))
-        told_3 = torch.tensor(told, dtype=torch.float32).to(self._loss.device, non_blocking=True)
-        flag = torch.zeros_like(told_3[0])
+        # Filled on the device: a tensor of the host's numbers would be copied there.
+        flags = [self._loss.new_full((), float(one)) for one in (False, *told)]
         if self.nonfinite != "none":
             norms = batch_norms(state)
             self._norms = norms
-            flag = nonfinite_flag([self._loss, *norms.values()])
-        self._flags_4 = torch.cat([flag[None], told_3])
+            flags[0] = nonfinite_flag([self._loss, *norms.values()])
+        self._flags_4 = torch.stack(flags)
         # One answer for all ranks, for all questions in one message.
         dist.all_reduce(self._flags_4, reduce_operation="MAX")
         if self.nonfinite != "none":
