@@ -52,7 +52,8 @@ class Requests:
         """Notes what all ranks found together between two batches."""
         self.leaving = self.leaving or leave
         self.saving = self.saving or save
-        self.save = False
+        if save:  # one that is asked for since then waits for the next batch
+            self.save = False
 
 
 @contextmanager
@@ -72,15 +73,21 @@ def listening(
     requests = Requests()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    listener = _Listener(requests, reader, grace, switches, look_every)
+    listener = _Listener(requests, reader, grace)
     before = {number: signal.signal(number, _pass) for number in SIGNALS}
     old_wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     _reset_in_children()
     thread = threading.Thread(target=listener.run, name="requests", daemon=True)
     thread.start()
+    over = threading.Event()
+    if switches is not None:
+        # On a thread of its own, for which nobody waits: a store may take minutes to answer.
+        look = (requests, switches, look_every, over)
+        threading.Thread(target=_watch_switches, args=look, name="switches", daemon=True).start()
     try:
         yield requests
     finally:
+        over.set()
         signal.set_wakeup_fd(old_wakeup)
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -90,21 +97,12 @@ def listening(
 
 
 class _Listener:
-    """The thread's work."""
+    """The work of the thread that hears signals."""
 
-    def __init__(
-        self,
-        requests: Requests,
-        reader: int,
-        grace: float | None,
-        switches: str | None,
-        look_every: float,
-    ) -> None:
+    def __init__(self, requests: Requests, reader: int, grace: float | None) -> None:
         self._requests = requests
         self._reader = reader
         self._grace = grace
-        self._switches = switches
-        self._look_every = look_every
         self._deadline: float | None = None
 
     def run(self) -> None:
@@ -117,16 +115,12 @@ class _Listener:
                     return
                 for number in numbers:
                     self._signal(number)
-            elif self._deadline is not None and time.monotonic() >= self._deadline:
+            else:
                 _leave_at_once(f"the grace time of {self._grace:g} s has passed")
-            elif self._switches is not None:
-                self._look(self._switches)
 
     def _pause(self) -> float | None:
-        pauses = [self._look_every] if self._switches is not None else []
-        if self._deadline is not None:
-            pauses.append(max(self._deadline - time.monotonic(), 0.0))
-        return min(pauses, default=None)
+        """Seconds of grace that are left; None: without end."""
+        return None if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
 
     def _signal(self, number: int) -> None:
         # Launchers send one to all ranks when the first one has ended.
@@ -141,23 +135,27 @@ class _Listener:
         if self._grace is not None:
             self._deadline = time.monotonic() + self._grace
 
-    def _look(self, folder: str) -> None:
+
+def _watch_switches(requests: Requests, folder: str, every: float, over: threading.Event) -> None:
+    """The work of the thread that looks for files."""
+    while not over.wait(every):
         try:
             for name in (STOP_FILE, SAVE_FILE):
                 path = storage.join(folder, name)
                 if storage.exists(path):
                     storage.remove(path)
-                    self._take(name)
+                    _take(requests, name)
         except (OSError, ValueError) as error:
             _log.debug("no look for switches in %s: %s", folder, error)
 
-    def _take(self, name: str) -> None:
-        if name == SAVE_FILE:
-            _say(f"file {name}: saving a checkpoint after this batch")
-            self._requests.save = True
-        elif self._requests.leave is None:
-            _say(f"file {name}: saving a checkpoint after this batch, then leaving")
-            self._requests.leave = f"the file {name}"
+
+def _take(requests: Requests, name: str) -> None:
+    if name == SAVE_FILE:
+        _say(f"file {name}: saving a checkpoint after this batch")
+        requests.save = True
+    elif requests.leave is None:
+        _say(f"file {name}: saving a checkpoint after this batch, then leaving")
+        requests.leave = f"the file {name}"
 
 
 def _pass(number: int, frame: object) -> None:

@@ -1,11 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a test's own gloo rank ends."""
+"""How a test's own gloo ranks meet and end."""
 
 from __future__ import annotations
 
 import os
 
+import torch
 import torch.distributed as dist
+from composer.utils.dist import initialize_dist
+
+
+def meet(rank: int, port: int) -> None:
+    """Makes this process one of two ranks on one host, with one thread."""
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "NODE_RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    torch.set_num_threads(1)
+    initialize_dist("cpu", timeout=60)
 
 
 def leave() -> None:

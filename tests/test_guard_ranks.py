@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 from collections import Counter
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 import torch.multiprocessing
 from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
-from ranks import leave
+from ranks import leave, meet
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from toy_trainer import CLASSES, Recorder, ToyData, ToyGenerator, clone_weights, toy_trainer
@@ -160,17 +159,7 @@ def messages(engine: str) -> dict[str, int]:
 
 
 def _on_rank(rank: int, port: int, folder: str) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "NODE_RANK": "0",
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    torch.set_num_threads(1)
-    dist.initialize_dist("cpu", timeout=60)
+    meet(rank, port)
     for engine in ENGINES:
         here = Path(folder) / engine
         results = bad_batch(engine, here)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ import pytest
 from job import ROOT
 from toy_trainer import toy_trainer
 
+from ahpa_scale import storage
 from ahpa_scale.algorithms import Guard
 from ahpa_scale.checkpoint.find import list_checkpoints
 from ahpa_scale.checkpoint.saver import Saver
@@ -45,8 +48,6 @@ def start(work: str, grace: float | None = None) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 def test_a_signal_asks_to_leave_and_the_process_goes_on(name: str):
-    import signal
-
     process = start(POLITE)
     process.send_signal(getattr(signal, name))
     out, err = process.communicate(timeout=20)
@@ -56,8 +57,6 @@ def test_a_signal_asks_to_leave_and_the_process_goes_on(name: str):
 
 
 def test_a_second_signal_ends_it_at_once_though_python_does_not_run():
-    import signal
-
     process = start(IN_C)
     process.send_signal(signal.SIGTERM)
     time.sleep(0.3)
@@ -69,8 +68,6 @@ def test_a_second_signal_ends_it_at_once_though_python_does_not_run():
 
 
 def test_the_grace_time_ends_it_too():
-    import signal
-
     process = start(IN_C, grace=0.5)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=10)
@@ -79,8 +76,6 @@ def test_the_grace_time_ends_it_too():
 
 
 def test_children_die_of_the_signal_and_do_not_tell_the_parent():
-    import signal
-
     fork = (
         "import os, signal; child = os.fork(); "
         "child or time.sleep(60); "
@@ -101,6 +96,31 @@ def test_switches_are_seen_and_taken_away(tmp_path: Path):
         wait_for(lambda: requests.leave is not None)
     assert requests.leave == "the file STOP"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_that_does_not_answer_holds_nothing_up(monkeypatch):
+    asked = []
+
+    def never(url) -> bool:
+        asked.append(url)
+        time.sleep(60)
+        return False
+
+    monkeypatch.setattr(storage, "exists", never)
+    begun = time.monotonic()
+    with listening(switches="s3://gone", look_every=0.01) as requests:
+        wait_for(lambda: asked)
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_for(lambda: requests.leave is not None)
+    assert time.monotonic() - begun < 20
+
+
+def test_a_request_that_comes_after_the_vote_waits_for_the_next():
+    requests = Requests(save=True)
+    requests.agree(leave=False, save=False)
+    assert requests.save
+    requests.agree(leave=False, save=True)
+    assert (requests.save, requests.saving) == (False, True)
 
 
 def test_a_run_saves_when_asked_and_leaves_when_asked(tmp_path: Path):

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch.multiprocessing
 from composer import Algorithm, Event
 from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
-from ranks import leave
+from ranks import leave, meet
 from torch.distributed.tensor import DTensor
 from toy_trainer import Recorder, clone_weights, read_rows, toy_grid, toy_loader, toy_trainer
 
@@ -46,17 +45,7 @@ def _free_port() -> int:
 
 
 def _train_on_rank(rank: int, port: int, folder: str) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "NODE_RANK": "0",
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    torch.set_num_threads(1)
-    dist.initialize_dist("cpu", timeout=60)
+    meet(rank, port)
     for engine in ENGINES:
         ranks_worker(Path(folder) / engine, engine)
     leave()

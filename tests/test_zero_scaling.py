@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 import torch.multiprocessing
 from composer import Callback
 from composer.utils import dist
-from ranks import leave
+from ranks import leave, meet
 from torch.utils.data import DataLoader
 from toy_trainer import CLASSES, ToyData, ToyGenerator, read_rows, toy_trainer
 
@@ -154,17 +153,7 @@ def everything(stage: int, folder: Path) -> dict[str, Any]:
 
 
 def _on_rank(rank: int, port: int, folder: str) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "NODE_RANK": "0",
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    torch.set_num_threads(1)
-    dist.initialize_dist("cpu", timeout=60)
+    meet(rank, port)
     for stage in STAGES:
         here = Path(folder) / str(stage)
         torch.save(everything(stage, here), here / f"rank{rank}.pt")

@@ -72,14 +72,15 @@ def open_newest(folder: str, cache: Path) -> LocalCopy | None:
         CheckpointError: there are checkpoints, or traces of them, and not one can be used.
         OSError: the store can't be reached.
     """
+    group = PatientGroup()
     candidates: list[Found] = []
-    for found in reversed(_told_by_rank_0(lambda: list_checkpoints(folder))):
+    for found in reversed(_told_by_rank_0(group, lambda: list_checkpoints(folder))):
         if found.begun:
             _warn(f"{found.url} is half an upload ({found.problem}): stepping over it")
         else:
             candidates.append(found)
     for found in candidates:
-        problem = found.problem or _bring(found, cache)
+        problem = found.problem or _bring(group, found, cache)
         if problem is None:
             return _local(found, cache)
         _warn(f"{found.url} can't be used: {problem}; stepping back to the one before")
@@ -88,7 +89,7 @@ def open_newest(folder: str, cache: Path) -> LocalCopy | None:
             f"{folder} holds {len(candidates)} checkpoint(s), and none can be used; look with "
             f"'ahpa-scale checkpoints verify', and {_ANOTHER}"
         )
-    trace = _told_by_rank_0(lambda: trace_of_checkpoints(folder))
+    trace = _told_by_rank_0(group, lambda: trace_of_checkpoints(folder))
     if trace is not None:
         raise CheckpointError(
             f"{folder} holds {trace!r}, so a run has saved there, but no checkpoint that can be "
@@ -104,8 +105,9 @@ def open_checkpoint(url: str, cache: Path) -> LocalCopy:
         CheckpointError: it isn't one, or is damaged.
         OSError: the store can't be reached.
     """
-    (found,) = _told_by_rank_0(lambda: [find_checkpoint(url)])
-    problem = _bring(found, cache)
+    group = PatientGroup()
+    found = _told_by_rank_0(group, lambda: find_checkpoint(url))
+    problem = _bring(group, found, cache)
     if problem is not None:
         raise CheckpointError(f"{found.url}: {problem}")
     return _local(found, cache)
@@ -118,21 +120,19 @@ def _local(found: Found, cache: Path) -> LocalCopy:
     return LocalCopy(found.url, folder, found.manifest, remote)
 
 
-def _bring(found: Found, cache: Path) -> str | None:
+def _bring(group: PatientGroup, found: Found, cache: Path) -> str | None:
     """Copies and verifies on the first rank of each node; what any of them found wrong."""
     problem: tuple[str | None, OSError | None] = (None, None)
     if dist.get_local_rank() == 0:
         try:
             fetch(found, _local(found, cache).folder)
-        except CheckpointError as error:
-            problem = (str(error), None)
-        except FileNotFoundError as error:
+        except (CheckpointError, FileNotFoundError) as error:
             problem = (str(error), None)
         except OSError as error:
             problem = (None, error)
-    if problem != (None, None) and storage.is_remote(found.url) and dist.get_local_rank() == 0:
-        shutil.rmtree(_local(found, cache).folder, ignore_errors=True)
-    all_found = PatientGroup().gather(problem)
+    if problem != (None, None):
+        _local(found, cache).remove()
+    all_found = group.gather(problem)
     for _, failed in all_found:
         if failed is not None:
             raise failed
@@ -169,7 +169,7 @@ def fetch(found: Found, folder: Path) -> None:
     found.manifest.check_content(folder)
 
 
-def _told_by_rank_0(look: Callable[[], T]) -> T:
+def _told_by_rank_0(group: PatientGroup, look: Callable[[], T]) -> T:
     """What `look` finds on rank 0, or its error, on every rank."""
     answer: T | Exception = ValueError("rank 0 told nothing")
     if dist.get_global_rank() == 0:
@@ -178,7 +178,7 @@ def _told_by_rank_0(look: Callable[[], T]) -> T:
         except (ValueError, OSError) as error:
             answer = error
     # A store that can't be reached is asked for minutes before rank 0 says so.
-    answer = PatientGroup().gather(answer)[0]
+    answer = group.gather(answer)[0]
     if isinstance(answer, Exception):
         raise answer
     return answer

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -80,7 +81,11 @@ def _fill(pieces: Mapping[str, Piece], reader: Reader, prefix: str, lenient: boo
                 f"its {name.removeprefix(prefix)!r} is {_by(reader.shapes[name])}, the run's is "
                 f"{_by(piece.shape)}: it belongs to another model"
             )
-        piece.fill(reader.stretch(name, piece.first, piece.local.numel()))
+        _take(piece, reader, name)
+
+
+def _take(piece: Piece, reader: Reader, name: str) -> None:
+    piece.fill(reader.stretch(name, piece.first, piece.local.numel()))
 
 
 def _fill_optimizer(
@@ -96,13 +101,10 @@ def _fill_optimizer(
         on_device = bool(group.get("fused") or group.get("capturable"))
         fused.update(dict.fromkeys(names, on_device))
     _make_room(state, optimizer, reader, fused)
-    pieces = dict(optimizer_pieces(state))
-    kept = {name: piece for name, piece in pieces.items() if name in reader.shapes}
-    for name in pieces.keys() - kept.keys():
-        raise CheckpointError(f"it has no {name.removeprefix(OPTIMIZER)!r} of the optimizer")
-    for name in sorted(kept):
-        piece = kept[name]
-        piece.fill(reader.stretch(name, piece.first, piece.local.numel()))
+    for name, piece in sorted(optimizer_pieces(state), key=itemgetter(0)):
+        if name not in reader.shapes:
+            raise CheckpointError(f"it has no {name.removeprefix(OPTIMIZER)!r} of the optimizer")
+        _take(piece, reader, name)
 
 
 def _take_rate(group: dict[str, Any], saved: Mapping[str, Any], same_run: bool) -> None:
@@ -123,7 +125,7 @@ def _make_room(state: State, optimizer: Any, reader: Reader, on_device: Mapping[
         name, _, key = full.rpartition("/")
         keys[name].append(key)
     partition = partition_of(state.model)
-    weights: dict[str, tuple[Tensor, Any]] = {}  # what a state belongs to, and its shape
+    weights: dict[str, tuple[Tensor, Any]]  # what a state belongs to, and its shape
     if partition is None:
         weights = {name: (p, p.shape) for name, p in trainable(state.model).items()}
     else:

@@ -67,17 +67,14 @@ class Writer:
             persistently(storage.remove, storage.join(url, MANIFEST))
 
     def _write_rank(self, url: str, snapshot: Snapshot) -> dict[str, FileEntry]:
-        files = {}
         rank = dist.get_global_rank()
         with _spool(url) as room:
-            name = rank_file(rank)
-            save_file(snapshot.tensors, str(room / name), metadata=snapshot.metadata)
-            files[name] = entry_of(room / name)
-            persistently(storage.put_file, room / name, storage.join(url, name))
-        if rank == 0:
-            content = snapshot.state_file()
-            persistently(storage.write_text, storage.join(url, STATE), content)
-            files[STATE] = FileEntry(len(content.encode()), _sha256(content))
+            save_file(snapshot.tensors, str(room / rank_file(rank)), metadata=snapshot.metadata)
+            if rank == 0:
+                (room / STATE).write_text(snapshot.state_file(), encoding="utf-8")
+            files = {path.name: entry_of(path) for path in sorted(room.iterdir())}
+            for name in files:
+                persistently(storage.put_file, room / name, storage.join(url, name))
         return files
 
     def _complete(self, url: str, manifest: Manifest) -> None:
@@ -109,12 +106,6 @@ class Writer:
             if failed is not None:
                 raise CheckpointError(failed)
         return [one for one, _ in results]
-
-
-def _sha256(text: str) -> str:
-    import hashlib
-
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextmanager

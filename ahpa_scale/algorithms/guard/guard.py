@@ -51,6 +51,8 @@ class Guard(Algorithm):
         rollbacks: rollbacks to one checkpoint; the next one ends the run.
         time_limit: seconds, from the start of the process, after which training ends at the next
             batch's end as it does at its full length, checkpoint included; rank 0's clock decides.
+        requests: what each rank is asked from outside; all agree on it once a batch, and leave as
+            they do when time is up.
 
     Raises:
         ValueError: an option out of range, or a rollback without a save_folder.
