@@ -10,15 +10,25 @@ DEMO_RANKS ?= 2
 # Overrides for a shorter or another demo: make demo DEMO_ARGS='max_duration=200ba'
 DEMO_ARGS ?=
 DEMO_PICTURES ?= 16384
+# The image: make image ENGINE=podman IMAGE=registry.example.com/ahpa_scale:0.1.0 TARGET=prepare
+ENGINE ?= docker
+TARGET ?= train
+IMAGE ?= ahpa_scale$(if $(filter prepare,$(TARGET)),-prepare):$(VERSION)
+# Another base: make image BASE_IMAGE=docker.io/library/python:3.11-slim-bookworm
+BASE_IMAGE ?=
+BUILD_FLAGS ?=
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' ahpa_scale/__init__.py)
 # One thread a rank: ranks share the cores, and more threads than cores make each other wait.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help venv demo test lint k8s clean-runs
+.PHONY: help venv demo test lint k8s image lock clean-runs
 help:
 	@echo 'make demo   train AHPA on the embedded demo, draw samples and the router (about 6 minutes)'
 	@echo 'make test   the test suite'
 	@echo 'make lint   formatting, lint, types, import floors'
 	@echo 'make k8s    k8s/settings.env into the manifests'
+	@echo 'make image  the container image of docker/'
+	@echo 'make lock   the versions in it anew; UPGRADE=--upgrade takes the newest'
 	@echo 'make venv   only the set-up of .venv'
 
 venv: $(STAMP)
@@ -43,6 +53,7 @@ $(FASHION)/.unpacked:
 
 test: $(STAMP) $(FASHION)/.unpacked
 	bash tools/get_iproute2.sh
+	bash tools/get_podman.sh
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP)
@@ -50,10 +61,23 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint docker/Dockerfile
 
 # Standard library only: no set-up.
 k8s:
 	$(PYTHON) tools/k8s_settings.py
+
+image:
+	$(ENGINE) build $(BUILD_FLAGS) --file docker/Dockerfile --target $(TARGET) --tag $(IMAGE) \
+	  $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) --build-arg VERSION=$(VERSION) \
+	  --build-arg REVISION=$(shell git rev-parse HEAD 2>/dev/null || echo unknown) .
+
+# For Python 3.11 on x86_64, as the Dockerfile's base has it. Versions change only where they must.
+lock: $(STAMP)
+	$(BIN)/uv pip compile pyproject.toml --extra gcs --extra azure --extra hf --extra webdataset \
+	  --python-version 3.11 --python-platform x86_64-manylinux_2_31 --generate-hashes \
+	  --no-header --no-annotate --no-emit-index-url --quiet $(UPGRADE) \
+	  --output-file docker/requirements.lock
 
 clean-runs:
 	rm -rf $(RUNS)

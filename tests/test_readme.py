@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-PROGRAMS = ("make", "composer", "ahpa-scale", "python")
+PROGRAMS = ("make", "composer", "ahpa-scale", "python", "podman")
 
 
 def commands(text: str) -> list[list[str]]:
@@ -55,7 +55,11 @@ def test_the_command_is_understood(words: list[str], monkeypatch):
     monkeypatch.chdir(ROOT)
     for name in ("WORLD_SIZE", "RANK"):
         monkeypatch.delenv(name, raising=False)
+    if words[0] == "podman":
+        words = words[words.index("ahpa-scale") :]
     program, *rest = words
+    if rest[:1] == ["launch"]:
+        load_config(rest[rest.index("train.py") + 1 :])
     if program == "make":
         done = subprocess.run(["make", "-n", *rest], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
