@@ -80,6 +80,14 @@ def prepare(
     overwrite: Overwrite = False,
     device: Device = "cpu",
     shard_size: Annotated[str, typer.Option(help="Bytes per shard, such as 64mb.")] = "64mb",
+    parts: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Prepare one of this many parts; the last one to end joins them."),
+    ] = None,
+    part: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Which part, from 0."),
+    ] = None,
     workers: Annotated[int, typer.Option(help="Threads that read and crop pictures.")] = 4,
     progress: Progress = True,
 ) -> None:
@@ -87,12 +95,24 @@ def prepare(
     options = dict(locals())
     options["vae_path"] = options.pop("vae")
     options["levels"] = tuple(options.pop("level") or ()) or None
-    from ahpa_scale.data.settings import PrepareSettings
+    count, index = options.pop("parts"), options.pop("part")
+    from ahpa_scale.data.settings import PrepareSettings, chosen_part
 
-    PrepareSettings(**options)  # wrong options are refused before the slow imports
-    from ahpa_scale.data import prepare as preparation
+    # Wrong options are refused before the slow imports.
+    PrepareSettings(**options)
+    chosen = chosen_part(index, count)
+    if chosen is None:
+        from ahpa_scale.data.prepare import prepare as prepare_all
 
-    card = preparation.prepare(**options)
+        card = prepare_all(**options)
+    else:
+        from ahpa_scale.data.parts import prepare_part
+
+        found = prepare_part(part=chosen, **options)
+        if found is None:
+            typer.echo(f"{out}: part {chosen.index} of {chosen.count} is there; others are missing")
+            return
+        card = found
     typer.echo(
         f"{out}: {card.num_samples} pictures, {card.num_classes} classes, kind {card.kind}, "
         f"latent {'x'.join(map(str, card.latent_shape))}, grid {card.grid}, "

@@ -168,6 +168,8 @@ def _command(work: Work, around: list[Document]) -> Iterator[str]:
     """The real command line reads it, and the real configuration loads."""
     (container,) = work.spec["containers"]
     words = [*container.get("command", []), *container.get("args", [])]
+    if work.job is not None and work.job.get("completionMode") == "Indexed":
+        words = [word.replace("$(JOB_COMPLETION_INDEX)", "0") for word in words]
     if container.get("command"):
         yield "command replaces the image's entry point, tini; use args"
     if words[:1] == ["sleep"]:
@@ -182,6 +184,8 @@ def _command(work: Work, around: list[Document]) -> Iterator[str]:
         return
     if words[1] == "launch":
         yield from _launch(work, given, around)
+    if given.get("parts") is not None:
+        yield from _parts(work, given["parts"], container["args"])
 
 
 def _parsed(words: list[str]) -> dict[str, Any]:
@@ -219,6 +223,14 @@ def _launch(work: Work, given: dict[str, Any], around: list[Document]) -> Iterat
     if places != {(nodes, f"{host}.{name}", 29500)}:
         yield f"nodes, host and port of node 0 are {sorted(places)}, and the pods are {nodes}"
     yield from _config(work, given["arguments"], nodes * nproc, nproc, around)
+
+
+def _parts(work: Work, parts: int, words: list[str]) -> Iterator[str]:
+    job = work.job or {}
+    if (job.get("completions"), job.get("parallelism")) != (parts, parts):
+        yield f"--parts {parts}, completions {job.get('completions')} and parallelism differ"
+    if "--part=$(JOB_COMPLETION_INDEX)" not in words:
+        yield "--part must be the pod's index, or all pods make the same part"
 
 
 def _config(

@@ -72,6 +72,22 @@ def test_the_promised_overlays_are_there():
     assert set(OVERLAYS) == {"cpu", "eks", "gke", "jobset", "kueue", "rdma", "trainjob"}
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("--parts=4", "--parts=3", "--parts 3, completions 4"),
+        ("completions: 4", "completions: 5", "completions 5"),
+        ("--part=$(JOB_COMPLETION_INDEX)", "--part=0", "must be the pod's index"),
+        ("completionMode: Indexed", "completionMode: NonIndexed", "not a valid int"),
+    ],
+)
+def test_a_mistake_in_parallel_preparation_is_refused(old, new, problem):
+    text = (K8S / "extras/prepare.yaml").read_text()
+    assert text.count(old) == 1
+    (doc,) = yaml.safe_load_all(text.replace(old, new))
+    assert any(problem in found for found in problems([doc], base()))
+
+
 @pytest.mark.parametrize("path", EXTRAS, ids=lambda path: path.stem)
 def test_an_extra_is_valid_and_right(path: Path):
     docs = documents(path)

@@ -6,7 +6,7 @@ Shapes: B batch, H W picture sides, C channels, g the token grid's side.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,26 @@ class BatchEncoder:
             stored.update(self._prior(codec.EXTERNAL, external_BCgg))
         for row in range(len(batch)):
             yield {name: values[row] for name, values in stored.items()}
+
+    def state(self) -> dict[str, Tensor]:
+        """What was gathered on the way, for :meth:`merge_state`."""
+        found = {f"priors/{name}": value for name, value in self._priors.state().items()}
+        if self._channels is not None:
+            found |= {f"channels/{k}": torch.as_tensor(v) for k, v in vars(self._channels).items()}
+        return found
+
+    def merge_state(self, state: Mapping[str, Tensor]) -> None:
+        """Add what another encoder of the same card has gathered."""
+
+        def part(name: str) -> dict[str, Tensor]:
+            found = {k: v for k, v in state.items() if k.startswith(f"{name}/")}
+            return {key.removeprefix(f"{name}/"): value for key, value in found.items()}
+
+        self._priors.merge(PriorStatistics.from_state(self._card.grid, part("priors")))
+        if self._channels is not None:
+            channels = part("channels")
+            count = int(channels.pop("count"))
+            self._channels.merge(ChannelStatistics(count=count, **channels))
 
     def scaling(self) -> LatentScaling:
         """How the latents seen so far are to be scaled."""

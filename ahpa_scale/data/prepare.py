@@ -64,13 +64,13 @@ def prepare(source: str | ArraySource, out: str, **options: Any) -> DatasetCard:
     _check_target(settings)
     check_device(settings.device)
     vae = FrozenVAE.from_pretrained(settings.vae_path)
-    card, pictures = _plan(settings, vae, given)
+    card, pictures = plan(settings, vae, given)
     vae = vae.to(settings.device)
     if storage.is_remote(out):
         return _write_remote(settings, card, vae, pictures)
     with storage.atomic_folder(out, replace=settings.overwrite) as folder:
-        encoder = _write_shards(settings, card, vae, pictures, str(folder))
-        return _finish(str(folder), card, encoder)
+        encoder = write_shards(settings, card, vae, pictures, str(folder))
+        return finish(str(folder), card, encoder)
 
 
 def _check_target(settings: PrepareSettings) -> None:
@@ -99,7 +99,7 @@ def check_device(name: str) -> None:
         raise ValueError(f"device {name!r} cannot be used here: {reason}") from error
 
 
-def _plan(
+def plan(
     settings: PrepareSettings, vae: FrozenVAE, given: ArraySource | None
 ) -> tuple[DatasetCard, Source]:
     """The card, but for what only the finished pass can tell, and the opened source."""
@@ -183,14 +183,14 @@ def _write_remote(
     for name in (CARD_NAME, PRIOR_STATISTICS):
         storage.remove(storage.join(out, name))
     with tempfile.TemporaryDirectory(prefix="ahpa-scale-") as room:
-        encoder = _write_shards(settings, card, vae, pictures, (room, out))
-    card = _finish(out, card, encoder)
+        encoder = write_shards(settings, card, vae, pictures, (room, out))
+    card = finish(out, card, encoder)
     for name in old - _shard_names(out):
         storage.remove(storage.join(out, name))
     return card
 
 
-def _write_shards(
+def write_shards(
     settings: PrepareSettings,
     card: DatasetCard,
     vae: FrozenVAE,
@@ -253,7 +253,7 @@ def _batches(pictures: Source, settings: PrepareSettings) -> Iterator[list[Pictu
         pool.shutdown(cancel_futures=True)
 
 
-def _finish(out: str, card: DatasetCard, encoder: BatchEncoder) -> DatasetCard:
+def finish(out: str, card: DatasetCard, encoder: BatchEncoder) -> DatasetCard:
     """Write the priors' statistics, then the card, which makes the set whole."""
     statistics = encoder.prior_statistics()
     if statistics:

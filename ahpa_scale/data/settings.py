@@ -22,6 +22,51 @@ class DemoChoice:
     start: int = 0
 
 
+@dataclass(frozen=True)
+class Part:
+    """One of several processes that prepare a data set together.
+
+    Attributes:
+        index: from 0.
+        count: how many there are.
+    """
+
+    index: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.count <= 10_000:
+            raise ValueError(f"parts must be 1 to 10000, not {self.count}")
+        if not 0 <= self.index < self.count:
+            raise ValueError(
+                f"part must be 0 to {self.count - 1} with {self.count} parts, not {self.index}"
+            )
+
+    def span(self, total: int) -> range:
+        """Its share of `total` pictures, in their order."""
+        return range(self.index * total // self.count, (self.index + 1) * total // self.count)
+
+    @property
+    def folder(self) -> str:
+        """Of its shards, below the data set's."""
+        return f"part-{self.index:05d}-of-{self.count:05d}"
+
+
+def chosen_part(index: int | None, count: int | None) -> Part | None:
+    """The part that two options name; None where the set is made in one piece.
+
+    Raises:
+        ValueError: one is missing, or they don't fit.
+    """
+    if count is None and index is None:
+        return None
+    if count is None:
+        raise ValueError(f"part {index} of how many? give parts")
+    if index is None:
+        raise ValueError(f"which of the {count} parts? give part, 0 to {count - 1}")
+    return Part(index, count)
+
+
 DEMO_OPTIONS = tuple(option.name for option in fields(DemoChoice))
 
 

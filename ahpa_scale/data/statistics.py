@@ -7,6 +7,7 @@ in a batch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -33,18 +34,20 @@ class ChannelStatistics:
         """Add a batch of posterior means and standard deviations."""
         means_CN = mean_BCHW.detach().cpu().double().transpose(0, 1).flatten(1)
         variances_CN = std_BCHW.detach().cpu().double().square().transpose(0, 1).flatten(1)
+        mean_C = means_CN.mean(dim=1)
+        squares_C = (means_CN - mean_C[:, None]).square().sum(dim=1)
         added = means_CN.shape[1]
-        total = self.count + added
-        batch_mean_C = means_CN.mean(dim=1)
-        delta_C = batch_mean_C - self.mean_C
-        batch_squares_C = (means_CN - batch_mean_C[:, None]).square().sum(dim=1)
-        self.squares_C = (
-            self.squares_C + batch_squares_C + delta_C.square() * (self.count * added / total)
-        )
-        self.mean_C = self.mean_C + delta_C * (added / total)
-        self.posterior_C = (
-            self.posterior_C + (variances_CN.mean(dim=1) - self.posterior_C) * added / total
-        )
+        self.merge(ChannelStatistics(added, mean_C, squares_C, variances_CN.mean(dim=1)))
+
+    def merge(self, other: ChannelStatistics) -> None:
+        """Add what was gathered elsewhere."""
+        total = self.count + other.count
+        delta_C = other.mean_C - self.mean_C
+        between = self.count * other.count / total
+        self.squares_C = self.squares_C + other.squares_C + delta_C.square() * between
+        share = other.count / total
+        self.mean_C = self.mean_C + delta_C * share
+        self.posterior_C = self.posterior_C + (other.posterior_C - self.posterior_C) * share
         self.count = total
 
     def scaling(self) -> LatentScaling:
@@ -72,14 +75,17 @@ class TokenMoments:
         # Metal has no float64.
         device = "cpu" if tokens_NC.device.type == "mps" else tokens_NC.device
         tokens_NC = tokens_NC.detach().to(device).double()
-        added = len(tokens_NC)
-        total = self.count + added
-        batch_mean_C = tokens_NC.mean(dim=0)
-        delta_C = batch_mean_C - self.mean_C.to(device)
-        centred_NC = tokens_NC - batch_mean_C
-        between_CC = torch.outer(delta_C, delta_C) * (self.count * added / total)
-        self.scatter_CC = self.scatter_CC.to(device) + centred_NC.T @ centred_NC + between_CC
-        self.mean_C = self.mean_C.to(device) + delta_C * (added / total)
+        mean_C = tokens_NC.mean(dim=0)
+        centred_NC = tokens_NC - mean_C
+        self.merge(TokenMoments(len(tokens_NC), mean_C, centred_NC.T @ centred_NC))
+
+    def merge(self, other: TokenMoments) -> None:
+        """Add what was gathered elsewhere; the result lies on its device."""
+        device, total = other.mean_C.device, self.count + other.count
+        delta_C = other.mean_C - self.mean_C.to(device)
+        between_CC = torch.outer(delta_C, delta_C) * (self.count * other.count / total)
+        self.scatter_CC = self.scatter_CC.to(device) + other.scatter_CC + between_CC
+        self.mean_C = self.mean_C.to(device) + delta_C * (other.count / total)
         self.count = total
 
     @property
@@ -129,4 +135,29 @@ class PriorStatistics:
                 covariance_CC = covariance_CC * torch.outer(scale_C, scale_C)
             found[f"{level}.mean"] = mean_C.float().contiguous()
             found[f"{level}.covariance"] = covariance_CC.float().contiguous()
+        return found
+
+    def merge(self, other: PriorStatistics) -> None:
+        """Add what was gathered elsewhere."""
+        self._patch = other._patch
+        for level, moments in other._moments.items():
+            self._moments.setdefault(level, TokenMoments()).merge(moments)
+
+    def state(self) -> dict[str, Tensor]:
+        """All that was gathered, float64 on the CPU, for :meth:`from_state`."""
+        found = {"patch": torch.tensor(self._patch)}
+        for level, moments in self._moments.items():
+            found[f"count/{level}"] = torch.tensor(moments.count)
+            found[f"mean/{level}"] = moments.mean_C.cpu().contiguous()
+            found[f"scatter/{level}"] = moments.scatter_CC.cpu().contiguous()
+        return found
+
+    @classmethod
+    def from_state(cls, grid: int, state: Mapping[str, Tensor]) -> PriorStatistics:
+        """What :meth:`state` told."""
+        found = cls(grid)
+        found._patch = int(state["patch"])
+        for level in (name.removeprefix("count/") for name in state if name.startswith("count/")):
+            mean_C, scatter_CC = state[f"mean/{level}"], state[f"scatter/{level}"]
+            found._moments[level] = TokenMoments(int(state[f"count/{level}"]), mean_C, scatter_CC)
         return found
