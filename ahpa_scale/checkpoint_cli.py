@@ -19,7 +19,7 @@ import typer
 from ahpa_scale import storage
 from ahpa_scale.checkpoint import content, table
 from ahpa_scale.checkpoint.errors import CheckpointError
-from ahpa_scale.checkpoint.find import Found, checkpoints_at
+from ahpa_scale.checkpoint.find import Found, some_checkpoints_at
 from ahpa_scale.checkpoint.retention import Retention, remove_checkpoint
 from ahpa_scale.progress import progress_bar
 
@@ -51,7 +51,7 @@ def ls(
     Names and sizes of the files are compared with the manifest, not their content: `verify` does
     that. Exit code 2 if there is nothing.
     """
-    found = _all_at(url)
+    found = some_checkpoints_at(url)
     newest = next(iter(_newest(found)), None)
     if as_json:
         for one in found:
@@ -70,7 +70,7 @@ def verify(url: Url, progress: Progress = True) -> None:
     What a store holds comes to the temporary folder (TMPDIR), one file after another. Exit code 0:
     nothing is damaged. Exit code 1: something is, or not one is whole. Exit code 2: no answer.
     """
-    found = _all_at(url)
+    found = some_checkpoints_at(url)
     header, rows = table.rows_of(found)
     typer.echo(f"{header}  verdict")
     counts = {table.WHOLE: 0, table.DAMAGED: 0, table.HALF: 0}
@@ -103,7 +103,7 @@ def pull(
     The folder appears whole or not at all; one that holds something already is refused.
     """
     _only_local(folder, "pull copies to")
-    found = _all_at(url)
+    found = some_checkpoints_at(url)
     with (
         storage.atomic_folder(folder) as room,
         _moving("copying", _newest(found), progress) as (moved, _),
@@ -141,7 +141,7 @@ def prune(
     if keep < 1:
         raise ValueError(f"keep is {keep}: give the number of checkpoints that stay, at least 1")
     batches = None if every is None else _batches(every)
-    found = _all_at(url)
+    found = some_checkpoints_at(url)
     if found[-1].url.rstrip("/") == url.rstrip("/"):
         raise ValueError(f"{url} is a checkpoint itself: name the folder that holds it")
 
@@ -195,7 +195,7 @@ def export(
         raise ValueError(f"{out} must end in .safetensors: that is what is written")
     if target.is_dir() or (target.exists() and not overwrite):
         raise ValueError(f"{out} exists already; choose another name, or --overwrite a file")
-    found = _all_at(url)
+    found = some_checkpoints_at(url)
     with tempfile.TemporaryDirectory(prefix="ahpa-scale-") as room:
 
         def bring(one: Found) -> list[str]:
@@ -215,21 +215,6 @@ def export(
             raise CheckpointError(f"{source.url}: {error}") from None
     what = "averages" if written == "ema" else "trained weights"
     typer.echo(f"{out}: {what} of {source.url}, {tensors} tensors")
-
-
-def _all_at(url: str) -> list[Found]:
-    """The checkpoint or checkpoints there.
-
-    Raises:
-        ValueError: there are none.
-        OSError: the store can't be reached.
-    """
-    found = checkpoints_at(url)
-    if not found:
-        below = storage.join(url, "checkpoints")
-        advice = f"; there are some in {below}" if checkpoints_at(below) else ""
-        raise ValueError(f"there is no checkpoint at {url}{advice}")
-    return found
 
 
 def _newest(found: Sequence[Found]) -> list[Found]:

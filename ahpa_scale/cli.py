@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from ahpa_scale import checkpoint_cli
+from ahpa_scale.evaluate import cli as evaluate_cli
 
 if TYPE_CHECKING:
     from ahpa_scale.data.demo import DemoPicture
@@ -26,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(checkpoint_cli.app, name="checkpoints")
+app.command()(evaluate_cli.evaluate)
 
 Device = Annotated[str, typer.Option(help="Torch device, such as cpu or cuda:0.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run made.")]

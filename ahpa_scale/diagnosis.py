@@ -21,8 +21,8 @@ from ahpa_scale.config.card import check_data, check_vae_weights
 from ahpa_scale.config.diagnosis import SELF, VAE, Diagnosis
 from ahpa_scale.config.errors import choices
 from ahpa_scale.config.levels import EXTERNAL, LATENT
-from ahpa_scale.config.schema import Alignment, Config
-from ahpa_scale.config.trained import find_run, load_backbone
+from ahpa_scale.config.schema import Config
+from ahpa_scale.config.trained import find_run, load_backbone, unaligned
 from ahpa_scale.data.card import DatasetCard, read_card
 from ahpa_scale.data.prepare import check_device
 from ahpa_scale.data.stream import build_loader
@@ -45,7 +45,7 @@ def diagnose(wanted: Diagnosis, out: str) -> RecoverabilityMap:
     check_device(wanted.device)
     config, place = find_run(wanted.checkpoint, wanted.config)
     card = read_card(wanted.data)
-    check_data(_unaligned(config, card), card)
+    check_data(unaligned(config, card), card)
     generator = _load(config, card, place)
     levels = wanted.levels or _levels_of(wanted.source, card, generator.dit.depth)
     _check_levels(levels, card, generator.dit.depth)
@@ -64,12 +64,6 @@ def diagnose(wanted: Diagnosis, out: str) -> RecoverabilityMap:
             )
     _write(found, wanted, place, out)
     return found
-
-
-def _unaligned(config: Config, card: DatasetCard) -> Config:
-    """The run as far as its backbone goes: the data set here may hold other levels, or pictures."""
-    data = config.data.model_copy(update={"online": card.kind == "images"})
-    return config.model_copy(update={"alignment": Alignment(), "data": data})
 
 
 def _load(config: Config, card: DatasetCard, place: str) -> DiffusionGenerator:

@@ -21,7 +21,14 @@ LEVELS = {
     "encoder.mid_block": 12,
 }
 
-pytest_plugins = ["bad_stores", "checkpoint_runs", "data_sets", "image", "small_run"]
+pytest_plugins = [
+    "bad_stores",
+    "checkpoint_runs",
+    "data_sets",
+    "evaluated_run",
+    "image",
+    "small_run",
+]
 
 # Nothing in the tests may wait for a login or a server.
 os.environ.setdefault("WANDB_MODE", "offline")

@@ -31,6 +31,7 @@ from k8s_manifests import (
 )
 from k8s_mistakes import GONE, MISTAKES, planted
 
+from ahpa_scale import stops
 from ahpa_scale.launch.command import command_for
 from ahpa_scale.launch.environment import from_environment
 
@@ -78,7 +79,7 @@ def test_the_promised_overlays_are_there():
         ("--parts=4", "--parts=3", "--parts 3, completions 4"),
         ("completions: 4", "completions: 5", "completions 5"),
         ("--part=$(JOB_COMPLETION_INDEX)", "--part=0", "must be the pod's index"),
-        ("completionMode: Indexed", "completionMode: NonIndexed", "not a valid int"),
+        ("completionMode: Indexed", "completionMode: NonIndexed", "should be a valid integer"),
     ],
 )
 def test_a_mistake_in_parallel_preparation_is_refused(old, new, problem):
@@ -180,6 +181,14 @@ def test_the_exit_codes_of_the_runbook_are_those_of_the_policy():
     assert "fails at once" in told[frozenset(HOPELESS)]
     assert "uncounted" in told[frozenset(AGAIN)]
     assert "`backoffLimit`" in told[frozenset({1, *COUNTED})]
+
+
+def test_an_evaluation_goes_on_unless_its_input_is_wrong():
+    job = named(documents(K8S / "extras/evaluate.yaml"), "Job")["spec"]
+    found = [verdict(job, code)[0] for code in (2, stops.PREEMPTED, 1)]
+    assert found == ["FailJob", "Ignore", "Count"]
+    assert verdict(job, 137, disrupted=True)[0] == "Ignore"
+    assert "activeDeadlineSeconds" not in job
 
 
 def test_an_overlay_changes_what_it_says_and_no_more():

@@ -25,10 +25,7 @@ from ahpa_scale.algorithms.timing import Every
 from ahpa_scale.callbacks.common import SAMPLES_FOLDER, unwrap, writes_files
 from ahpa_scale.models.flow import Path as FlowPath
 from ahpa_scale.models.vae_config import LatentScaling
-from ahpa_scale.sampling import image_grid, sample, save_image
-
-# Sample indices of two classes never meet, so a class keeps its pictures when others come or go.
-_INDICES_PER_CLASS = 2**20
+from ahpa_scale.sampling import class_rows, image_grid, sample, save_image
 
 
 class Decoder(Protocol):
@@ -124,9 +121,7 @@ class SampleGrid(Callback):
     def _share(self, dit: nn.Module) -> Tensor:
         """This rank's part of the pictures, then everybody's in order."""
         device = next(dit.parameters()).device
-        labels_B = torch.tensor(self.classes, device=device).repeat_interleave(self.num_per_class)
-        place_B = torch.arange(self.num_per_class, device=device).repeat(len(self.classes))
-        index_B = labels_B * _INDICES_PER_CLASS + place_B
+        labels_B, index_B = class_rows(self.classes, self.num_per_class, device)
         ranks, rank, total = dist.get_world_size(), dist.get_global_rank(), len(labels_B)
         # Ranks beyond the last picture repeat it, so that all make as many forward passes.
         mine = torch.arange(rank, total + -total % ranks, ranks, device=device).clamp(max=total - 1)

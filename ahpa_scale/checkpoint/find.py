@@ -72,6 +72,21 @@ def checkpoints_at(url: str) -> list[Found]:
     return below
 
 
+def some_checkpoints_at(url: str) -> list[Found]:
+    """As `checkpoints_at`, for commands that need at least one.
+
+    Raises:
+        ValueError: there are none; the line says where some are, if they lie a folder below.
+        OSError: the store can't be reached.
+    """
+    found = checkpoints_at(url)
+    if not found:
+        below = storage.join(url, "checkpoints")
+        advice = f"; there are some in {below}" if checkpoints_at(below) else ""
+        raise ValueError(f"there is no checkpoint at {url}{advice}")
+    return found
+
+
 def _below(folder: str, sizes: Mapping[str, int]) -> list[Found]:
     by_name: dict[str, dict[str, int]] = defaultdict(dict)
     for path, size in sizes.items():

@@ -41,6 +41,19 @@ def read_weights(folder: Path, kind: Kind = "ema") -> dict[str, Tensor]:
     return weights
 
 
+def chosen_kind(folder: Path, kind: Kind | None = None) -> Kind:
+    """Which weights are meant: those asked for, else the averages where there are any.
+
+    Raises:
+        CheckpointError: unreadable, or no averages where they are asked for.
+    """
+    with Reader(folder) as reader:
+        averaged = bool(reader.names(_AVERAGES))
+    if kind == "ema" and not averaged:
+        raise CheckpointError("it has no averages (no EMA was trained): take its weights, 'model'")
+    return kind or ("ema" if averaged else "model")
+
+
 def export_backbone(
     folder: Path, out: Path, kind: Kind | None = None, facts: Mapping[str, str] | None = None
 ) -> tuple[Kind, int]:
@@ -59,11 +72,7 @@ def export_backbone(
         CheckpointError: unreadable, no averages where they are asked for, or no DiT in it.
         OSError: the disk refused.
     """
-    with Reader(folder) as reader:
-        averaged = bool(reader.names(_AVERAGES))
-    if kind == "ema" and not averaged:
-        raise CheckpointError("it has no averages (no EMA was trained); export --kind model")
-    chosen: Kind = kind or ("ema" if averaged else "model")
+    chosen = chosen_kind(folder, kind)
     weights = {
         name.removeprefix(BACKBONE): value.contiguous()
         for name, value in read_weights(folder, chosen).items()

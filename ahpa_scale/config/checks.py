@@ -33,7 +33,7 @@ def check_static(config: Config) -> None:
     _check_times(config)
     _check_run(config)
     _check_guard(config)
-    _check_sampling(config)
+    check_sampling(config)
     _check_vae(config)
     if config.data.local is None:
         raise config_error(
@@ -172,7 +172,12 @@ def _check_guard(config: Config) -> None:
         )
 
 
-def _check_sampling(config: Config) -> None:
+def check_sampling(config: Config) -> None:
+    """Check that the model can be sampled from as the section asks.
+
+    Raises:
+        ConfigError: guidance without classes, or a class that there isn't.
+    """
     sampling, model = config.sampling, config.model
     if sampling.guidance_scale > 1 and model.unconditional:
         raise config_error(

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -17,7 +19,8 @@ from ahpa_scale.checkpoint.local_copy import open_checkpoint
 from ahpa_scale.checkpoint.weights import BACKBONE, read_weights
 from ahpa_scale.config.load import load_mapping, load_yaml
 from ahpa_scale.config.main import RESOLVED
-from ahpa_scale.config.schema import Config
+from ahpa_scale.config.schema import Alignment, Config
+from ahpa_scale.data.card import DatasetCard
 from ahpa_scale.models.dit import DiT
 
 
@@ -48,11 +51,36 @@ def find_run(place: str, config: str | None = None) -> tuple[Config, str]:
     except OSError as error:
         raise ValueError(str(error)) from None
     if named is None:
-        assert found.manifest is not None
-        if not found.manifest.config:
+        named = told_config(found)
+        if named is None:
             raise ValueError(f"{found.url} does not tell its configuration: name it with --config")
-        named = load_mapping(found.manifest.config)
     return named, found.url
+
+
+def told_config(found: Found) -> Config | None:
+    """The resolved configuration in a checkpoint's manifest; None if it holds none.
+
+    Raises:
+        ConfigError: it is none of ours.
+    """
+    assert found.manifest is not None
+    told: dict[str, Any] = found.manifest.config
+    if not told:
+        return None
+    engine = told.get("parallelism") or {}
+    if engine.get("engine") == "hsdp":
+        # Copies on several nodes can't be on this one device; a single copy is fsdp2.
+        alone = {**engine, "engine": "fsdp2", "replicate_degree": None}
+        told = {**told, "parallelism": alone}
+    return load_mapping(told)
+
+
+def unaligned(config: Config, card: DatasetCard) -> Config:
+    """The run as far as its backbone goes, to be checked against a data set that is not the one it
+    was trained on: that may hold other levels, or pictures.
+    """
+    data = config.data.model_copy(update={"online": card.kind == "images"})
+    return config.model_copy(update={"alignment": Alignment(), "data": data})
 
 
 def load_backbone(dit: DiT, place: str) -> None:
@@ -65,8 +93,25 @@ def load_backbone(dit: DiT, place: str) -> None:
     Raises:
         ValueError: unreadable, damaged, or of another model.
     """
-    weights = _backbone(place)
-    result = dit.load_state_dict(weights, strict=False)
+    take_weights(dit, _backbone(place), place)
+
+
+def take_weights(dit: DiT, weights: Mapping[str, Tensor], place: str) -> None:
+    """Load weights by the DiT's own names.
+
+    Args:
+        dit: the backbone, on any device.
+        weights: whole tensors.
+        place: where they came from, for the message.
+
+    Raises:
+        ValueError: of another model.
+    """
+    try:
+        result = dit.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        shapes = str(error).splitlines()[-1].strip()
+        raise ValueError(f"{place} belongs to another configuration: {shapes}") from None
     for kind, names in (("lacks", result.missing_keys), ("has a strange", result.unexpected_keys)):
         if names:
             raise ValueError(f"{place} {kind} {names[0]!r}: it belongs to another configuration")
@@ -106,5 +151,10 @@ def _backbone(place: str) -> dict[str, Tensor]:
         except CheckpointError as error:
             raise ValueError(f"{place}: {error}") from None
         # Read lazily from files that are about to go.
-        inner = ((n, value.clone()) for n, value in weights.items() if n.startswith(BACKBONE))
-        return {name.removeprefix(BACKBONE): value for name, value in inner}
+        return {name: value.clone() for name, value in backbone_of(weights).items()}
+
+
+def backbone_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the DiT out of a whole model's, by the DiT's own names."""
+    inner = ((name, value) for name, value in weights.items() if name.startswith(BACKBONE))
+    return {name.removeprefix(BACKBONE): value for name, value in inner}

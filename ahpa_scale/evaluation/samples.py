@@ -6,6 +6,7 @@ Shapes: N pictures, B batch, C channels, H W latent sides, S the picture's side.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -26,13 +27,13 @@ class Decoder(Protocol):
         ...
 
 
-@torch.no_grad()
 def draw_samples(
     dit: DiT,
     decoder: Decoder,
     scaling: LatentScaling,
     path: Path,
     labels_N: Tensor,
+    index_N: Tensor | None = None,
     *,
     seed: int = 0,
     steps: int = 25,
@@ -40,6 +41,44 @@ def draw_samples(
     batch_size: int = 250,
     guidance_scale: float = 1.0,
 ) -> Tensor:
+    """Draw one picture per label, as `sample_batches` does.
+
+    Returns:
+        uint8 [N, 3, S, S] on the CPU.
+
+    Raises:
+        ValueError: as `sample_batches`.
+    """
+    batches = sample_batches(
+        dit,
+        decoder,
+        scaling,
+        path,
+        labels_N,
+        index_N,
+        seed=seed,
+        steps=steps,
+        method=method,
+        batch_size=batch_size,
+        guidance_scale=guidance_scale,
+    )
+    return torch.cat([images_B3SS.cpu() for images_B3SS in batches])
+
+
+def sample_batches(
+    dit: DiT,
+    decoder: Decoder,
+    scaling: LatentScaling,
+    path: Path,
+    labels_N: Tensor,
+    index_N: Tensor | None = None,
+    *,
+    seed: int,
+    steps: int,
+    method: str,
+    batch_size: int,
+    guidance_scale: float,
+) -> Iterator[Tensor]:
     """Draw one picture per label; a model of one class ignores the labels.
 
     On a CPU the model and the decoder run under bfloat16 autocast.
@@ -49,13 +88,14 @@ def draw_samples(
         decoder: the VAE, on the model's device.
         scaling: how the model's latents were scaled.
         path: the interpolant of training.
-        labels_N: int64 [N]; picture n starts from the noise of (seed, n).
+        labels_N: int64 [N].
+        index_N: int64 [N]; picture n starts from the noise of (seed, index n). None: 0 to N - 1.
         seed: of the noise.
         steps, method, guidance_scale: of the sampler, see `ahpa_scale.sampling.sample`.
         batch_size: pictures per forward pass; it changes no noise.
 
-    Returns:
-        uint8 [N, 3, S, S] on the CPU.
+    Yields:
+        uint8 [B, 3, S, S] on the model's device.
 
     Raises:
         ValueError: no label, one outside the model's classes, or a number out of range.
@@ -68,13 +108,14 @@ def draw_samples(
     labels_N = known_labels(dit, labels_N.to(device))
     if int(labels_N.min()) < 0 or int(labels_N.max()) >= dit.num_classes:
         raise ValueError(f"labels must be within 0 to {dit.num_classes - 1}")
-    index_N = torch.arange(len(labels_N), device=device)
+    if index_N is None:
+        index_N = torch.arange(len(labels_N), device=device)
     shape = (dit.in_channels, dit.input_size, dit.input_size)
-    pictures = []
-    with evaluating(dit), cpu_bf16(device):
-        for labels_B, index_B in zip(
-            labels_N.split(batch_size), index_N.split(batch_size), strict=True
-        ):
+    for labels_B, index_B in zip(
+        labels_N.split(batch_size), index_N.split(batch_size), strict=True
+    ):
+        # Entered anew for each batch: between two of them the caller does work of its own.
+        with torch.no_grad(), evaluating(dit), cpu_bf16(device):
             z_BCHW = sample(
                 dit,
                 labels_B=labels_B,
@@ -86,5 +127,5 @@ def draw_samples(
                 method=method,
                 guidance_scale=guidance_scale,
             )
-            pictures.append(decoder.decode(scaling.denormalise(z_BCHW)).cpu())
-    return torch.cat(pictures)
+            images_B3SS = decoder.decode(scaling.denormalise(z_BCHW))
+        yield images_B3SS

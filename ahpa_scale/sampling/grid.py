@@ -17,6 +17,21 @@ _SMALLEST_TILE = 96
 _GAP = 2
 _FONT_SIZE = 14
 _MARGIN = 6
+# Sample indices of two classes never meet, so a class keeps its pictures when others come or go.
+_INDICES_PER_CLASS = 2**20
+
+
+def class_rows(
+    classes: Sequence[int], num_per_class: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """What a grid with a row per class is drawn from.
+
+    Returns:
+        Labels and sample indices, both int64 [B], row by row: what `sample` takes.
+    """
+    labels_B = torch.tensor(classes, device=device).repeat_interleave(num_per_class)
+    place_B = torch.arange(num_per_class, device=device).repeat(len(classes))
+    return labels_B, labels_B * _INDICES_PER_CLASS + place_B
 
 
 def image_grid(

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run's whole checkpoints one after another, as they come: each proved whole before it is used.
+
+For programs that look on. The run itself resumes by `local_copy`, with all ranks.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ahpa_scale import storage
+from ahpa_scale.checkpoint import content
+from ahpa_scale.checkpoint.find import Found, checkpoints_at
+from ahpa_scale.checkpoint.manifest import Manifest
+from ahpa_scale.progress import progress_bar
+
+#: Bytes from which on a bar is worth its line.
+_LONG = 32_000_000
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How to wait for what is not there yet.
+
+    Attributes:
+        every: seconds between two looks.
+        idle: seconds without anything new after which to end; None: never.
+        ended: whether the newest checkpoint is the last one that will come.
+    """
+
+    every: float
+    idle: float | None
+    ended: Callable[[Found], bool]
+
+
+class Follower:
+    """Looks for checkpoints, and brings those that are wanted.
+
+    Args:
+        url: a folder or URL of checkpoints, or one of them.
+        wanted: whether a checkpoint is still to be taken; asked anew at every look.
+        newest: only the newest whole one at each look, instead of all, oldest first.
+        pace: how to wait; None takes what is there and ends.
+        progress: show the rate and time left of long copies.
+        tell: prints a line for people.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        wanted: Callable[[Found], bool],
+        *,
+        newest: bool = False,
+        pace: Pace | None = None,
+        progress: bool = True,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._url, self._wanted, self._tell = url, wanted, tell
+        self._newest, self._pace, self._progress = newest, pace, progress
+        # What was damaged once is not fetched again at every look, unless it is saved anew.
+        self._damaged: dict[str, Manifest | None] = {}
+        self._taken = self._overtaken = False
+
+    def __iter__(self) -> Iterator[Found]:
+        """What is to be brought next, with `brought`, before the one after is asked for.
+
+        Raises:
+            OSError: the store can't be reached at the first look. Later on that costs a warning.
+        """
+        found = checkpoints_at(self._url)
+        news = time.monotonic()
+        while True:
+            busy = self._overtaken = False
+            for one in self._due(found):
+                self._taken = False
+                yield one
+                busy = busy or self._taken
+                if self._newest and self._taken:
+                    break
+            if self._pace is None or (self._all_came(found, self._pace) and not self._overtaken):
+                return
+            if busy:  # there may be new ones already
+                news = time.monotonic()
+            elif self._pace.idle is not None and time.monotonic() - news >= self._pace.idle:
+                self._tell(f"nothing new at {self._url} for {self._pace.idle:g} s")
+                return
+            else:
+                time.sleep(self._pace.every)
+            found = self._look(found, self._pace)
+
+    @contextmanager
+    def brought(self, one: Found) -> Iterator[Path | None]:
+        """A local folder that holds the checkpoint, every byte as it was saved.
+
+        None where there is none to be had. A damaged one costs a warning that names the file; one
+        that is removed or saved anew at this moment, nothing.
+
+        Raises:
+            OSError: the store can't be reached, or the disk is full.
+        """
+        with tempfile.TemporaryDirectory(prefix="ahpa-scale-") as room:
+            remote = storage.is_remote(one.url)
+            with self._moving(one) as moved:
+                look = (
+                    content.copy(one, Path(room), moved) if remote else content.damage(one, moved)
+                )
+            if not look:
+                self._taken = True
+                yield Path(room) if remote else storage.local_path(one.url)
+                return
+            if one.manifest is not None and content.overtaken(one):
+                self._overtaken = True
+            else:
+                self._damaged[one.url] = one.manifest
+                self._tell(f"warning: stepping over {one.url}: {'; '.join(look)}")
+            yield None
+
+    def _due(self, found: Sequence[Found]) -> Iterator[Found]:
+        for one in reversed(found) if self._newest else found:
+            # Without a manifest it is on its way, or was cut short.
+            if one.begun or self._damaged.get(one.url, one) == one.manifest:
+                continue
+            if self._wanted(one):
+                yield one
+            elif self._newest:
+                return
+
+    def _all_came(self, found: Sequence[Found], pace: Pace) -> bool:
+        newest = next((one for one in reversed(found) if not one.begun), None)
+        return newest is not None and pace.ended(newest)
+
+    def _look(self, before: list[Found], pace: Pace) -> list[Found]:
+        """What lies there now; what lay there before, where the store can't be asked."""
+        try:
+            return checkpoints_at(self._url)
+        except OSError as error:
+            self._tell(f"warning: looking again in {pace.every:g} s: {error}")
+            return before
+
+    @contextmanager
+    def _moving(self, one: Found) -> Iterator[content.Moved]:
+        size = 0 if one.manifest is None else one.manifest.total_bytes
+        shown = self._progress and size >= _LONG
+        with progress_bar(total=size // 1_000_000, unit="MB", desc=one.name, shown=shown) as bar:
+
+            def moved(done: int) -> None:
+                bar.update(done // 1_000_000 - bar.n)
+
+            yield moved

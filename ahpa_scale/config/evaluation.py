@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an evaluation may be told, checked before anything heavy is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Literal, cast
+
+from ahpa_scale import storage
+from ahpa_scale.config.card import PLACEHOLDER
+from ahpa_scale.config.errors import choices
+from ahpa_scale.config.schema import parse_duration, parse_time
+
+METHODS = ("euler", "heun", "sde")
+KINDS = ("ema", "model")
+EXTRA = "pip install 'ahpa-scale[eval]'"
+_LEAST = {
+    "pictures": 1,
+    "bins": 1,
+    "batch_size": 1,
+    "samples": 2,
+    "steps": 1,
+    "guidance_scale": 1,
+    "seed": 0,
+}
+_POLL = 60.0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What to evaluate, and how.
+
+    Attributes:
+        checkpoints: a folder or URL of checkpoints, or one of them.
+        data: held-out latents, a folder or a URL.
+        out: folder or URL for rows, samples and the figure.
+        newest: only the newest checkpoint, not all that have no row.
+        follow: go on waiting for new ones.
+        every: time between two looks, such as ``1m``; None: a minute.
+        until: batch, such as ``400000ba``, with whose checkpoint following ends.
+        idle: time without a new checkpoint after which it ends.
+        weights: one of KINDS; None takes the averages where there are any.
+        pictures: at most so many of `data`; None: all.
+        bins: equal bins of t.
+        samples: pictures to generate and compare with the reference; None: none.
+        reference: folder of pictures.
+        reference_statistics: ``.npz`` with mu and sigma of Inception's features, local or a URL.
+        inception: torch-fidelity's weights file; None lets the library fetch it.
+        steps, method, guidance_scale, seed: of the sampler; None: as the run's samples.
+        batch_size: pictures per forward pass.
+        device: torch device.
+        progress: whether to show rate and time left on stderr.
+    """
+
+    checkpoints: str
+    data: str
+    out: str = "evaluation"
+    newest: bool = False
+    follow: bool = False
+    every: str | None = None
+    until: str | None = None
+    idle: str | None = None
+    weights: str | None = None
+    pictures: int | None = None
+    bins: int = 10
+    samples: int | None = None
+    reference: str | None = None
+    reference_statistics: str | None = None
+    inception: str | None = None
+    steps: int | None = None
+    method: str | None = None
+    guidance_scale: float | None = None
+    seed: int | None = None
+    batch_size: int = 64
+    device: str = "cpu"
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        problem = next(self._problems(), None)
+        if problem is not None:
+            raise ValueError(problem)
+
+    @property
+    def kind(self) -> Literal["ema", "model"] | None:
+        """The weights, as `checkpoint.weights` knows them."""
+        return cast("Literal['ema', 'model'] | None", self.weights)
+
+    @property
+    def poll_seconds(self) -> float:
+        """Between two looks."""
+        return _POLL if self.every is None else parse_duration(self.every)
+
+    @property
+    def idle_seconds(self) -> float | None:
+        """Without a new checkpoint; None: without end."""
+        return None if self.idle is None else parse_duration(self.idle)
+
+    @property
+    def last_batch(self) -> int | None:
+        """With whose checkpoint following ends; None: the run's own end."""
+        return None if self.until is None else int(parse_time(self.until)[0])
+
+    def _problems(self) -> Iterator[str]:
+        for name in ("checkpoints", "data", "out", "reference_statistics"):
+            place = getattr(self, name)
+            if place is not None and PLACEHOLDER in place:
+                yield f"put your own bucket in place of {PLACEHOLDER} in {place}"
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            # Written so that NaN fails too.
+            if value is not None and not value >= least:
+                yield f"{_option(name)} must be at least {least}, not {value}"
+        for name, known in (("method", METHODS), ("weights", KINDS)):
+            value = getattr(self, name)
+            if value is not None and value not in known:
+                yield f"unknown {_option(name)} {value!r}; {choices(value, known)}"
+        yield from self._times()
+        yield from self._judge()
+
+    def _times(self) -> Iterator[str]:
+        for name in ("every", "until", "idle"):
+            if getattr(self, name) is not None and not self.follow:
+                yield f"{_option(name)} belongs to --follow"
+        if self.until is not None and parse_time(self.until)[1] != "ba":
+            yield f"--until is {self.until!r}: give batches, such as 400000ba"
+        for name in ("every", "idle"):
+            if getattr(self, name) is not None:
+                parse_duration(getattr(self, name))
+
+    def _judge(self) -> Iterator[str]:
+        given = [n for n in ("reference", "reference_statistics") if getattr(self, n) is not None]
+        if self.samples is None:
+            for name in [*given, "inception"]:
+                if getattr(self, name) is not None:
+                    yield f"{_option(name)} belongs to --samples, the number of pictures to judge"
+            return
+        if len(given) != 1:
+            yield (
+                "--samples needs something to compare with: either --reference, a folder of "
+                "pictures, or --reference-statistics"
+            )
+        if find_spec("torch_fidelity") is None:
+            yield f"--samples needs torch-fidelity, which is not installed: {EXTRA}"
+        if self.inception is not None and not storage.local_path(self.inception).is_file():
+            yield f"--inception: there is no file {self.inception}"
+        if self.reference is not None and storage.is_remote(self.reference):
+            yield f"--reference is a local folder of pictures, not {self.reference}"
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

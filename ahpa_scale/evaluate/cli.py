@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `ahpa-scale evaluate`. Heavy imports wait inside it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Annotated, NoReturn, Optional
+
+import typer
+
+from ahpa_scale.stops import PREEMPTED
+
+Number = Optional[int]  # noqa: UP045
+Text = Optional[str]  # noqa: UP045
+
+
+def evaluate(
+    checkpoints: Annotated[
+        str, typer.Argument(help="A run's save_folder or one checkpoint: local path, s3:// ...")
+    ],
+    data: Annotated[str, typer.Option(help="Held-out latents: local folder, s3:// or gs:// URL.")],
+    out: Annotated[
+        str, typer.Option(help="Folder or URL for evaluation.jsonl, evaluation.png and samples.")
+    ] = "evaluation",
+    newest: Annotated[bool, typer.Option("--newest", help="Only the newest whole one.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Wait for new ones, until the run's last.")
+    ] = False,
+    every: Annotated[
+        Text, typer.Option(help="With --follow: time between two looks.", show_default="1m")
+    ] = None,
+    until: Annotated[
+        Text, typer.Option(help="With --follow: end with the checkpoint of this batch: 400000ba.")
+    ] = None,
+    idle: Annotated[
+        Text, typer.Option(help="With --follow: end after so long without a new one: 12h.")
+    ] = None,
+    weights: Annotated[
+        Text, typer.Option(help="'ema' or 'model'.", show_default="averages where there are any")
+    ] = None,
+    pictures: Annotated[
+        Number, typer.Option(help="At most so many held-out pictures.", show_default="all")
+    ] = None,
+    bins: Annotated[int, typer.Option(help="Equal bins of the noise level.")] = 10,
+    samples: Annotated[
+        Number, typer.Option(help="Generate so many pictures for FID and KID.", show_default="none")
+    ] = None,
+    reference: Annotated[
+        Text, typer.Option(help="With --samples: folder of real pictures.")
+    ] = None,
+    reference_statistics: Annotated[
+        Text, typer.Option(help="With --samples: .npz of mu and sigma instead; FID only.")
+    ] = None,
+    inception: Annotated[
+        Text, typer.Option(help="With --samples: Inception's weights.", show_default="fetched")
+    ] = None,
+    steps: Annotated[Number, typer.Option(help="Of the sampler.", show_default="the run's")] = None,
+    method: Annotated[
+        Text, typer.Option(help="euler, heun or sde.", show_default="the run's")
+    ] = None,
+    guidance_scale: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Classifier-free guidance.", show_default="the run's"),
+    ] = None,
+    seed: Annotated[
+        Number, typer.Option(help="Of samples' noise.", show_default="the run's")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Pictures per forward pass.")] = 64,
+    device: Annotated[str, typer.Option(help="Torch device, such as cpu or cuda:0.")] = "cpu",
+    progress: Annotated[bool, typer.Option(help="Show rate and time left of long work.")] = True,
+) -> None:
+    """Held-out loss, samples, FID and KID of each checkpoint that has no row yet.
+
+    Exit code 0: all are evaluated. 2: a mistake in the input. After 1 (a disk or a store failed)
+    and 79 (asked to leave) the same command goes on.
+    """
+    options = dict(locals())
+    from ahpa_scale.config.evaluation import Evaluation
+
+    wanted = Evaluation(**options)  # wrong options are refused before the slow imports
+    from ahpa_scale.evaluate import command
+
+    # Rows and figures are written whole or not at all, so it may leave wherever it is. Importing
+    # Composer set a handler of its own.
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        rows = command.evaluate(wanted, typer.echo, lambda text: typer.echo(text, err=True))
+    except command.CutShortError as error:
+        print(
+            f"error: {' '.join(str(error).split())}; the same command tries again", file=sys.stderr
+        )
+        raise typer.Exit(1) from None
+    typer.echo(f"{out}: {len(rows)} rows in evaluation.jsonl, {command.FIGURE}, {command.SAMPLES}/")
+
+
+def _leave(number: int, frame: object) -> NoReturn:
+    print(f"{signal.Signals(number).name}: leaving; the same command goes on", file=sys.stderr)
+    raise SystemExit(PREEMPTED)

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frechet and kernel Inception distance of generated pictures, by the library torch-fidelity.
+
+The library has the weights, resizing and formulas of the original TensorFlow code, which published
+numbers come from. For small pictures there are classifiers of our own in `reference`.
+
+Shapes: N generated and M real pictures, B batch, S the picture's side, F Inception's features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ahpa_scale import storage
+from ahpa_scale.data.sources import SUFFIXES, center_crop, open_image
+from ahpa_scale.progress import progress_bar
+
+FEATURES = 2048
+_EXTRACTOR, _LAYER = "inception-v3-compat", str(FEATURES)
+#: The library's own, fewer where there are fewer pictures.
+_KID_SUBSET = 1000
+
+
+@dataclass(frozen=True)
+class RealPictures:
+    """What generated pictures are compared with.
+
+    Attributes:
+        mean_F: of the real pictures' features, float32 as the library has it.
+        covariance_FF: float64.
+        features_MF: float32; None where only the statistics are known, so that there is no KID.
+    """
+
+    mean_F: NDArray[np.float32]
+    covariance_FF: NDArray[np.float64]
+    features_MF: Tensor | None = None
+
+    @classmethod
+    def of(cls, features_MF: Tensor) -> RealPictures:
+        """From real pictures' features."""
+        from torch_fidelity.metric_fid import fid_features_to_statistics
+
+        found = fid_features_to_statistics(features_MF)
+        return cls(found["mu"], found["sigma"], features_MF)
+
+    def distances(self, features_NF: Tensor) -> dict[str, float | None]:
+        """Of generated pictures.
+
+        Args:
+            features_NF: float32, on the CPU.
+
+        Returns:
+            ``fid`` (Heusel et al. 2017, arXiv 1706.08500) and ``kid`` (Binkowski et al. 2018, arXiv
+            1801.01401; the mean over the library's 100 subsets; None without real features).
+        """
+        from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+        from torch_fidelity.metric_kid import kid_features_to_metric
+
+        real = {"mu": self.mean_F, "sigma": self.covariance_FF}
+        made = fid_features_to_statistics(features_NF)
+        fid = fid_statistics_to_metric(made, real, verbose=False)["frechet_inception_distance"]
+        kid = None
+        if self.features_MF is not None:
+            subset = min(_KID_SUBSET, len(features_NF), len(self.features_MF))
+            kid = kid_features_to_metric(
+                features_NF, self.features_MF, kid_subset_size=subset, verbose=False
+            )["kernel_inception_distance_mean"]
+        return {"fid": fid, "kid": kid}
+
+
+class Inception:
+    """The library's Inception network.
+
+    Args:
+        weights: file of its weights; None fetches the library's, once, into torch's cache.
+        device: where it runs.
+
+    Raises:
+        ValueError: the file holds no such weights.
+        OSError: they can't be fetched.
+    """
+
+    def __init__(self, weights: str | None, device: torch.device) -> None:
+        from torch_fidelity.utils import create_feature_extractor
+
+        path = _fetched() if weights is None else storage.local_path(weights)
+        # The library unpickles whatever the file holds; so it gets only what needs no unpickling.
+        try:
+            torch.load(path, map_location="cpu", weights_only=True)
+            self._network = create_feature_extractor(
+                _EXTRACTOR,
+                [_LAYER],
+                cuda=False,
+                feature_extractor_weights_path=str(path),
+                verbose=False,
+            ).to(device)
+        except (RuntimeError, pickle.UnpicklingError, AttributeError, TypeError, EOFError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{path} holds no weights of Inception: {reason}") from None
+        self._device = device
+
+    @torch.no_grad()
+    def features(self, batches: Iterable[Tensor]) -> Tensor:
+        """Features of pictures that come in batches, uint8 [B, 3, S, S]: float32 [N, F], CPU."""
+        return torch.cat([self._network(each.to(self._device))[0].cpu() for each in batches])
+
+
+def read_statistics(url: str) -> RealPictures:
+    """Statistics as ADM and pytorch-fid publish them: ``.npz`` with ``mu`` and ``sigma``.
+
+    Args:
+        url: local path or URL.
+
+    Raises:
+        ValueError: it is no such file.
+        OSError: nothing is there, or the store can't be reached.
+    """
+    content = storage.read_bytes(url)
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+            mean_F, covariance_FF = stored["mu"], stored["sigma"]
+    except (ValueError, KeyError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{url} is no .npz with mu and sigma: {error}") from None
+    if mean_F.shape != (FEATURES,) or covariance_FF.shape != (FEATURES, FEATURES):
+        raise ValueError(
+            f"{url} has mu {list(mean_F.shape)} and sigma {list(covariance_FF.shape)}; Inception's "
+            f"statistics have {FEATURES} features"
+        )
+    return RealPictures(mean_F.astype(np.float32), covariance_FF.astype(np.float64))
+
+
+def weights_digest(weights: str | None) -> str:
+    """Tells Inception's weights apart; those that the library fetches bear it in their name."""
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    if weights is None:
+        return str(URL_INCEPTION_V3).rpartition("-")[2].partition(".")[0]
+    return _digest(storage.local_path(weights).read_bytes())[:8]
+
+
+def statistics_digest(url: str) -> str:
+    """Tells one file of statistics from another."""
+    return _digest(storage.read_bytes(url))
+
+
+class Folder:
+    """Real pictures of a folder and its sub-folders, cropped as `prepare` crops them.
+
+    Args:
+        root: local folder.
+        size: side that the pictures get.
+
+    Raises:
+        ValueError: there are not two pictures.
+    """
+
+    def __init__(self, root: str, size: int) -> None:
+        self._root, self._size = storage.local_path(root), size
+        sizes = storage.find(root)
+        self._names = sorted(name for name in sizes if name.lower().endswith(SUFFIXES))
+        if len(self._names) < 2:
+            kinds = ", ".join(suffix[1:] for suffix in SUFFIXES)
+            raise ValueError(f"{root} holds {len(self._names)} pictures ({kinds}); give a folder")
+        told = [f"{size}", *(f"{name} {sizes[name]}" for name in self._names)]
+        #: Of names and sizes.
+        self.digest = _digest("\n".join(told).encode())
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def batches(self, batch_size: int, shown: bool) -> Iterator[Tensor]:
+        """The pictures in order, uint8 [B, 3, S, S].
+
+        Raises:
+            ValueError: one is damaged; the line names it.
+        """
+        desc = "reference pictures"
+        with progress_bar(total=len(self), unit="picture", desc=desc, shown=shown) as bar:
+            for first in range(0, len(self), batch_size):
+                names = self._names[first : first + batch_size]
+                images = [center_crop(open_image(self._root / name), self._size) for name in names]
+                yield torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+                bar.update(len(names))
+
+
+def _fetched() -> Path:
+    """The library's weights in torch's cache."""
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    path = Path(torch.hub.get_dir(), "checkpoints", URL_INCEPTION_V3.rsplit("/", 1)[-1])
+    if not path.is_file():
+        os.makedirs(path.parent, exist_ok=True)
+        digits = weights_digest(None)
+        try:
+            # To a temporary name, compared with the digits of its hash, then renamed.
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), digits, progress=False)
+        except (OSError, RuntimeError) as error:
+            raise OSError(
+                f"cannot fetch {URL_INCEPTION_V3} ({error}): name a copy of it with --inception"
+            ) from None
+    return path
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
