@@ -74,7 +74,7 @@ image:
 
 # For Python 3.11 on x86_64, as the Dockerfile's base has it. Versions change only where they must.
 lock: $(STAMP)
-	$(BIN)/uv pip compile pyproject.toml --extra gcs --extra azure --extra hf --extra webdataset \
+	$(BIN)/uv pip compile pyproject.toml --extra gcs --extra azure --extra hf --extra webdataset --extra eval \
 	  --python-version 3.11 --python-platform x86_64-manylinux_2_31 --generate-hashes \
 	  --no-header --no-annotate --no-emit-index-url --quiet $(UPGRADE) \
 	  --output-file docker/requirements.lock

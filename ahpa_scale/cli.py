@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from ahpa_scale import checkpoint_cli
+from ahpa_scale import checkpoint_cli, console
 from ahpa_scale.evaluate import cli as evaluate_cli
 
 if TYPE_CHECKING:
@@ -237,9 +238,11 @@ def launch(
     else:
         placement = environment.from_environment(os.environ, nproc)
     words = arguments or []
-    command.check_run(placement, script, words)
+    config = command.check_run(placement, script, words)
     chosen = command.command_for(placement, script, words)
-    typer.echo(f"{placement.source}: {chosen}")
+    if not dry_run:
+        console.set_up(config.logging.format, rank=placement.rank, node=placement.node_rank)
+    console.say(f"{placement.source}: {chosen}", stream=sys.stdout)
     if dry_run:
         return
     if placement.master_addr is not None:
@@ -311,7 +314,8 @@ def main(arguments: list[str] | None = None) -> Any:
         return app(args=arguments)
     except (ValueError, OSError) as error:
         # A user can do nothing with a traceback; a message of several lines hides its point.
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        text = f"error: {' '.join(str(error).split())}"
+        console.say(text, level=logging.ERROR, fields={"exit_code": 2})
         sys.exit(2)
 
 

@@ -13,14 +13,13 @@ import logging
 import os
 import select
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ahpa_scale import storage
+from ahpa_scale import console, storage
 from ahpa_scale.stops import CUT_SHORT
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -168,7 +167,7 @@ def _leave_at_once(why: str) -> None:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    console.say(text, level=logging.WARNING)
 
 
 _registered = False

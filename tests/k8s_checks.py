@@ -17,6 +17,7 @@ from k8s_jobs import policy_problems, train_job_problems
 from k8s_manifests import Document, schema_problems
 from k8s_network import network_problems
 from k8s_pods import pod_problems, quantity, word_problems
+from k8s_probes import probe_problems
 
 from ahpa_scale.cli import app
 from ahpa_scale.config.errors import ConfigError
@@ -258,6 +259,7 @@ def _config(
         except ConfigError as error:
             yield f"configuration: {error}"
             return
+    yield from probe_problems(container, config)
     if not config.checkpoint.autoresume:
         yield "checkpoint.autoresume must be true: pods are started again"
     if not re.match("(s3|gs)://", config.checkpoint.save_folder or ""):

@@ -59,14 +59,19 @@ def _rendered(folder: Path) -> str:
     return done.stdout
 
 
+def rendered(folder: Path) -> list[Document]:
+    """All objects of a folder, as kustomize renders them."""
+    return [doc for doc in yaml.safe_load_all(_rendered(folder)) if doc]
+
+
 def overlay(name: str) -> list[Document]:
     """All objects of an overlay, as kustomize renders them."""
-    return [doc for doc in yaml.safe_load_all(_rendered(K8S / "overlays" / name)) if doc]
+    return rendered(K8S / "overlays" / name)
 
 
 def base() -> list[Document]:
     """All objects of the base, as kustomize renders them."""
-    return [doc for doc in yaml.safe_load_all(_rendered(K8S / "base")) if doc]
+    return rendered(K8S / "base")
 
 
 def schema_problems(doc: Document, versions: tuple[str, ...] = VERSIONS) -> Iterator[str]:

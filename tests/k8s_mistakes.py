@@ -12,8 +12,10 @@ GONE = object()
 _POD = "spec.template.spec"
 _MAIN = f"{_POD}.containers.0"
 _RULES = "spec.podFailurePolicy.rules"
-_SERVICE = "Service"
+_SERVICE = "Service ahpa-scale"
 _DENY, _RANKS = "NetworkPolicy ahpa-scale", "NetworkPolicy ahpa-scale-ranks"
+_SCRAPED, _SCRAPER = "Service ahpa-scale-metrics", "NetworkPolicy ahpa-scale-metrics"
+_SPACES = "spec.ingress.0.from.0.namespaceSelector"
 
 #: Object, path, value that is planted, and what the refusal must name. Numbers index lists; a path
 #: that ends in `+` appends.
@@ -85,6 +87,35 @@ MISTAKES: list[tuple[str, str, Any, str]] = [
     (_DENY, "spec.egress.0", GONE, "names"),
     (_DENY, "spec.egress.1", GONE, "stores"),
     (_DENY, "spec.egress.1.ports", GONE, "opens everything"),
+    # Metrics and probes.
+    ("Job", f"{_MAIN}.args.13", "logging.metrics_port=9401", "logging.metrics_port is 9401"),
+    ("Job", f"{_MAIN}.args.13", "logging.metrics_port=null", "logging.metrics_port is None"),
+    ("Job", f"{_MAIN}.args.12", "logging.format=jsonl", "logging.format"),
+    ("Job", f"{_MAIN}.args.+", "watch.hang=null", "never fails"),
+    ("Job", f"{_MAIN}.ports.2.containerPort", 9090, "port metrics is (9090"),
+    ("Job", f"{_MAIN}.ports.2", GONE, "port metrics is None"),
+    ("Job", f"{_MAIN}.startupProbe", GONE, "startupProbe is missing"),
+    ("Job", f"{_MAIN}.startupProbe.failureThreshold", 30, "kills after 300 s"),
+    ("Job", f"{_MAIN}.livenessProbe", GONE, "livenessProbe is missing"),
+    ("Job", f"{_MAIN}.livenessProbe.httpGet.path", "/health", "must get /healthz"),
+    ("Job", f"{_MAIN}.livenessProbe.httpGet.port", "rendezvous", "must get /healthz"),
+    ("Job", f"{_MAIN}.livenessProbe.httpGet.scheme", "HTTPS", "TLS"),
+    ("Job", f"{_MAIN}.livenessProbe.failureThreshold", 1, "kills after 60 s"),
+    ("Job", f"{_MAIN}.livenessProbe.timeoutSeconds", GONE, "timeoutSeconds 1"),
+    ("Job", f"{_MAIN}.livenessProbe.failureThresholds", 5, "failureThresholds"),
+    ("Job", f"{_MAIN}.readinessProbe", {"httpGet": {"port": "metrics"}}, "readinessProbe"),
+    (_SCRAPED, "spec.selector.app.kubernetes.io/component", "ranks", "selector"),
+    (_SCRAPED, "spec.ports.0.port", 9401, "its one port"),
+    (_SCRAPED, "spec.ports.0.targetPort", "metric", "its one port"),
+    (_SCRAPED, "spec.clusterIP", GONE, "each pod is read"),
+    (_SCRAPED, "metadata.name", "metrics", "0 Services"),
+    (_SCRAPER, "spec.ingress.0.ports.0.port", 29500, "others than the ranks"),
+    (_SCRAPER, "spec.ingress.0.ports", GONE, "others than the ranks"),
+    (_SCRAPER, "spec.ingress.0.ports.0.endPort", 9500, "others than the ranks"),
+    (_SCRAPER, _SPACES, {}, "others than the ranks"),
+    (_SCRAPER, f"{_SPACES}.matchLabels", {"team": "ops"}, "others than the ranks"),
+    (_SCRAPER, "spec.ingress.0.from.+", {"podSelector": {}}, "others than the ranks"),
+    (_SCRAPER, "spec.ingress.0", GONE, "0 rules let a namespace in"),
     # Security.
     ("Namespace", "metadata.labels.pod-security.kubernetes.io/enforce", "baseline", "restricted"),
     ("Job", f"{_POD}.hostNetwork", True, "hostNetwork"),

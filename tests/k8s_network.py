@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from k8s_checks import Work
 
 PORT = 29500
+#: Finds the pods for Prometheus; every overlay has it.
+METRICS = "ahpa-scale-metrics"
+_SPACE = "kubernetes.io/metadata.name"
 
 
 def network_problems(docs: list[dict[str, Any]], works: list[Work]) -> Iterator[str]:
@@ -17,6 +20,7 @@ def network_problems(docs: list[dict[str, Any]], works: list[Work]) -> Iterator[
     ranks = [work for work in works if work.spec["containers"][0]["args"][1:2] == ["launch"]]
     for work in ranks:
         yield from _names(docs, work)
+        yield from _metrics(docs, work)
         yield from _budget(docs, work)
         yield from _policies(docs, work)
 
@@ -24,6 +28,7 @@ def network_problems(docs: list[dict[str, Any]], works: list[Work]) -> Iterator[
 def _names(docs: list[dict[str, Any]], work: Work) -> Iterator[str]:
     """The Service that gives pods their host names; a JobSet makes one by itself."""
     services = [doc for doc in docs if doc["kind"] == "Service"]
+    services = [service for service in services if service["metadata"]["name"] != METRICS]
     if work.owner["kind"] != "Job":
         if services or "subdomain" in work.spec:
             yield f"{work.title}: a Service or subdomain beside that of the JobSet"
@@ -50,6 +55,46 @@ def _names(docs: list[dict[str, Any]], work: Work) -> Iterator[str]:
             yield f"Service {subdomain}: port {port['name']} is not the pod's {target}"
     if {(p["port"], p["protocol"]) for p in spec["ports"]} != {(PORT, "TCP"), (PORT, "UDP")}:
         yield f"Service {subdomain}: ports must be {PORT} by TCP, and by UDP for the watch"
+
+
+def _metrics(docs: list[dict[str, Any]], work: Work) -> Iterator[str]:
+    """The Service that Prometheus finds the pods by."""
+    found = [d for d in docs if d["kind"] == "Service" and d["metadata"]["name"] == METRICS]
+    if len(found) != 1:
+        yield f"{len(found)} Services {METRICS}"
+        return
+    spec = found[0]["spec"]
+    if not spec.get("selector") or spec["selector"].items() - work.labels.items():
+        yield f"Service {METRICS}: selector does not select the pods"
+    if spec.get("clusterIP") != "None":
+        yield f"Service {METRICS}: clusterIP must be None: each pod is read, and not one of them"
+    port = _metrics_port(work)
+    wanted = [{"name": "metrics", "port": port, "targetPort": "metrics", "protocol": "TCP"}]
+    if spec["ports"] != wanted:
+        yield f"Service {METRICS}: its one port must be the pod's, metrics, {port}"
+
+
+def _metrics_port(work: Work) -> int | None:
+    ports = work.spec["containers"][0].get("ports", [])
+    return next((one["containerPort"] for one in ports if one["name"] == "metrics"), None)
+
+
+def _others(rules: list[dict[str, Any]], work: Work) -> Iterator[str]:
+    """Who gets in beside the ranks: one namespace, to the port of the metrics alone."""
+    wanted = [{"protocol": "TCP", "port": _metrics_port(work)}]
+    scrapers = [r for r in rules if r.get("ports") == wanted and _one_space(r.get("from", []))]
+    if len(scrapers) != 1:
+        yield f"NetworkPolicy: ingress: {len(scrapers)} rules let a namespace in to the metrics"
+    if len(rules) != len(scrapers):
+        yield "NetworkPolicy: ingress: others than the ranks get in"
+
+
+def _one_space(peers: list[dict[str, Any]]) -> bool:
+    """Whether these are one namespace, by its name."""
+    if len(peers) != 1 or peers[0].keys() != {"namespaceSelector"}:
+        return False
+    selector = peers[0]["namespaceSelector"]
+    return selector.keys() == {"matchLabels"} and selector["matchLabels"].keys() == {_SPACE}
 
 
 def _budget(docs: list[dict[str, Any]], work: Work) -> Iterator[str]:
@@ -86,8 +131,8 @@ def _policies(docs: list[dict[str, Any]], work: Work) -> Iterator[str]:
         for port, protocol in ((PORT, "TCP"), (PORT, "UDP"), (32768, "TCP"), (60999, "TCP")):
             if not any(_open(rule, port, protocol) for rule in among):
                 yield f"NetworkPolicy: {way}: {protocol} {port} is closed between the ranks"
-        if way == "ingress" and len(rules) != len(among):
-            yield "NetworkPolicy: ingress: others than the ranks get in"
+        if way == "ingress":
+            yield from _others([rule for rule in rules if rule not in among], work)
     out = [rule for policy in mine for rule in policy.get("egress", [])]
     for what, port, protocol in (
         ("names", 53, "UDP"),

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,11 +45,13 @@ class Pod:
         name: of its container.
         folder: where its volumes lie, each under its name.
         grace: seconds between SIGTERM and SIGKILL.
+        container: of its specification.
     """
 
     name: str
     folder: Path
     grace: int
+    container: Mapping[str, Any]
 
     def exit_code(self) -> int | None:
         """What it ended with; None while it runs."""
@@ -62,6 +66,32 @@ class Pod:
         """What kubelet would keep of a pod that failed."""
         lines, size = _MESSAGE
         return "\n".join(self.log().splitlines()[-lines:])[-size:]
+
+    def get(self, port: str, path: str) -> tuple[int, str]:
+        """What it answers to a request by HTTP: status and text; (0, why) where it doesn't.
+
+        Args:
+            port: name of one of the container's ports.
+            path: of the page.
+        """
+        (number,) = (p["containerPort"] for p in self.container["ports"] if p["name"] == port)
+        networks = podman("inspect", "--format", "{{json .NetworkSettings.Networks}}", self.name)
+        ((_, network),) = json.loads(networks).items()
+        try:
+            with urllib.request.urlopen(
+                f"http://{network['IPAddress']}:{number}{path}", timeout=10
+            ) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError as error:
+            return 0, str(error)
+
+    def probe(self, name: str) -> int:
+        """Does one probe of the specification, and returns the status."""
+        probe = self.container[name]["httpGet"]
+        assert probe.keys() == {"path", "port"}, probe
+        return self.get(**probe)[0]
 
     def kill(self) -> None:
         """As when memory runs out."""
@@ -106,8 +136,9 @@ class Node:
         Raises:
             AssertionError: the specification asks for something that is not done here.
         """
-        pod = Pod(name, self.folder / name, spec["terminationGracePeriodSeconds"])
         (container,) = spec["containers"]
+        grace = spec["terminationGracePeriodSeconds"]
+        pod = Pod(name, self.folder / name, grace, container)
         aliases = [hostname, f"{hostname}.{spec['subdomain']}"]
         words = ["--name", name, "--hostname", hostname, "--network", self.network]
         words += [word for alias in aliases for word in ("--network-alias", alias)]
@@ -125,7 +156,8 @@ class Node:
         _refuse_unknown(
             container,
             {"args", "env", "envFrom", "image", "name", "resources", "securityContext"},
-            {"volumeMounts"},
+            # Probes are done by the tests, when they want to know.
+            {"volumeMounts", "startupProbe", "livenessProbe"},
         )
         podman("run", "--detach", *words, container["image"], *container["args"])
         return pod

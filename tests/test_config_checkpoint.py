@@ -11,7 +11,7 @@ import pytest
 
 from ahpa_scale.checkpoint.retention import Retention
 from ahpa_scale.config import main
-from ahpa_scale.config.checkpoints import build_saver
+from ahpa_scale.config.checkpoints import Start, build_saver
 
 SAVED = "checkpoint.save_folder=saved"
 
@@ -31,12 +31,12 @@ def test_what_would_do_nothing_is_refused(overrides, words, complaint):
 
 def test_what_is_kept_reaches_the_saver(load):
     config = load(SAVED, "checkpoint.keep=2", "checkpoint.keep_every=8ba")
-    (saver,) = build_saver(config, {"wandb": "abc"}, None, None)
+    (saver,) = build_saver(config, Start(), {"wandb": "abc"}, None, None)
     assert saver.folder == "saved"
     assert saver.retention == Retention(keep=2, every=8)
     assert saver.description.run_name == config.run_name
     assert saver.description.loggers == {"wandb": "abc"}
-    assert build_saver(load("checkpoint.save_folder=null"), {}, None, None) == []
+    assert build_saver(load("checkpoint.save_folder=null"), Start(), {}, None, None) == []
 
 
 def test_the_grace_time_reaches_the_listener(load, monkeypatch):

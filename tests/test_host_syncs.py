@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import ahpa_scale
 from ahpa_scale.algorithms import AHPA, EMA, GradClip, Guard
 from ahpa_scale.algorithms.guard import Spikes
-from ahpa_scale.callbacks import MetricsFile, ProgressBar
+from ahpa_scale.callbacks import MetricsFile, ProgressBar, Prometheus
+from ahpa_scale.exporter import Board
 
 OURS = str(Path(ahpa_scale.__file__).parent)
 # What reaches the dispatcher, and what Python's methods do without it on the CPU.
@@ -106,14 +108,16 @@ class PerBatch(LoggerDestination):
 def count(make_generator, make_trainer, tmp_path):
     """Trains six batches, of which the third and the sixth are logged; counts each of them."""
 
-    def train(*algorithms: Any, micro: int = 8, model: Any = None) -> list[Reads]:
+    def train(
+        *algorithms: Any, micro: int = 8, model: Any = None, further: Sequence[Any] = ()
+    ) -> list[Reads]:
         model, per_batch = model or make_generator(), PerBatch()
         loggers = [MetricsFile(tmp_path, f"{EVERY}ba"), ProgressBar(stream=io.StringIO())]
         trainer = make_trainer(
             model,
             algorithms=[*algorithms, GradClip(1.0, log_interval=f"{EVERY}ba"), EMA(decay=0.9)],
             optimizers=torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True),
-            loggers=[*loggers, per_batch],
+            loggers=[*loggers, *further, per_batch],
             device_train_microbatch_size=micro,
             max_duration=f"{2 * EVERY}ba",
         )
@@ -188,3 +192,11 @@ def test_the_guard_reads_once_a_batch_however_many_micro_batches(count):
         guarded = quiet(count(Guard(spikes=Spikes(), time_limit=1e9), micro=micro))
         for with_, plain in zip(guarded, without, strict=True):
             assert with_ - plain == {("algorithms/guard/guard.py", "tolist"): 1}
+
+
+def test_what_is_served_to_prometheus_costs_no_read_in_any_batch(count):
+    board = Board()
+    served = count(ahpa(), further=[Prometheus(board, 1, peak=1e12)])
+    assert served == count(ahpa())
+    assert board.batch == 2 * EVERY
+    assert board.losses.keys() == {"total", "flow", "alignment"}

@@ -43,7 +43,7 @@ def test_the_lock_holds_what_the_package_asks_for():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     wanted = [*project["dependencies"]]
-    wanted += [one for name in ("gcs", "azure", "hf", "webdataset") for one in extras[name]]
+    wanted += [one for name in ("gcs", "azure", "hf", "webdataset", "eval") for one in extras[name]]
     for requirement in map(Requirement, wanted):
         version = locked().get(canonicalize_name(requirement.name))
         assert version is not None, f"{requirement}: make lock"

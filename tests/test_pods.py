@@ -108,6 +108,18 @@ def assert_no_secret(job: IndexedJob) -> None:
         assert not [text for text in texts if SECRET.encode() in text or KEY.encode() in text]
 
 
+def assert_watched(job: IndexedJob) -> None:
+    """Probes pass, Prometheus' page tells of the training, and every line of ours is an object."""
+    for index, pod in job.pods.items():
+        assert (pod.probe("startupProbe"), pod.probe("livenessProbe")) == (200, 200)
+        status, page = pod.get("metrics", "/metrics")
+        assert status == 200
+        assert "ahpa_batch " in page
+        lines = [json.loads(line) for line in pod.log().splitlines() if line.startswith("{")]
+        assert lines
+        assert {line["node"] for line in lines} == {index}
+
+
 def finish(job: IndexedJob) -> dict[int, dict[str, float]]:
     """Runs a job to its good end, and returns its losses."""
     job.run()
@@ -146,6 +158,7 @@ def test_a_pod_is_killed_and_both_go_on(store, make_job, undisturbed):
 def test_a_pod_is_evicted_and_saves_before_its_grace_is_over(store, make_job, undisturbed):
     job = make_job()
     job.run(until=lambda: len(store.batches()) >= 1)
+    assert_watched(job)
     before = store.batches()[-1]
     begun = time.monotonic()
     job.evict(1)

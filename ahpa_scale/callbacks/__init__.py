@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .heartbeat import Heartbeat as Heartbeat
     from .metrics_file import MetricsFile as MetricsFile
     from .progress import ProgressBar as ProgressBar
+    from .prometheus import Prometheus as Prometheus
     from .router_figure import RouterFigure as RouterFigure
     from .sample_grid import SampleGrid as SampleGrid
     from .summary import RunSummary as RunSummary
@@ -21,6 +22,7 @@ _HOME = {
     "Heartbeat": ".heartbeat",
     "MetricsFile": ".metrics_file",
     "ProgressBar": ".progress",
+    "Prometheus": ".prometheus",
     "RouterFigure": ".router_figure",
     "RunSummary": ".summary",
     "SampleGrid": ".sample_grid",
@@ -32,6 +34,7 @@ __all__ = [
     "Heartbeat",
     "MetricsFile",
     "ProgressBar",
+    "Prometheus",
     "RouterFigure",
     "RunSummary",
     "SampleGrid",

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 
 from composer.core import Callback, State
@@ -14,6 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from ahpa_scale import console
 from ahpa_scale.algorithms.ema import EMA
 from ahpa_scale.algorithms.zero import ZeroFront
 from ahpa_scale.callbacks.common import writes_files
@@ -60,7 +60,7 @@ class EngineLine(Callback):
         self.memory = memory(state)
         self.text = self._line(state)
         if writes_files():
-            print(self.text, file=sys.stderr, flush=True)
+            console.say(self.text, fields={"engine": self.engine, "bytes": self.memory})
 
     def _line(self, state: State) -> str:
         mesh = _mesh(state.model)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Marks every event of Composer's loop for the watch over the ranks."""
+"""Marks every event of Composer's loop for the watch over the ranks, and for /healthz."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Heartbeat(Callback):
     """Notes each event that the main thread passes: no host sync, no collective.
 
     Args:
-        pulse: what the watch's thread reads.
+        pulse: what other threads read.
     """
 
     def __init__(self, pulse: Pulse) -> None:

@@ -6,14 +6,15 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections import deque
 from typing import Any, TextIO
 
 from composer.core import State, TimeUnit
 from composer.loggers import Logger, LoggerDestination
 from tqdm import tqdm
 
+from ahpa_scale import console
 from ahpa_scale.callbacks.common import writes_files
+from ahpa_scale.callbacks.speed import Speed
 
 _LOSS = "loss/train/total"
 
@@ -21,8 +22,8 @@ _LOSS = "loss/train/total"
 class ProgressBar(LoggerDestination):
     """Shows batch n of N, loss, images per second and time left, on rank 0.
 
-    The loss is the value that Composer has already brought to the host for its loggers. Speed is
-    that of the last 50 batches, evaluations and sampling included.
+    The loss is the value that Composer has already brought to the host for its loggers. Where lines
+    are JSON there is no bar.
 
     Args:
         seconds: time between two lines where the stream is not a terminal.
@@ -37,7 +38,7 @@ class ProgressBar(LoggerDestination):
         self._loss: float | None = None
         self._bar: tqdm[Any] | None = None
         self._last_line = 0.0
-        self._recent: deque[tuple[float, int, int]] = deque(maxlen=51)  # time, batches, images
+        self._speed = Speed()
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Note the loss as it comes by."""
@@ -47,11 +48,10 @@ class ProgressBar(LoggerDestination):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         del logger
-        self._recent.clear()
-        self._note(state)
+        self._speed.start(state)
         self._last_line = time.monotonic()
         out = self.stream or sys.stderr
-        if writes_files() and out.isatty():
+        if writes_files() and out.isatty() and not console.is_json():
             self._bar = tqdm(
                 total=batches_in_total(state),
                 initial=state.timestamp.batch.value,
@@ -63,7 +63,7 @@ class ProgressBar(LoggerDestination):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         del logger
-        self._note(state)
+        self._speed.note(state)
         if not writes_files():
             return
         if self._bar is not None:
@@ -84,10 +84,6 @@ class ProgressBar(LoggerDestination):
             self._bar.close()
             self._bar = None
 
-    def _note(self, state: State) -> None:
-        now = state.timestamp
-        self._recent.append((time.monotonic(), now.batch.value, now.sample.value))
-
     def _show_bar(self, bar: tqdm[Any], state: State) -> None:
         bar.total = batches_in_total(state)
         bar.set_postfix_str(self._words(state), refresh=False)
@@ -97,19 +93,21 @@ class ProgressBar(LoggerDestination):
         done, total = state.timestamp.batch.value, batches_in_total(state)
         share = "" if total is None else f"/{total} ({100 * done / total:.1f} %)"
         line = f"batch {done}{share} {self._words(state)}"
-        print(line.rstrip(), file=self.stream or sys.stderr, flush=True)
+        speed = self._speed.images_per_second
+        fields = {"batch": done, "of": total, "loss": self._loss, "images_per_second": speed}
+        console.say(line.rstrip(), stream=self.stream, fields=fields)
         self._last_line = time.monotonic()
 
     def _words(self, state: State) -> str:
         """Loss, speed and time left, as far as they are known."""
         words = [] if self._loss is None else [f"loss {self._loss:.4f}"]
-        first, last = self._recent[0], self._recent[-1]
-        span = last[0] - first[0]
-        if span > 0 and last[1] > first[1]:
-            words.append(f"{(last[2] - first[2]) / span:.1f} images/s")
-            total = batches_in_total(state)
-            if total is not None:
-                left = max(0, total - last[1]) * span / (last[1] - first[1])
+        speed = self._speed.images_per_second
+        if speed is not None:
+            words.append(f"{speed:.1f} images/s")
+        total = batches_in_total(state)
+        if total is not None:
+            left = self._speed.seconds_for(max(0, total - state.timestamp.batch.value))
+            if left is not None:
                 words.append(f"left {tqdm.format_interval(left)}")
         return ", ".join(words)
 

@@ -11,6 +11,7 @@ from typing import TextIO
 from composer.core import Callback, State
 from composer.loggers import Logger
 
+from ahpa_scale import console
 from ahpa_scale.callbacks.common import (
     EVALUATION_FILE,
     METRICS_FILE,
@@ -49,9 +50,10 @@ class RunSummary(Callback):
 
     def close(self, state: State, logger: Logger) -> None:
         """Print: after the loggers, the progress bar among them, have had their last word."""
-        del state, logger
+        del logger
         if self._done and writes_files():
-            print(self.line(), file=self.stream or sys.stdout, flush=True)
+            fields = {"batch": state.timestamp.batch.value}
+            console.say(self.line(), stream=self.stream or sys.stdout, fields=fields)
         self._done = False
 
     def line(self) -> str:

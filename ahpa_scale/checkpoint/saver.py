@@ -62,6 +62,7 @@ class Saver(Callback):
         description: what the manifests say of the run.
         alive: called every second while the main thread waits for an upload.
         requests: a checkpoint is saved when all ranks have agreed that one was asked for.
+        saved_at: when the checkpoint was saved that the run goes on from, in seconds since 1970.
 
     Raises:
         CheckpointError: at the end of training, the last checkpoint could not be written.
@@ -76,6 +77,7 @@ class Saver(Callback):
         description: Description | None = None,
         alive: Callable[[], None] | None = None,
         requests: Requests | None = None,
+        saved_at: float | None = None,
     ) -> None:
         self.folder = folder
         self.retention = retention or Retention()
@@ -91,6 +93,8 @@ class Saver(Callback):
         self._requests = requests or Requests()
         #: Batches trained at the newest checkpoint that is in its place; 0 without one.
         self.last_saved_batch = 0
+        #: When it came there, in seconds since 1970; None without one.
+        self.last_saved_at = saved_at
 
     def init(self, state: State, logger: Logger) -> None:
         """Every rank joins the group that only uploads talk over."""
@@ -172,9 +176,11 @@ class Saver(Callback):
             text = f"{checkpoint_name(manifest.batch)} was not saved: {error}"
             _warn(text)
             raise CheckpointError(text) from error
-        self.last_saved_batch = manifest.batch
+        self.last_saved_batch, self.last_saved_at = manifest.batch, time.time()
         took = time.monotonic() - begun
-        _log.info("checkpoints: %s saved in %.1f s", checkpoint_name(manifest.batch), took)
+        told = {"batch": manifest.batch, "seconds": took}
+        name = checkpoint_name(manifest.batch)
+        _log.info("checkpoints: %s saved in %.1f s", name, took, extra=told)
 
 
 def _manifest(state: State, description: Description) -> Manifest:

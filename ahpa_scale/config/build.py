@@ -3,17 +3,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import wandb
 from composer import Trainer
 from composer.core import Algorithm, Callback
 from composer.devices import Device
-from composer.loggers import LoggerDestination, WandBLogger
 from composer.optim import ComposerScheduler, ConstantScheduler, ConstantWithWarmupScheduler
 from composer.utils import dist, get_device, reproducibility
 
@@ -21,17 +17,14 @@ from ahpa_scale.algorithms import EMA, Guard
 from ahpa_scale.algorithms.guard import Spikes
 from ahpa_scale.callbacks import (
     EngineLine,
-    MetricsFile,
-    ProgressBar,
     RouterFigure,
     RunSummary,
     SampleGrid,
-    TensorBoard,
 )
 from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.config.alignment import build_alignment
 from ahpa_scale.config.card import check_vae_weights
-from ahpa_scale.config.checkpoints import Start, build_saver, find_start
+from ahpa_scale.config.checkpoints import build_saver, find_start
 from ahpa_scale.config.engine import (
     build_engine,
     composer_precision,
@@ -40,9 +33,11 @@ from ahpa_scale.config.engine import (
 )
 from ahpa_scale.config.errors import ConfigError
 from ahpa_scale.config.levels import alignment_groups, stored_levels
+from ahpa_scale.config.loggers import build_loggers
 from ahpa_scale.config.schema import Config, parse_duration, parse_time
 from ahpa_scale.data.card import DatasetCard
 from ahpa_scale.data.stream import build_loader
+from ahpa_scale.exporter import Board
 from ahpa_scale.models.dit import build_dit
 from ahpa_scale.models.generator import DiffusionGenerator
 from ahpa_scale.models.vae import FrozenVAE
@@ -56,6 +51,7 @@ def build_trainer(
     *,
     alive: Callable[[], None] | None = None,
     requests: Requests | None = None,
+    board: Board | None = None,
 ) -> Trainer:
     """Builds the Trainer of one run.
 
@@ -65,6 +61,7 @@ def build_trainer(
         callbacks: further callbacks, after those that the configuration asks for.
         alive: called while the run waits for an upload.
         requests: what the run is asked from outside.
+        board: what is served of the run's numbers.
 
     Raises:
         ConfigError: the VAE's weights are not those that made the data, or a checkpoint that
@@ -91,11 +88,11 @@ def build_trainer(
             algorithms=build_algorithms(config, card, device, requests),
             callbacks=[
                 *start.callbacks(),
-                *build_saver(config, tracker_ids, alive, requests),
+                *build_saver(config, start, tracker_ids, alive, requests),
                 *_build_callbacks(config, card, generator, vae),
                 *callbacks,
             ],
-            loggers=_build_loggers(config, start, tracker_ids),
+            loggers=build_loggers(config, start, tracker_ids, generator.dit, board),
             device=device,
             precision=composer_precision(config, device),
             device_train_microbatch_size=config.device_train_microbatch_size,
@@ -253,37 +250,3 @@ def _build_callbacks(
     callbacks.append(RouterFigure(config.output_dir, config.logging.router_interval))
     callbacks.append(RunSummary(config.output_dir, config.checkpoint.save_folder))
     return callbacks
-
-
-def _build_loggers(
-    config: Config, start: Start, tracker_ids: Mapping[str, str]
-) -> Sequence[LoggerDestination]:
-    chosen, output_dir = config.logging, Path(config.output_dir)
-    loggers: list[LoggerDestination] = [
-        MetricsFile(output_dir, chosen.interval, chosen.router_interval)
-    ]
-    if chosen.progress_bar:
-        loggers.append(ProgressBar())
-    if chosen.tensorboard:
-        # Losses bear the number of the batch before theirs.
-        purge_step = None if start.batch is None else start.batch + 1
-        loggers.append(TensorBoard(output_dir / "tensorboard", purge_step))
-    if chosen.wandb:
-        loggers.append(_wandb(config, output_dir, tracker_ids["wandb"]))
-    return loggers
-
-
-def _wandb(config: Config, output_dir: Path, run_id: str) -> WandBLogger:
-    # Without a key wandb would stop and ask; a job at night has nobody to answer.
-    if wandb.api.api_key is None:
-        os.environ.setdefault("WANDB_MODE", "offline")
-    return WandBLogger(
-        project=config.logging.wandb_project,
-        name=config.run_name,
-        init_kwargs={
-            "dir": str(output_dir),
-            "config": config.model_dump(mode="json"),
-            "id": run_id,
-            "resume": "allow",
-        },
-    )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from composer.utils import dist
@@ -39,6 +40,13 @@ class Start:
     def batch(self) -> int | None:
         """Batches trained by this run already; None for a new one."""
         return self.source.manifest.batch if self.source and self.same_run else None
+
+    @property
+    def saved_at(self) -> float | None:
+        """When this run's checkpoint was saved, in seconds since 1970; None for a new run."""
+        if self.batch is None or self.source is None:
+            return None
+        return datetime.fromisoformat(self.source.manifest.created).timestamp()
 
     def tracker_id(self, name: str) -> str:
         """The id under which a tracker knows this run: the old one, or a new one."""
@@ -77,6 +85,7 @@ def find_start(config: Config) -> Start:
 
 def build_saver(
     config: Config,
+    start: Start,
     loggers: dict[str, str],
     alive: Callable[[], None] | None,
     requests: Requests | None,
@@ -99,5 +108,6 @@ def build_saver(
             ),
             alive=alive,
             requests=requests,
+            saved_at=start.saved_at,
         )
     ]

@@ -8,6 +8,8 @@ it runs as part of loading. `check_data` compares the configuration with a data 
 
 from __future__ import annotations
 
+import os
+
 from ahpa_scale.config.card import check_data, read_data_card
 from ahpa_scale.config.defaults import default_tap
 from ahpa_scale.config.engine_checks import check_engine, world_size
@@ -144,6 +146,10 @@ def _check_run(config: Config) -> None:
         )
     if config.checkpoint.keep == 0:
         raise config_error(config, "checkpoint.keep", "0 would keep none; the least is 1, -1: all")
+    port = config.logging.metrics_port
+    if port is not None and str(port) == os.environ.get("MASTER_PORT"):
+        problem = f"ranks meet at TCP port {port}, MASTER_PORT; name another one"
+        raise config_error(config, "logging.metrics_port", problem)
     if config.ema.half_life is not None and config.ema.decay is not None:
         raise config_error(
             config, "ema.half_life", "give either ema.half_life or ema.decay, not both"

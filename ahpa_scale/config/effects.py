@@ -101,7 +101,9 @@ def _idle(config: Config) -> Iterator[Idle]:
     yield from (Idle(*one) for one in idle_keys(config))
     yield from _idle_guard(config)
     if not config.watch.enabled:
-        names, why = ("silence", "hang", "port"), "watch.enabled is false"
+        names, why = ["silence", "port"], "watch.enabled is false"
+        if config.logging.metrics_port is None:
+            names.append("hang")  # /healthz goes by it
         yield from (Idle(f"watch.{name}", "watch.enabled", why) for name in names)
     if not config.logging.wandb:
         yield Idle("logging.wandb_project", "logging.wandb", "logging.wandb is false")

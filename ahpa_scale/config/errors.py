@@ -6,12 +6,14 @@ right.
 from __future__ import annotations
 
 import difflib
+import logging
 import os
-import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
+
+from ahpa_scale import console
 
 COMMAND_LINE = "command line"
 _YIELD_SECONDS = 5.0
@@ -29,6 +31,10 @@ class ConfigError(ValueError):
     def __init__(self, source: str, key: str, problem: str) -> None:
         self.source, self.key, self.problem = source, key, one_line(problem)
         super().__init__(": ".join(part for part in (source, key, self.problem) if part))
+
+
+class HostError(ValueError):
+    """A mistake that other hosts need not share, so that its own rank says it."""
 
 
 def one_line(text: str) -> str:
@@ -67,17 +73,23 @@ def exit_on_user_error() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        leave(str(error), 2)
+        leave(str(error), 2, shared=not isinstance(error, HostError))
 
 
-def leave(problem: str, exit_code: int) -> NoReturn:
+def leave(problem: str, exit_code: int, *, shared: bool = True) -> NoReturn:
     """Say once for all ranks why they all end, in one line on stderr, and end this one.
+
+    Args:
+        problem: why.
+        exit_code: of this process.
+        shared: whether all ranks have it; if not, this one says it, whichever it is.
 
     Raises:
         SystemExit: with the exit code.
     """
-    if speaks_for_all_ranks():
-        print(f"error: {one_line(problem)}", file=sys.stderr, flush=True)
+    if speaks_for_all_ranks() or not shared:
+        text = f"error: {one_line(problem)}"
+        console.say(text, level=logging.ERROR, fields={"exit_code": exit_code})
     else:
         # Composer's launcher ends all ranks when one fails and takes the first rank's exit code:
         # rank 0 must have left with its own before another rank's end gets it killed.

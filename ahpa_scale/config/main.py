@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ahpa_scale import storage
+from ahpa_scale import console, storage
 from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.find import holds_checkpoints
 from ahpa_scale.config.card import check_data, read_data_card
@@ -18,9 +18,11 @@ from ahpa_scale.config.checks import config_error
 from ahpa_scale.config.errors import exit_on_user_error, leave, speaks_for_all_ranks
 from ahpa_scale.config.load import load_config, to_yaml
 from ahpa_scale.config.schema import Config, parse_duration
+from ahpa_scale.config.serve import serve_metrics, set_up_console
 from ahpa_scale.config.watch import watch_ranks
 from ahpa_scale.requests import Requests, listening
 from ahpa_scale.stops import NOT_SAVED, PREEMPTED, ROLL_BACK, STOPPED, RunStoppedError
+from ahpa_scale.watch import Pulse
 
 if TYPE_CHECKING:
     from composer import Trainer
@@ -43,10 +45,12 @@ def main(argv: Sequence[str]) -> None:
     with _leaving_promptly(), ExitStack() as stack:
         with exit_on_user_error():
             config = load_config(argv)
+            set_up_console(config)
             card = read_data_card(config)
             check_data(config, card)
             check_output(config)
-            pulse = stack.enter_context(watch_ranks(config))
+            pulse = stack.enter_context(watch_ranks(config)) or Pulse()
+            board = stack.enter_context(serve_metrics(config, pulse))
             # Only now the seconds that torch, Composer and diffusers take to import.
             from composer.utils import dist
 
@@ -55,9 +59,14 @@ def main(argv: Sequence[str]) -> None:
 
             # After Composer's import, which takes SIGTERM for itself.
             requests = stack.enter_context(hear_requests(config))
-            marks = [] if pulse is None else [Heartbeat(pulse)]
-            alive = None if pulse is None else pulse.saves
-            trainer = build_trainer(config, card, marks, alive=alive, requests=requests)
+            trainer = build_trainer(
+                config,
+                card,
+                [Heartbeat(pulse)],
+                alive=pulse.saves,
+                requests=requests,
+                board=board,
+            )
         if speaks_for_all_ranks():
             storage.write_text(Path(config.output_dir) / RESOLVED, to_yaml(config))
         end: tuple[str, int] | None = None
@@ -90,7 +99,8 @@ def _finished(trainer: Trainer) -> bool:
 def _say_finished(trainer: Trainer) -> None:
     if speaks_for_all_ranks():
         batch = trainer.state.timestamp.batch.value
-        print(f"nothing left to train: {batch} batches are max_duration", flush=True)
+        text = f"nothing left to train: {batch} batches are max_duration"
+        console.say(text, stream=sys.stdout, fields={"batch": batch})
 
 
 def hear_requests(config: Config) -> AbstractContextManager[Requests]:

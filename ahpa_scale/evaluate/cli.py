@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 from typing import Annotated, NoReturn, Optional
 
 import typer
@@ -87,13 +86,12 @@ def evaluate(
     try:
         rows = command.evaluate(wanted, typer.echo, lambda text: typer.echo(text, err=True))
     except command.CutShortError as error:
-        print(
-            f"error: {' '.join(str(error).split())}; the same command tries again", file=sys.stderr
-        )
+        problem = " ".join(str(error).split())
+        typer.echo(f"error: {problem}; the same command tries again", err=True)
         raise typer.Exit(1) from None
     typer.echo(f"{out}: {len(rows)} rows in evaluation.jsonl, {command.FIGURE}, {command.SAMPLES}/")
 
 
 def _leave(number: int, frame: object) -> NoReturn:
-    print(f"{signal.Signals(number).name}: leaving; the same command goes on", file=sys.stderr)
+    typer.echo(f"{signal.Signals(number).name}: leaving; the same command goes on", err=True)
     raise SystemExit(PREEMPTED)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ahpa_scale.config.load import load_config
+from ahpa_scale.config.schema import Config
 from ahpa_scale.launch.placement import LaunchError, Placement
 
 #: What Composer's launcher would read where a flag is missing. Its flags say it all.
@@ -82,8 +83,11 @@ def command_for(placement: Placement, script: str, arguments: Sequence[str]) -> 
     return Command((sys.executable, "-m", "ahpa_scale.launch.launcher", *flags, *run), {})
 
 
-def check_run(placement: Placement, script: str, arguments: Sequence[str]) -> None:
+def check_run(placement: Placement, script: str, arguments: Sequence[str]) -> Config:
     """Checks what every rank would check, before any is started.
+
+    Returns:
+        The run's configuration.
 
     Raises:
         LaunchError: there is no such script.
@@ -95,7 +99,7 @@ def check_run(placement: Placement, script: str, arguments: Sequence[str]) -> No
     os.environ["WORLD_SIZE"] = str(placement.world_size or 1)
     # And hsdp keeps a copy of the model per node.
     os.environ["LOCAL_WORLD_SIZE"] = str(placement.nproc or 1)
-    load_config(arguments)
+    return load_config(arguments)
 
 
 def wait_for_address(address: str, timeout: float) -> None:

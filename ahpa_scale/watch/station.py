@@ -4,16 +4,19 @@
 from __future__ import annotations
 
 import faulthandler
+import logging
 import os
 import secrets
 import select
 import socket
 import sys
+import tempfile
 import threading
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from ahpa_scale import console
 from ahpa_scale.watch.messages import EXIT_CODE, MOST_TEXT, Beat, State, Verdict
 from ahpa_scale.watch.pulse import Pulse
 
@@ -107,8 +110,12 @@ class Station(threading.Thread, ABC):
         """Ends this process with the verdict's line and code; the main thread may be stuck for
         good.
         """
-        _write(f"error: {verdict.line}\n")
-        if verdict.kind == "stuck" and self.place.rank in verdict.ranks and _takes_writes():
+        stuck = verdict.kind == "stuck" and self.place.rank in verdict.ranks
+        told: dict[str, object] = {"exit_code": verdict.code, "batch": self.pulse.batch}
+        if stuck and console.is_json():
+            told["stacks"] = _stacks()
+        _write(console.line(f"error: {verdict.line}", level=logging.ERROR, fields=told))
+        if stuck and not console.is_json() and _takes_writes():
             faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
         if verdict.kind == "own":
             # Composer's launcher takes the exit code of a rank that ends first: not this one's.
@@ -139,6 +146,17 @@ def send(sock: socket.socket, datagram: bytes, to: tuple[str, int]) -> None:
         sock.sendto(datagram, to)
     except OSError:
         return
+
+
+def _stacks() -> str:
+    """Those of all threads, as faulthandler has them, which only writes to files."""
+    try:
+        with tempfile.TemporaryFile() as file:
+            faulthandler.dump_traceback(file=file, all_threads=True)
+            file.seek(0)
+            return file.read().decode(errors="replace")
+    except OSError as error:
+        return f"not to be had: {error}"
 
 
 def _takes_writes() -> bool:

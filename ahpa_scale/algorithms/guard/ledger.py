@@ -37,7 +37,10 @@ class Journal:
         """One line in each; whole on disk before it returns."""
         if dist.get_global_rank() != 0:
             return
-        _log.warning("guard: %s", text)
+        told: dict[str, object] = {
+            name: record[name] for name in ("event", "batch", "action") if name in record
+        }
+        _log.warning("guard: %s", text, extra=told)
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)

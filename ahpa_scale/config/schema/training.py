@@ -83,7 +83,20 @@ class Logging(Section):
     tensorboard: bool = Field(False, description="Also log to TensorBoard.")
     wandb: bool = Field(False, description="Also log to Weights & Biases.")
     wandb_project: Text | None = Field(None, description="Project name; wandb only.")
-    progress_bar: bool = Field(True, description="Show a progress bar.")
+    progress_bar: bool = Field(
+        True,
+        description="Show a progress bar; away from terminals and with json, a line now and then.",
+    )
+    format: Literal["text", "json"] = Field(
+        "text", description="What console lines are; json: an object each, on stderr."
+    )
+    metrics_port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="TCP port of each node's first rank, with /metrics for Prometheus and "
+        "/healthz; null: none.",
+    )
 
 
 class Sampling(Section):

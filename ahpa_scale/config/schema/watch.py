@@ -23,8 +23,8 @@ class Watch(Section):
     hang: float | None = Field(
         1800.0,
         ge=2,
-        description="Seconds without progress of any rank after which the job counts as stuck; "
-        "null: never.",
+        description="Seconds without progress of any rank after which the job counts as stuck, and "
+        "of one after which its /healthz says so; null: never.",
     )
     port: int | None = Field(
         None,

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes a run's numbers on the board that Prometheus is served from."""
+
+from __future__ import annotations
+
+import numbers
+import time
+from typing import Any
+
+from composer.callbacks.speed_monitor import get_gpu_flops_available
+from composer.core import State
+from composer.loggers import Logger, LoggerDestination
+from composer.utils import dist
+
+from ahpa_scale.callbacks.progress import batches_in_total
+from ahpa_scale.callbacks.speed import Speed
+from ahpa_scale.checkpoint.saver import Saver
+from ahpa_scale.exporter import Board, Saved
+
+_LOSS = "loss/train/"
+_NORM = "grad_norm/backbone"
+_NONFINITE = "guard/nonfinite"
+# Clocks, which the board has by other names.
+_NOT_SHOWN = ("time/", "trainer/")
+
+
+class Prometheus(LoggerDestination):
+    """Notes what comes by: host numbers alone, no sync, no collective, a few attributes a batch.
+
+    Waiting for data is measured on the host's clock, from asking the loader until every rank has
+    its batch.
+
+    Args:
+        board: to write on.
+        flops_per_image: of training, as `training_flops` counts them.
+        peak: FLOPs per second of one device at this precision; None: Composer's number for the
+            device, and no MFU where it has none.
+    """
+
+    def __init__(self, board: Board, flops_per_image: int, peak: float | None = None) -> None:
+        self.board, self.flops_per_image, self.peak = board, flops_per_image, peak
+        self._speed = Speed()
+        self._peak_of_all = 0.0
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Sorts by name."""
+        del step
+        board = self.board
+        for name, value in metrics.items():
+            if name.startswith(_NOT_SHOWN) or not isinstance(value, numbers.Real):
+                continue
+            if name.startswith(_LOSS):
+                board.losses[name.removeprefix(_LOSS)] = float(value)
+            elif name == _NORM:
+                board.gradient_norm = float(value)
+            elif name == _NONFINITE:
+                board.nonfinite_batches += 1
+            else:
+                board.logged[name] = float(value)
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        del logger
+        board = self.board
+        board.begun, board.ended, board.started_at = time.monotonic(), None, time.time()
+        peak = self.peak or float(get_gpu_flops_available(state))
+        self._peak_of_all = peak * dist.get_world_size()
+        self._speed.start(state)
+        self._count(state)
+        saver = next((one for one in state.callbacks if isinstance(one, Saver)), None)
+        if saver is not None:
+            board.saved = lambda: _saved(saver)
+
+    def before_dataloader(self, state: State, logger: Logger) -> None:
+        del state, logger
+        self.board.wait = (self.board.wait[0], time.monotonic())
+
+    def after_dataloader(self, state: State, logger: Logger) -> None:
+        del state, logger
+        self._has_waited()
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        del logger
+        # The scheduler steps before the end of the batch, so this is the rate that the batch uses.
+        self.board.learning_rate = float(state.optimizers[0].param_groups[0]["lr"])
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        del logger
+        self._speed.note(state)
+        self._count(state)
+        speed = self._speed.images_per_second
+        self.board.images_per_second = speed
+        if speed is not None and self._peak_of_all > 0:
+            self.board.mfu = speed * self.flops_per_image / self._peak_of_all
+
+    def epoch_end(self, state: State, logger: Logger) -> None:
+        """Composer tells no callback when it asked for a batch in vain."""
+        del state, logger
+        self._has_waited()
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        del state, logger
+        self.board.ended = time.monotonic()
+
+    def _count(self, state: State) -> None:
+        now = state.timestamp
+        self.board.batch, self.board.images = now.batch.value, now.sample.value
+        self.board.planned_batches = batches_in_total(state)
+
+    def _has_waited(self) -> None:
+        waited, since = self.board.wait
+        if since is not None:
+            self.board.wait = (waited + time.monotonic() - since, None)
+
+
+def _saved(saver: Saver) -> Saved | None:
+    at = saver.last_saved_at
+    return None if at is None else Saved(saver.last_saved_batch, at)

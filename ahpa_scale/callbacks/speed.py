@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast a run trains, over its last batches."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+from composer.core import State
+
+
+class Speed:
+    """Speed of the last 50 batches, evaluations, saving and sampling included."""
+
+    def __init__(self) -> None:
+        self._recent: deque[tuple[float, int, int]] = deque(maxlen=51)  # time, batches, images
+
+    def start(self, state: State) -> None:
+        """Begins anew at the start of training."""
+        self._recent.clear()
+        self.note(state)
+
+    def note(self, state: State) -> None:
+        """Takes in the end of a batch."""
+        now = state.timestamp
+        self._recent.append((time.monotonic(), now.batch.value, now.sample.value))
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Of all ranks together; None before the first batch has ended."""
+        (begun, _, before), (ended, _, after) = self._recent[0], self._recent[-1]
+        return (after - before) / (ended - begun) if ended > begun and after > before else None
+
+    def seconds_for(self, batches: int) -> float | None:
+        """Time that so many batches would take; None before the first batch has ended."""
+        (begun, before, _), (ended, after, _) = self._recent[0], self._recent[-1]
+        if not (ended > begun and after > before):
+            return None
+        return batches * (ended - begun) / (after - before)

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The logging section and the launcher's variables -> what this process says, and what it serves.
+
+Imports neither torch nor Composer: both are there while those load.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+import ahpa_scale
+from ahpa_scale import console
+from ahpa_scale.config.errors import HostError
+from ahpa_scale.config.schema import Config
+from ahpa_scale.watch import Pulse
+
+if TYPE_CHECKING:
+    from ahpa_scale.exporter import Board
+
+_KEY = "logging.metrics_port"
+
+
+def set_up_console(config: Config) -> None:
+    """Has this rank's lines be what the configuration says; its place is the launcher's word."""
+    rank, node = _place()
+    console.set_up(config.logging.format, rank=rank, node=node)
+
+
+@contextmanager
+def serve_metrics(config: Config, pulse: Pulse) -> Iterator[Board | None]:
+    """Serves /metrics and /healthz while the body runs, on the first rank of each node.
+
+    Args:
+        config: of the run.
+        pulse: of the main thread.
+
+    Yields:
+        What the loop's numbers are to be written on; None where nothing is served.
+
+    Raises:
+        HostError: the port can't be had here.
+    """
+    port = config.logging.metrics_port
+    if port is None or os.environ.get("LOCAL_RANK", "0") != "0":
+        yield None
+        return
+    from ahpa_scale.exporter import Board, serving
+
+    board = Board(_info(config))
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(serving(port, board, pulse, config.watch.hang))
+        except OSError as error:
+            where = config.source_of(_KEY)
+            raise HostError(
+                f"{where}: {_KEY}: TCP port {port} can't be had on {socket.gethostname()}: "
+                f"{error.strerror}; name another one, or null"
+            ) from None
+        yield board
+
+
+def _place() -> tuple[int, int]:
+    """This process's rank and node; torchrun gives no number of the node."""
+    rank = int(os.environ.get("RANK", "0"))
+    per_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return rank, int(os.environ.get("NODE_RANK", rank // per_node))
+
+
+def _info(config: Config) -> dict[str, str]:
+    return {
+        "run": config.run_name,
+        "version": ahpa_scale.__version__,
+        "engine": config.parallelism.engine,
+        "ranks": os.environ.get("WORLD_SIZE", "1"),
+        "node": str(_place()[1]),
+    }

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this package says on the console: plain text, or one JSON object a line.
+
+Text goes where it always went and looks as it always did. With JSON everything goes to stderr
+through Python's logging: our own lines, log records and warnings of all libraries, and exceptions
+that nobody caught. What C and C++ libraries, and Composer's launcher, print by themselves stays
+text. Standard library only, until JSON is asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import threading
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Literal, TextIO
+
+Format = Literal["text", "json"]
+
+PACKAGE = "ahpa_scale"
+_formatter: logging.Formatter | None = None
+
+
+def set_up(format: Format, *, rank: int | None, node: int | None) -> None:
+    """Chooses the format for this process. Text changes nothing; JSON stays chosen.
+
+    Args:
+        format: of all further lines.
+        rank: of this process in the job; None for one that starts ranks.
+        node: number of its node.
+    """
+    global _formatter
+    if format == "text":
+        return
+    from pythonjsonlogger.json import JsonFormatter
+
+    _formatter = JsonFormatter(
+        "%(levelname)s %(name)s %(message)s",
+        rename_fields={"levelname": "level", "name": "logger", "exc_info": "traceback"},
+        static_fields={"rank": rank, "node": node},
+        timestamp="time",
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_formatter)
+    # In the place of others: a second handler would say each line twice.
+    logging.getLogger().handlers[:] = [handler]
+    logging.getLogger(PACKAGE).setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_uncaught_in_thread
+
+
+def say(
+    text: str,
+    *,
+    level: int = logging.INFO,
+    stream: TextIO | None = None,
+    fields: Mapping[str, Any] | None = None,
+) -> None:
+    """Says one line.
+
+    Args:
+        text: the line.
+        level: of Python's logging; JSON alone shows it.
+        stream: where text goes; None is stderr.
+        fields: what the line tells, by name, for JSON; numbers that are not finite become null.
+    """
+    if _formatter is None:
+        print(text, file=stream or sys.stderr, flush=True)
+    else:
+        logging.getLogger(PACKAGE).log(level, text, extra=_strict(fields))
+
+
+def line(text: str, *, level: int = logging.INFO, fields: Mapping[str, Any] | None = None) -> str:
+    """The line that `say` would print, with its end, without printing it: for a thread that must
+    not wait for a lock of the main thread's, which may be stuck for good.
+    """
+    if _formatter is None:
+        return f"{text}\n"
+    record = logging.LogRecord(PACKAGE, level, "", 0, text, None, None)
+    record.__dict__.update(_strict(fields))
+    return f"{_formatter.format(record)}\n"
+
+
+def is_json() -> bool:
+    """Whether JSON was chosen."""
+    return _formatter is not None
+
+
+def _strict(fields: Mapping[str, Any] | None) -> dict[str, Any]:
+    """JSON has no word for NaN and infinity."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in (fields or {}).items()
+    }
+
+
+def _log_uncaught(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    logging.getLogger(PACKAGE).critical(
+        "%s: %s", kind.__name__, error, exc_info=(kind, error, traceback)
+    )
+
+
+def _log_uncaught_in_thread(given: threading.ExceptHookArgs) -> None:
+    error = given.exc_value or given.exc_type()
+    if not isinstance(error, SystemExit):  # a thread that ends by it has nothing to tell
+        _log_uncaught(given.exc_type, error, given.exc_traceback)

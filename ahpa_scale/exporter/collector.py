@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A board and a pulse -> Prometheus' metrics, made when they are asked for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from ahpa_scale.exporter.board import Board
+from ahpa_scale.watch import Pulse
+
+#: Gauges that are an attribute of the board: name, attribute, help.
+_GAUGES = (
+    ("batch", "batch", "Batches trained by the run."),
+    ("images", "images", "Images trained on by the run."),
+    ("planned_batches", "planned_batches", "Batches at which the run will stop."),
+    ("learning_rate", "learning_rate", "Learning rate of the newest batch."),
+    ("gradient_norm", "gradient_norm", "Backbone's gradient norm before clipping, as last logged."),
+    ("images_per_second", "images_per_second", "Images per second of all ranks, 50 batches."),
+    ("mfu", "mfu", "Model FLOPs of all ranks over the devices' peak, 0 to 1."),
+    ("start_timestamp_seconds", "started_at", "When training started in this process."),
+)
+
+
+class BoardCollector(Collector):
+    """Every metric has the prefix ``ahpa_``; one that isn't known yet is left out.
+
+    Args:
+        board: of the loop.
+        pulse: of the main thread.
+    """
+
+    def __init__(self, board: Board, pulse: Pulse) -> None:
+        self.board, self.pulse = board, pulse
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing: the registry would otherwise collect once to learn the names."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        """All families, read from the board now."""
+        board, now = self.board, time.monotonic()
+        yield InfoMetricFamily("ahpa_run", "What runs.", value=dict(board.info))
+        for name, attribute, text in _GAUGES:
+            value = getattr(board, attribute)
+            if value is not None:
+                yield GaugeMetricFamily(f"ahpa_{name}", text, value=value)
+        # A copy is one step for other threads.
+        yield _labelled("ahpa_loss", "Newest training loss by part.", "part", board.losses.copy())
+        yield _labelled(
+            "ahpa_logged", "Newest value of whatever else is logged.", "name", board.logged.copy()
+        )
+        yield from self._counters(now)
+        yield from self._moments(now)
+
+    def _counters(self, now: float) -> Iterator[Metric]:
+        board = self.board
+        yield CounterMetricFamily(
+            "ahpa_data_wait_seconds",
+            "Seconds until all ranks had their next batch.",
+            value=board.data_wait(now),
+        )
+        yield CounterMetricFamily(
+            "ahpa_loop_seconds", "Seconds of the training loop.", value=board.loop_time(now)
+        )
+        yield CounterMetricFamily(
+            "ahpa_nonfinite_batches",
+            "Batches whose loss or gradient was not finite.",
+            value=board.nonfinite_batches,
+        )
+
+    def _moments(self, now: float) -> Iterator[Metric]:
+        saved = self.board.saved()
+        if saved is not None:
+            yield GaugeMetricFamily(
+                "ahpa_checkpoint_batch", "Batches trained at the newest checkpoint.", saved.batch
+            )
+            yield GaugeMetricFamily(
+                "ahpa_checkpoint_timestamp_seconds", "When the newest checkpoint came.", saved.at
+            )
+        if self.pulse.count:
+            yield GaugeMetricFamily(
+                "ahpa_last_event_timestamp_seconds",
+                "When the main thread last passed an event of the loop.",
+                value=time.time() - (now - self.pulse.marked),
+            )
+
+
+def _labelled(name: str, text: str, label: str, values: dict[str, float]) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], value)
+    return family

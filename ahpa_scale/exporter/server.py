@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HTTP server of a node's first rank: /metrics, and /healthz for liveness probes."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+from ahpa_scale.exporter.board import Board
+from ahpa_scale.exporter.collector import BoardCollector
+from ahpa_scale.watch import Pulse
+
+#: A process that was killed just now leaves its port to loader processes until they have gone.
+_PATIENCE = 10.0
+_BETWEEN_TRIES = 0.2
+#: Seconds that a client may take, so that slow ones don't pile up.
+_SLOWEST_CLIENT = 10.0
+_log = logging.getLogger(__name__)
+
+Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+@contextmanager
+def serving(port: int, board: Board, pulse: Pulse, hang: float | None) -> Iterator[None]:
+    """Serves on all of this host's addresses while the body runs.
+
+    Args:
+        port: TCP port.
+        board: of the loop.
+        pulse: of the main thread.
+        hang: seconds without an event after which /healthz says 503; None: never.
+
+    Raises:
+        OSError: the port can't be had.
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(BoardCollector(board, pulse))
+    server = _bound(port)
+    server.set_app(_application(make_wsgi_app(registry), pulse, hang))
+    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def health(pulse: Pulse, hang: float | None, now: float) -> tuple[bool, str]:
+    """Whether the main thread gets on, and a line that says where it is.
+
+    Before the first event it is starting, for as long as that takes: ranks wait for one another.
+
+    Args:
+        pulse: of the main thread.
+        hang: seconds without an event after which it doesn't; None: never.
+        now: monotonic seconds.
+    """
+    if not pulse.count:
+        return True, "starting"
+    seconds = max(now - pulse.marked, 0.0)
+    text = f"{pulse.stage}, for {seconds:.0f} s"
+    return hang is None or seconds < hang, text
+
+
+def _application(metrics: Application, pulse: Pulse, hang: float | None) -> Application:
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO")
+        if path == "/metrics":
+            return metrics(environ, start_response)
+        if path == "/healthz":
+            well, text = health(pulse, hang, time.monotonic())
+            status = "200 OK" if well else "503 Service Unavailable"
+        else:
+            status, text = "404 Not Found", "there are /metrics and /healthz"
+        start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
+        return [f"{text}\n".encode()]
+
+    return answer
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = _SLOWEST_CLIENT
+
+    def log_message(self, format: str, *args: object) -> None:
+        """A scrape is nothing to write down."""
+
+
+class _Server(socketserver.ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def server_bind(self) -> None:
+        # Without http.server's look for the host's full name, which waits for DNS.
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = "", self.server_address[1]
+        self.setup_environ()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        _log.warning("no answer for %s", client_address, exc_info=True)
+
+
+class _DualStackServer(_Server):
+    address_family = socket.AF_INET6
+
+    def server_bind(self) -> None:
+        self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
+
+
+def _bound(port: int) -> _Server:
+    kind: type[_Server] = _DualStackServer if socket.has_dualstack_ipv6() else _Server
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return kind(("", port), _Handler)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE and kind is _DualStackServer:
+                kind = _Server  # a kernel that knows IPv6 and has it switched off
+                continue
+            if error.errno != errno.EADDRINUSE or time.monotonic() > until:
+                raise
+        time.sleep(_BETWEEN_TRIES)
