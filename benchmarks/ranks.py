@@ -37,6 +37,7 @@ class Task:
         compile: compile the blocks.
         width: of the DiT; 6 heads of depth 3.
         offload: ``optimizer`` or ``parameters`` (ZeRO), or None.
+        offload_folder: where that lies in files, or None.
         save: folder of checkpoints, of which one is written at the end; None: none.
         start: checkpoint to go on from, up to `steps`; None: from scratch.
         autocast: torch type of matrix products (ZeRO), such as ``float16``, or None.
@@ -51,6 +52,7 @@ class Task:
     compile: bool = False
     width: int = 48
     offload: str | None = None
+    offload_folder: str | None = None
     save: str | None = None
     start: str | None = None
     autocast: str | None = None
@@ -208,6 +210,8 @@ def _checkpoints(task: Task, folder: Path) -> list[Any]:
 def zero_options(task: Task) -> dict[str, Any]:
     """Options that only ZeRO has; empty where none is asked for."""
     options: dict[str, Any] = {} if task.offload is None else {"offload": task.offload}
+    if task.offload_folder is not None:
+        options["offload_folder"] = task.offload_folder
     if task.autocast is not None:
         options["autocast"] = getattr(torch, task.autocast)
     return options

@@ -28,6 +28,21 @@ from ahpa_scale.config.engine import build_engine, composer_precision, cpu_bf16,
         (["parallelism.reshard_after_forward=false"], 1, ["fsdp2 or hsdp"]),
         (["parallelism.bucket_size=1000"], 1, ["zero1 or zero2 or zero3"]),
         (["parallelism.offload=optimizer"], 1, ["zero1 or zero2 or zero3"]),
+        (["parallelism.offload_folder=/x"], 1, ["zero1 or zero2 or zero3"]),
+        (
+            ["parallelism.engine=zero2", "parallelism.offload_folder=/x"],
+            1,
+            ["parallelism.offload is none"],
+        ),
+        (
+            [
+                "parallelism.engine=zero2",
+                "parallelism.offload=optimizer",
+                "parallelism.offload_folder=s3://x/y",
+            ],
+            1,
+            ["s3://x/y is no local folder"],
+        ),
         (
             ["parallelism.engine=zero2", "parallelism.offload=parameters"],
             1,

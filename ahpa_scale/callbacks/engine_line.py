@@ -69,6 +69,9 @@ class EngineLine(Callback):
         if mesh is not None:
             shards = mesh.size(mesh.ndim - 1)
         held = " + ".join(f"{_size(self.memory[kind])} {kind}" for kind in KINDS)
+        files = state.model.partition.file_bytes() if isinstance(state.model, ZeroFront) else 0
+        if files:
+            held += f", and {_size(files)} in files"
         return (
             f"engine {self.engine}: {ranks} ranks, {ranks // shards} x {shards} shards, "
             f"{_parameters(state.model) / 1e6:.1f} M trainable parameters; each rank holds "

@@ -25,6 +25,7 @@ def build_engine(config: Config, device: Device) -> list[Algorithm]:
     elif chosen.engine in SHARDED_BY_ZERO:
         options["bucket"] = chosen.bucket_size
         options["offload"] = None if chosen.offload == "none" else chosen.offload
+        options["offload_folder"] = chosen.offload_folder
         options["autocast"] = autocast(config)
         options["low_precision_traffic"] = config.precision == "bf16"
     return engine_algorithms(

@@ -10,6 +10,7 @@ from ahpa_scale.algorithms.ahpa import is_self_level
 from ahpa_scale.config.errors import ConfigError
 from ahpa_scale.config.schema import Config
 from ahpa_scale.config.schema.parallelism import SHARDED_BY_TORCH, SHARDED_BY_ZERO
+from ahpa_scale.storage import is_remote
 
 #: A key without effect beside another, and why: key, switch, reason.
 Idle = tuple[str, str, str]
@@ -50,11 +51,14 @@ def idle_keys(config: Config) -> Iterator[Idle]:
         "reshard_after_forward": SHARDED_BY_TORCH,
         "bucket_size": SHARDED_BY_ZERO,
         "offload": SHARDED_BY_ZERO,
+        "offload_folder": SHARDED_BY_ZERO,
     }
     for name, engines in owners.items():
         if chosen.engine not in engines:
             why = f"it belongs to parallelism.engine={' or '.join(engines)}"
             yield f"parallelism.{name}", "parallelism.engine", why
+    if chosen.engine in SHARDED_BY_ZERO and chosen.offload == "none":
+        yield "parallelism.offload_folder", "parallelism.offload", "parallelism.offload is none"
 
 
 def _problems(config: Config, depth: int) -> Iterator[tuple[str, str]]:
@@ -77,6 +81,9 @@ def _problems(config: Config, depth: int) -> Iterator[tuple[str, str]]:
             "parallelism.offload",
             f"'parameters' needs parallelism.engine=zero3, not {engine}; choose 'optimizer'",
         )
+    folder = chosen.offload_folder
+    if folder is not None and is_remote(folder):
+        yield "parallelism.offload_folder", f"{folder} is no local folder; name one on an NVMe disk"
     levels = [level for group in (config.alignment.groups or {}).values() for level in group]
     follows = config.alignment.kind == "self" or any(is_self_level(level) for level in levels)
     if follows and engine != "ddp":

@@ -7,13 +7,15 @@ sub-group (stage 3), in which a parameter's part is a stretch. All knowledge of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from ahpa_scale.algorithms.zero.files import in_file
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,23 @@ class Partition:
         return whole.detach().reshape(-1)[one.first : one.first + one.numel]
 
     def memory(self) -> dict[str, int]:
-        """Bytes that this rank holds: ``weights``, ``gradients`` and ``optimizer`` (moments, and
-        float32 shards where they are no part of the weights).
+        """Bytes that this rank holds in memory: ``weights``, ``gradients`` and ``optimizer``
+        (moments, and float32 shards where they are no part of the weights).
         """
+        weights, gradients, optimizer = self._held()
+        return {
+            "weights": _bytes(one for one in weights if not in_file(one)),
+            "gradients": 4 * sum(gradients),
+            "optimizer": _bytes(one for one in optimizer if not in_file(one)),
+        }
+
+    def file_bytes(self) -> int:
+        """Bytes of weights and optimizer that this rank keeps in files."""
+        weights, _, optimizer = self._held()
+        return _bytes(one for one in [*weights, *optimizer] if in_file(one))
+
+    def _held(self) -> tuple[list[Tensor], list[int], list[Tensor]]:
+        """Weights that compute; numbers of gradients; what the optimizer keeps."""
         zero, flats = self._optimizer, self.flats
         if self.stage == 3:
             weights = list(zero.fp16_partitioned_groups_flat)
@@ -110,11 +126,7 @@ class Partition:
         masters = [one for one in flats if one.untyped_storage().data_ptr() not in there]
         held = zero.optimizer.state.values()
         moments = [value for entry in held for value in entry.values() if isinstance(value, Tensor)]
-        return {
-            "weights": sum(one.numel() * one.element_size() for one in weights),
-            "gradients": 4 * sum(gradients),
-            "optimizer": sum(one.numel() * one.element_size() for one in [*masters, *moments]),
-        }
+        return weights, gradients, [*masters, *moments]
 
     @torch.no_grad()
     def publish(self) -> None:
@@ -158,3 +170,7 @@ class Partition:
                 shape = torch.Size(parameter.ds_shape)
                 yield names[parameter], Stretch(number, start, first, numel, shape)
                 start += size
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(one.numel() * one.element_size() for one in tensors)

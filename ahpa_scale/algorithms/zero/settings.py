@@ -27,6 +27,8 @@ class ZeroSettings:
             scaled, or None for float32 throughout.
         low_precision_traffic: send gradients (stage 3: and weights) of matrix products in the
             autocast type; the shards stay float32.
+        offload_folder: where offloaded tensors lie in files that are mapped into memory, on a local
+            NVMe disk, or None for the host's memory alone.
 
     Raises:
         ValueError: an option out of range, or one that this stage has no use for.
@@ -37,6 +39,7 @@ class ZeroSettings:
     offload: Offload | None = None
     autocast: torch.dtype | None = None
     low_precision_traffic: bool = False
+    offload_folder: str | None = None
 
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
@@ -53,6 +56,9 @@ class ZeroSettings:
             raise ValueError(
                 f"stage {self.stage} can offload the optimizer only; take stage 3 for parameters"
             )
+
+        if self.offload_folder is not None and self.offload is None:
+            raise ValueError("offload_folder is for what is offloaded: set offload as well")
 
     def deepspeed(self, max_norm: float | None) -> dict[str, Any]:
         """DeepSpeed's configuration.
@@ -100,7 +106,9 @@ class ZeroSettings:
     def _offload(self) -> dict[str, Any]:
         if self.offload is None:
             return {}
-        place: dict[str, Any] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        # What is pinned can't go to a disk.
+        pin = torch.cuda.is_available() and self.offload_folder is None
+        place: dict[str, Any] = {"device": "cpu", "pin_memory": pin}
         chosen = {"offload_optimizer": place}
         if self.offload == "parameters":
             chosen["offload_param"] = dict(place)

@@ -17,6 +17,7 @@ from torch import nn
 from ahpa_scale.algorithms.grad_clip import log_norms, parameter_groups
 from ahpa_scale.algorithms.timing import parse_time
 from ahpa_scale.algorithms.zero.checkpoint import save_as_whole
+from ahpa_scale.algorithms.zero.files import MappedFiles, keep_in_files
 from ahpa_scale.algorithms.zero.front import ZeroFront, leave_front_alone
 from ahpa_scale.algorithms.zero.optimizer import ZeroStep
 from ahpa_scale.algorithms.zero.partition import Partition
@@ -42,8 +43,8 @@ class ZeRO(Algorithm):
         scale: of the loss's gradient under float16, else None; part of the checkpoint.
 
     Raises:
-        ValueError: on ``BEFORE_LOAD``: no process group, or a precision that Composer would scale
-            the loss for.
+        ValueError: on ``BEFORE_LOAD``: no process group, a precision that Composer would scale the
+            loss for, or an offload folder that can't be written to or is too small.
     """
 
     def __init__(
@@ -106,9 +107,14 @@ class ZeRO(Algorithm):
         self._names = _group_names(model, optimizer)
         names = {p: name for name, p in model.named_parameters() if p.requires_grad}
         device = state.device._device
+        folder = self.settings.offload_folder
+        files = None if folder is None else MappedFiles(folder)
         config = self.settings.deepspeed(self.max_norm)
         engine = _initialize(model, optimizer, config, on_cpu=device.type == "cpu")
         partition = Partition(engine.optimizer, names, self.settings.stage, device)
+        if files is not None:
+            parameters = self.settings.offload == "parameters"
+            keep_in_files(engine.optimizer, files, partition.flats, parameters)
         leave_front_alone()
         state.model = ZeroFront(model, engine, partition)
         state.optimizers = [ZeroStep(engine, self.settings.stage, self.scale)]
