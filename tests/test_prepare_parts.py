@@ -21,7 +21,8 @@ from ahpa_scale.data.parts import prepare_part
 from ahpa_scale.data.prepare import prepare
 from ahpa_scale.data.settings import Part
 
-OPTIONS = {"size": 32, "num_samples": 22, "batch_size": 4, "progress": False, "scaling": "channel"}
+#: Parts of whole batches: a picture's last bits depend on those beside it in its batch.
+OPTIONS = {"size": 32, "num_samples": 24, "batch_size": 4, "progress": False, "scaling": "channel"}
 COUNT = 3
 
 
@@ -51,6 +52,13 @@ def assert_same(out: str, whole: str, **options: object) -> None:
     assert mine.keys() == theirs.keys()
     for name, value in mine.items():
         assert torch.allclose(value, theirs[name], rtol=1e-5, atol=1e-6), name
+
+
+@pytest.mark.parametrize(("total", "count"), [(22, 3), (3, 3), (1000, 7), (5, 1)])
+def test_every_picture_is_in_one_part(total, count):
+    spans = [Part(index, count).span(total) for index in range(count)]
+    assert [position for span in spans for position in span] == list(range(total))
+    assert max(map(len, spans)) - min(map(len, spans)) <= 1
 
 
 def test_parts_in_any_order_make_the_whole(whole, tmp_path):
@@ -135,7 +143,7 @@ def test_another_data_set_is_not_touched(whole, tmp_path):
 def test_a_part_that_is_killed_leaves_nothing_that_counts(whole, tmp_path):
     out = tmp_path / "set"
     command = [sys.executable, "-m", "ahpa_scale.cli", "prepare", "demo", "--size", "32"]
-    command += ["--num-samples", "22", "--batch-size", "4", "--scaling", "channel"]
+    command += ["--num-samples", "24", "--batch-size", "4", "--scaling", "channel"]
     command += ["--parts", "3", "--part", "1", "--out", str(out), "--no-progress"]
     process = subprocess.Popen(command)
     deadline = time.monotonic() + 120
