@@ -196,6 +196,23 @@ def test_qk_norm_normalises_queries_and_keys_under_timms_names():
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])
+def test_a_bias_of_keys_is_trained_only_where_it_counts(qk_norm):
+    model = fill(small(qk_norm=qk_norm))
+    exact = model(*inputs())
+    with torch.no_grad():
+        assert torch.equal(model(*inputs()), exact)
+    exact.square().mean().backward()
+    query, key, value = model.blocks[0].attn.qkv.bias.grad.chunk(3)
+    assert query.abs().min() > 0
+    assert value.abs().min() > 0
+    assert bool(key.any()) == qk_norm
+    # What is held is without effect: another bias of the keys, the same velocity.
+    with torch.no_grad():
+        model.blocks[0].attn.qkv.bias[32:64] += torch.linspace(-3, 3, 32)
+        assert torch.allclose(model(*inputs()), exact, atol=1e-5) != qk_norm
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
 def test_bfloat16_autocast_and_weights_stay_close_to_float32(qk_norm):
     model = fill(small(qk_norm=qk_norm))
     exact = model(*inputs()).detach()

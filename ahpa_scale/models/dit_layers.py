@@ -71,13 +71,33 @@ def attend(q_BhNK: Tensor, k_BhNK: Tensor, v_BhNK: Tensor) -> Tensor:
     return weight_BhNN.to(v_BhNK.dtype) @ v_BhNK
 
 
+class QueryKeyValue(nn.Linear):
+    """Queries, keys and values in one product; the keys' bias may be held where it is.
+
+    A key's bias adds the same to all logits of a query, and the softmax takes that away again: its
+    gradient is rounding alone, which Adam would enlarge to whole steps, another one on every engine.
+    A norm on the keys makes it count. Checkpoints hold it either way.
+    """
+
+    def __init__(self, width: int, train_key_bias: bool) -> None:
+        super().__init__(width, 3 * width)
+        self.train_key_bias = train_key_bias
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        bias_D = self.bias
+        if not self.train_key_bias and torch.is_grad_enabled():
+            query, key, value = bias_D.chunk(3)
+            bias_D = torch.cat([query, key.detach(), value])
+        return F.linear(x_BND, self.weight, bias_D)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with timm's parameter names and optional query/key LayerNorm."""
 
     def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = QueryKeyValue(width, train_key_bias=qk_norm)
         self.q_norm = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
         self.proj = nn.Linear(width, width)
