@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A region in which autocast leaves float32 alone."""
+"""Where autocast acts, and in which arithmetic a CPU judges and draws."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from functools import cache
 
 import torch
 from torch import Tensor
+
+_everywhere_alike = ContextVar("everywhere_alike", default=False)
 
 
 def float32_region(tensor: Tensor) -> AbstractContextManager[object]:
@@ -17,3 +22,35 @@ def float32_region(tensor: Tensor) -> AbstractContextManager[object]:
     if not torch.amp.is_autocast_available(device):
         return nullcontext()
     return torch.autocast(device_type=device, enabled=False)
+
+
+@cache
+def cpu_has_bf16() -> bool:
+    """Whether oneDNN has bfloat16 kernels for this processor. Elsewhere bfloat16 is imitated, at a
+    tenth of float32's speed or less.
+    """
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def inference_autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 autocast on a CPU that has it, where it is up to four times as fast, and float32 on
+    one that hasn't; on other devices the caller's own.
+    """
+    if device.type != "cpu":
+        dtype = torch.get_autocast_dtype(device.type)
+        enabled = torch.is_autocast_enabled(device.type)
+        return torch.autocast(device.type, dtype=dtype, enabled=enabled)
+    enabled = cpu_has_bf16() and not _everywhere_alike.get()
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled)
+
+
+@contextmanager
+def same_on_every_cpu() -> Iterator[None]:
+    """Within it `inference_autocast` is float32 on every CPU, so that numbers from unlike
+    processors differ by rounding alone.
+    """
+    token = _everywhere_alike.set(True)
+    try:
+        yield
+    finally:
+        _everywhere_alike.reset(token)

@@ -25,6 +25,7 @@ from ahpa_scale.evaluation import draw_samples, heldout_flow
 from ahpa_scale.evaluation.recoverability import recoverability
 from ahpa_scale.models.generator import DiffusionGenerator
 from ahpa_scale.models.vae import FrozenVAE
+from ahpa_scale.precision import same_on_every_cpu
 from experiments.builds import build_of
 from experiments.cells import Plan
 from experiments.datasets import DataFolder
@@ -93,7 +94,12 @@ class Judge(Callback):
         # Compiled or not, all are judged by the same arithmetic; and no batch size of the judging
         # is worth a compilation.
         eager = torch.compiler.set_stance("force_eager")
-        with eager, averages.applied(state.model), torch.random.fork_rng(devices=[]):
+        with (
+            eager,
+            same_on_every_cpu(),
+            averages.applied(state.model),
+            torch.random.fork_rng(devices=[]),
+        ):
             for kind in kinds:
                 found = (
                     self._judge(state, generator) if kind == "run" else self._map(generator, step)

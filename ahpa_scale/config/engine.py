@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from composer.core import Algorithm
 from composer.devices import Device, DeviceCPU
 
+from ahpa_scale import console
 from ahpa_scale.algorithms.engine import engine_algorithms
 from ahpa_scale.config.compilation import compile_blocks
 from ahpa_scale.config.engine_checks import replicate_degree
 from ahpa_scale.config.schema import Config
 from ahpa_scale.config.schema.parallelism import SHARDED_BY_TORCH, SHARDED_BY_ZERO
 from ahpa_scale.models.generator import DiffusionGenerator
+from ahpa_scale.precision import cpu_has_bf16
 
 
 def build_engine(config: Config, device: Device) -> list[Algorithm]:
@@ -60,7 +64,14 @@ def composer_precision(config: Config, device: Device) -> str:
 
 def cpu_bf16(config: Config, device: Device) -> bool:
     """Whether the generator opens the autocast itself."""
-    return isinstance(device, DeviceCPU) and config.precision in ("amp_bf16", "bf16")
+    wanted = isinstance(device, DeviceCPU) and config.precision in ("amp_bf16", "bf16")
+    if wanted and not cpu_has_bf16():
+        console.say(
+            f"precision={config.precision}: this processor only imitates bfloat16, many times as "
+            "slowly as float32; precision=fp32 is faster here",
+            level=logging.WARNING,
+        )
+    return wanted
 
 
 def autocast(config: Config) -> torch.dtype | None:

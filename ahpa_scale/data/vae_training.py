@@ -22,6 +22,7 @@ from ahpa_scale.data.demo.mixture import SIZES, DemoMixture, Pixels, held_out
 from ahpa_scale.data.sources import Source
 from ahpa_scale.data.vae_release import VAEReport, card, check_free, measure_psnr
 from ahpa_scale.models.vae import FrozenVAE
+from ahpa_scale.precision import cpu_has_bf16
 from ahpa_scale.progress import progress_bar
 from ahpa_scale.storage import atomic_folder
 
@@ -50,7 +51,7 @@ class VAETraining:
         seed: initialisation, order of pictures and noise; unseen pictures come from seed + 1.
         pool: demo pictures drawn per preset at 32 pixels.
         unseen: pictures per set that PSNR is measured on.
-        precision: 'bf16' (autocast) or 'fp32'.
+        precision: 'bf16' (autocast, on a CPU only where it has it) or 'fp32'.
         device: torch device to train on.
     """
 
@@ -231,8 +232,9 @@ def _posterior(
 
 
 def _precision(settings: VAETraining) -> contextlib.AbstractContextManager[None]:
-    kind = torch.device(settings.device).type
-    return torch.autocast(kind, torch.bfloat16, enabled=settings.precision == "bf16")
+    device = torch.device(settings.device)
+    wanted = settings.precision == "bf16" and (device.type != "cpu" or cpu_has_bf16())
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
 
 
 def _loss(model: AutoencoderKL, image_BCHW: Tensor, settings: VAETraining) -> Tensor:

@@ -17,6 +17,7 @@ from ahpa_scale.models.dit import DiT
 from ahpa_scale.models.flow import Path, interpolate, velocity_loss
 from ahpa_scale.models.randomness import normal, sample_key, uniform
 from ahpa_scale.models.vae_config import LatentScaling
+from ahpa_scale.precision import inference_autocast
 
 # A constant of the measure and no option: numbers of two runs compare only under one noise.
 _SEED = 0
@@ -42,8 +43,8 @@ def heldout_flow(
     Sample i takes bin (i + draw) % bins and a random place in it; t, posterior sample and noise
     derive from (i, draw) alone, neither from the generator's seed nor from the batches, so two
     models' numbers are paired. Labels are never dropped; a model of one class gets class 0. The
-    weights are the generator's present ones: put averages in first. On a CPU the model runs under
-    bfloat16 autocast.
+    weights are the generator's present ones: put averages in first. On a CPU the model runs in
+    its fastest arithmetic, see `inference_autocast`.
 
     Args:
         generator: a `DiffusionGenerator`; its DiT is put back into its own mode afterwards.
@@ -98,7 +99,7 @@ def _losses(
     bin_B = (index_B + draw) % bins
     t_B = (bin_B + uniform(key("timestep"))[:, 0]) / bins
     xt_BCHW, target_BCHW = interpolate(generator.path, x_BCHW, normal(key("noise"), shape), t_B)
-    with cpu_bf16(xt_BCHW.device):
+    with inference_autocast(xt_BCHW.device):
         v_BCHW = generator.dit(xt_BCHW, t_B, known_labels(generator.dit, batch["label"]))
     return bin_B, velocity_loss(v_BCHW, target_BCHW)
 
@@ -106,13 +107,6 @@ def _losses(
 def known_labels(dit: DiT, label_B: Tensor) -> Tensor:
     """The labels, or class 0 for a model that was trained without them (num_classes 1)."""
     return torch.zeros_like(label_B) if dit.num_classes == 1 else label_B
-
-
-def cpu_bf16(device: torch.device) -> torch.autocast:
-    """bfloat16 autocast on a CPU, where it is about four times as fast; elsewhere the caller's."""
-    enabled = device.type == "cpu" or torch.is_autocast_enabled(device.type)
-    dtype = torch.bfloat16 if device.type == "cpu" else torch.get_autocast_dtype(device.type)
-    return torch.autocast(device.type, dtype=dtype, enabled=enabled)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ahpa_scale.evaluation.heldout import cpu_bf16, evaluating, known_labels
+from ahpa_scale.evaluation.heldout import evaluating, known_labels
 from ahpa_scale.evaluation.readout import PairMoments, explained_shares
 from ahpa_scale.method.priors import LATENT, patchify, pool_to_grid
 from ahpa_scale.models.flow import interpolate
@@ -32,6 +32,7 @@ from ahpa_scale.models.prior_sources import (
     self_block,
 )
 from ahpa_scale.models.randomness import normal, sample_key, uniform
+from ahpa_scale.precision import inference_autocast
 from ahpa_scale.progress import progress_bar
 
 # Constants of the measure and no options: maps of two models compare only under one noise.
@@ -88,7 +89,7 @@ def recoverability(
     its index, so maps of two models are paired. After every block a ridge regression reads each
     level's tokens from the model's, fitted on about half of the pictures and judged on the others.
     The weights are the generator's present ones: put averages in first. On a CPU the model runs
-    under bfloat16 autocast, the regression in float32 and float64.
+    in its fastest arithmetic, the regression in float32 and float64.
 
     Args:
         generator: the model; its mode is put back afterwards.
@@ -215,7 +216,7 @@ def _tokens(
     xt_BCHW, _ = interpolate(generator.path, x_BCHW, eps_BCHW, t_B)
     label_B = known_labels(dit, inputs["label"])
     context = SourceContext(inputs, clean_BCHW, x_BCHW, eps_BCHW, t_B, label_B, generator.path)
-    with cpu_bf16(xt_BCHW.device):
+    with inference_autocast(xt_BCHW.device):
         blocks = range(1, dit.depth + 1)
         tapped = dit(xt_BCHW, t_B, label_B, taps=blocks, tokens_only=True)
         fill_priors(inputs, pictures.levels, pictures.sources, context)

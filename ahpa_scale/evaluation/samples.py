@@ -12,10 +12,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ahpa_scale.evaluation.heldout import cpu_bf16, evaluating, known_labels
+from ahpa_scale.evaluation.heldout import evaluating, known_labels
 from ahpa_scale.models.dit import DiT
 from ahpa_scale.models.flow import Path
 from ahpa_scale.models.vae_config import LatentScaling
+from ahpa_scale.precision import inference_autocast
 from ahpa_scale.sampling import sample
 
 
@@ -81,7 +82,7 @@ def sample_batches(
 ) -> Iterator[Tensor]:
     """Draw one picture per label; a model of one class ignores the labels.
 
-    On a CPU the model and the decoder run under bfloat16 autocast.
+    On a CPU model and decoder run in its fastest arithmetic, see `inference_autocast`.
 
     Args:
         dit: the velocity model, with the weights to judge.
@@ -115,7 +116,7 @@ def sample_batches(
         labels_N.split(batch_size), index_N.split(batch_size), strict=True
     ):
         # Entered anew for each batch: between two of them the caller does work of its own.
-        with torch.no_grad(), evaluating(dit), cpu_bf16(device):
+        with torch.no_grad(), evaluating(dit), inference_autocast(device):
             z_BCHW = sample(
                 dit,
                 labels_B=labels_B,

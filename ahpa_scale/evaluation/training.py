@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ahpa_scale.evaluation.classifier import Classifier, to_pictures
+from ahpa_scale.precision import inference_autocast
 from ahpa_scale.progress import progress_bar
 
 _SHIFT = 2
@@ -39,7 +40,7 @@ def train_classifier(
     """Train a classifier with AdamW and one learning-rate cycle.
 
     Pictures are shifted by up to two pixels where they come round often, see `largest_shift`. On a
-    CPU the passes run under bfloat16 autocast. The result depends on the arguments alone, and
+    CPU the passes run in its fastest arithmetic. The result depends on the arguments alone, and
     the caller's random state is left as it was.
 
     Args:
@@ -71,7 +72,7 @@ def train_classifier(
     batches = ShuffledBatches(images_N3SS, batch_size, seed, shift)
 
     def loss(image_B3SS: Tensor, index_B: Tensor) -> Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with inference_autocast(torch.device("cpu")):
             logits_BK = model.logits(image_B3SS)
         return F.cross_entropy(logits_BK, labels[index_B], label_smoothing=_SMOOTHING)
 
