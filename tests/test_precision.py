@@ -37,9 +37,8 @@ def test_judging_uses_bfloat16_only_where_the_processor_has_it(native):
 
 
 def test_judging_can_be_the_same_everywhere(native):
-    with same_on_every_cpu():
-        with inference_autocast(CPU):
-            assert product().dtype == torch.float32
+    with same_on_every_cpu(), inference_autocast(CPU):
+        assert product().dtype == torch.float32
     with inference_autocast(CPU):
         assert (product().dtype == torch.bfloat16) == native
 

@@ -75,7 +75,7 @@ class QueryKeyValue(nn.Linear):
     """Queries, keys and values in one product; the keys' bias may be held where it is.
 
     A key's bias adds the same to all logits of a query, and the softmax takes that away again: its
-    gradient is rounding alone, which Adam would enlarge to whole steps, another one on every engine.
+    gradient is rounding alone, which Adam would enlarge to whole steps, on every engine others.
     A norm on the keys makes it count. Checkpoints hold it either way.
     """
 
@@ -84,7 +84,7 @@ class QueryKeyValue(nn.Linear):
         self.train_key_bias = train_key_bias
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        bias_D = self.bias
+        bias_D: Tensor = self.bias
         if not self.train_key_bias and torch.is_grad_enabled():
             query, key, value = bias_D.chunk(3)
             bias_D = torch.cat([query, key.detach(), value])
