@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m experiments run STUDY.yaml --work DIR`` and ``report RESULTS.jsonl --out DIR``."""
+"""``run STUDY.yaml --work DIR``, ``keep`` with the same words, and ``report ROWS --out DIR``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ahpa_scale.config.errors import exit_on_user_error
 from experiments.study import Cell, Study, load_study
+
+if TYPE_CHECKING:
+    from experiments.runner import Places
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(report(given.results, given.out))
         elif given.command == "run":
             status = _run(given)
+        elif given.command == "keep":
+            status = _keep(given)
         else:
             _work(given)
     return status
@@ -49,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="throw away rows of changed configurations and of other builds of a data set",
     )
+    keep = commands.add_parser("keep", help="store the data sets' trained parts in the repository")
+    _common(keep)
+    keep.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="worker processes")
     report = commands.add_parser("report", help="analyse stored rows")
     report.add_argument("results", nargs="+", type=Path, help="rows, and YAML files with verdicts")
     report.add_argument("--out", type=Path, required=True, help="folder to write")
@@ -71,20 +80,37 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(given: argparse.Namespace) -> int:
-    from experiments.runner import RESULTS, Places, run_study
+    from experiments.runner import run_study
 
-    if given.jobs < 1:
-        raise ValueError(f"--jobs must be at least 1, not {given.jobs}")
-    places = Places(given.work.absolute(), (given.results or RESULTS).absolute())
     return run_study(
         load_study(given.study),
-        places,
+        _places(given),
         jobs=given.jobs,
         only=given.only,
         limit_minutes=given.limit_minutes,
         dry_run=given.dry_run,
         replace=given.replace,
     )
+
+
+def _keep(given: argparse.Namespace) -> int:
+    from experiments.assets import keep
+    from experiments.runner import data_folders, run_study
+
+    study, places = load_study(given.study), _places(given)
+    status = run_study(study, places, jobs=given.jobs, build_only=True)
+    for folder in data_folders(study, places.work) if not status else ():
+        for kept in keep(folder):
+            print(kept)
+    return status
+
+
+def _places(given: argparse.Namespace) -> Places:
+    from experiments.runner import RESULTS, Places
+
+    if given.jobs < 1:
+        raise ValueError(f"--jobs must be at least 1, not {given.jobs}")
+    return Places(given.work.absolute(), (given.results or RESULTS).absolute())
 
 
 def _work(given: argparse.Namespace) -> None:

@@ -1,29 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which build of a data set judged a row.
 
-A recipe's autoencoder and judges are trained anew where a study goes on in another work folder. On
-another kind of processor they come out a little different, and so do all scores; two variants may
-be compared only where one build judged both.
+A recipe's autoencoder and judges are trained anew where the repository keeps none of it. On another
+kind of processor they come out a little different, and so do all scores; two variants may be
+compared only where one build judged both.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from typing import Any
 
-from ahpa_scale.data.card import read_card
+from experiments.assets import trained_digest
 from experiments.cells import Plan
-from experiments.datasets import WHOLE, DataFolder
+from experiments.datasets import DataFolder
 from experiments.rows import Row, key_of
 
 
 def build_of(data: DataFolder) -> str:
-    """8 hex that name this build of a whole data set: by its latents, and by what its judges say
-    of the floors.
-    """
-    told = (data.root / WHOLE).read_bytes() + read_card(str(data.train)).fingerprint.encode()
-    return hashlib.sha256(told).hexdigest()[:8]
+    """8 hex that name this build of a whole data set: by its trained parts."""
+    return trained_digest(data.root)
 
 
 def strangers(rows: Iterable[Row], plans: Iterable[Plan]) -> dict[tuple[Any, ...], Row]:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ahpa_scale import storage
+from experiments.assets import take_kept
 from experiments.pictures import Pictures, collect
 from experiments.recipes import Common, DemoRecipe, VaeRecipe
 from experiments.study import Study
@@ -48,6 +49,10 @@ class DataFolder:
     @property
     def heldout(self) -> Path:
         return self.root / "heldout"
+
+    @property
+    def teacher(self) -> Path:
+        return self.root / "teacher"
 
     @property
     def reference(self) -> Path:
@@ -109,6 +114,7 @@ def build(data: DataFolder, say: Callable[[str], None], *, floor_count: int) -> 
     stages: list[tuple[str, Callable[[DataFolder], None]]] = [
         ("pictures", _build_pictures),
         ("vae", _build_vae),
+        ("teacher", _build_teacher),
         ("external", _build_external),
         ("train", _build_train),
         ("heldout", _build_heldout),
@@ -118,7 +124,8 @@ def build(data: DataFolder, say: Callable[[str], None], *, floor_count: int) -> 
     for name, stage in stages:
         if not (data.root / name).exists():
             say(f"building {data.root.name}: {name}")
-            stage(data)
+            if not take_kept(data.root, name):
+                stage(data)
     if not data.whole:
         from experiments.scoring import facts
 
@@ -156,33 +163,39 @@ def _build_vae(data: DataFolder) -> None:
     train_vae(data.root / "vae", source, settings, progress=True)
 
 
+def _build_teacher(data: DataFolder) -> None:
+    """A classifier of another make than the judge, where no oracle says what is in the pictures."""
+    train = data.part("train")
+    if train.oracle_NCgg is not None or data.recipe.teacher_steps == 0:
+        return
+    from ahpa_scale.evaluation import train_classifier
+
+    teacher = train_classifier(
+        np.array(train.images_NHWC),
+        train.labels_N,
+        len(data.classes),
+        arch="teacher",
+        seed=data.recipe.seed + 1,
+        progress=True,
+        **_steps(data.recipe.teacher_steps),
+    )
+    teacher.save(data.teacher)
+
+
 def _build_external(data: DataFolder) -> None:
-    """The positive control's features: the oracle's maps, or a classifier's of another make than
-    the judge.
-    """
+    """The positive control's features: the oracle's maps, or the teacher's."""
     train, test = data.part("train"), data.part("test")
+    few = slice(data.recipe.heldout)
     with storage.atomic_folder(data.root / "external") as room:
         if train.oracle_NCgg is not None and test.oracle_NCgg is not None:
             np.save(room / "train.npy", train.oracle_NCgg)
-            np.save(room / "test.npy", test.oracle_NCgg[: data.recipe.heldout])
-            return
-        if data.recipe.teacher_steps == 0:
-            return
-        from ahpa_scale.evaluation import train_classifier
+            np.save(room / "test.npy", test.oracle_NCgg[few])
+        elif data.teacher.exists():
+            from ahpa_scale.evaluation import Classifier
 
-        teacher = train_classifier(
-            np.array(train.images_NHWC),
-            train.labels_N,
-            len(data.classes),
-            arch="teacher",
-            seed=data.recipe.seed + 1,
-            progress=True,
-            **_steps(data.recipe.teacher_steps),
-        )
-        teacher.save(room / "teacher")
-        np.save(room / "train.npy", _feature_maps(teacher, train.images_NHWC, data.grid))
-        few_NHWC = test.images_NHWC[: data.recipe.heldout]
-        np.save(room / "test.npy", _feature_maps(teacher, few_NHWC, data.grid))
+            teacher = Classifier.load(data.teacher)
+            np.save(room / "train.npy", _feature_maps(teacher, train.images_NHWC, data.grid))
+            np.save(room / "test.npy", _feature_maps(teacher, test.images_NHWC[few], data.grid))
 
 
 def _feature_maps(teacher: Any, images_NHWC: NDArray[np.uint8], grid: int) -> NDArray[np.float16]:

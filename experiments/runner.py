@@ -103,6 +103,12 @@ def run_study(
     return _train(study, left, places, jobs, deadline, digests)
 
 
+def data_folders(study: Study, work: Path) -> list[Path]:
+    """The folders of the data sets that a study's cells use."""
+    planner = Planner(study, work)
+    return list(dict.fromkeys(planner.plan(cell).data.root for cell in study.cells()))
+
+
 def _settle(
     study: Study,
     plans: Iterable[Plan],

@@ -20,11 +20,14 @@ from composer.core import Callback
 from PIL import Image
 from small_study import ROOT, content, write
 
+from ahpa_scale import evaluation
 from ahpa_scale.config.build import build_trainer
 from ahpa_scale.config.checks import read_data_card
+from experiments import assets
+from experiments.__main__ import main
 from experiments.cells import Planner
 from experiments.rows import ResultFile
-from experiments.runner import Places
+from experiments.runner import Places, data_folders
 from experiments.study import Cell, Study, load_study
 from experiments.worker import build_dataset, run_cell
 
@@ -233,6 +236,32 @@ def test_rows_of_another_build_of_the_data_are_refused_unless_replaced(whole, wo
     found = [row for row in ResultFile(file).read() if row["kind"] == "run"]
     assert {row["build"] for row in found} == {build}
     assert len(found) == 4
+
+
+def test_trained_parts_that_are_kept_are_not_trained_again(work, tmp_path, monkeypatch):
+    study = load_study(write(tmp_path, content()))
+    (root,) = data_folders(study, work)
+    monkeypatch.setattr(assets, "KEPT", tmp_path / "assets")
+    kept = assets.keep(root)
+    names = [folder.name for folder in kept]
+    assert names == ["reference", "demo-reference"]
+    assert assets.keep(root) == kept, "again, in place of the first"
+    elsewhere = tmp_path / "work" / "data" / root.name
+    shutil.copytree(root, elsewhere, ignore=shutil.ignore_patterns(*names, "dataset.json"))
+    monkeypatch.setattr(evaluation, "build_reference", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr(evaluation, "build_demo_reference", lambda *_, **__: pytest.fail("trained"))
+    build_dataset(study, tmp_path / "work", NONE)
+    assert assets.trained_digest(elsewhere) == assets.trained_digest(root)
+    judge = next((elsewhere / "reference").rglob("*.safetensors"))
+    judge.write_bytes(judge.read_bytes()[:-1] + b"x")
+    assert assets.trained_digest(elsewhere) != assets.trained_digest(root)
+
+
+def test_the_trained_parts_of_a_whole_study_are_kept_by_one_command(work, tmp_path, monkeypatch):
+    monkeypatch.setattr(assets, "KEPT", tmp_path / "assets")
+    path = write(tmp_path, content())
+    assert main(["keep", str(path), "--work", str(work), "--results", str(tmp_path)]) == 0
+    assert len(list((tmp_path / "assets").glob("demo-*/reference/judge/*.safetensors"))) == 1
 
 
 def test_what_another_study_has_run_is_taken_over(whole, work, tmp_path):

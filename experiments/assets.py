@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trained parts of a data set that the repository keeps: autoencoder, teacher and judges.
+
+Trained anew on another kind of processor they come out a little different, and so do all scores.
+Kept, they let a study go on anywhere, and one of its cells be run again years later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+from ahpa_scale import storage
+
+#: Stages whose outcome is trained; all others follow from these and the pictures.
+TRAINED = ("vae", "teacher", "reference", "demo-reference")
+KEPT = Path(__file__).parent / "assets"
+
+
+def take_kept(root: Path, stage: str) -> bool:
+    """Copy a stage's kept outcome into a data set's folder; False where none is kept."""
+    kept = KEPT / root.name / stage
+    if stage not in TRAINED or not kept.is_dir():
+        return False
+    with storage.atomic_folder(root / stage) as room:
+        shutil.copytree(kept, room, dirs_exist_ok=True)
+    return True
+
+
+def keep(root: Path) -> list[Path]:
+    """Keep a built data set's trained parts, in place of those kept before.
+
+    Returns:
+        The folders written.
+    """
+    found = [root / stage for stage in TRAINED if (root / stage).is_dir()]
+    for part in found:
+        with storage.atomic_folder(KEPT / root.name / part.name, replace=True) as room:
+            shutil.copytree(part, room, dirs_exist_ok=True)
+    return [KEPT / root.name / part.name for part in found]
+
+
+def trained_digest(root: Path) -> str:
+    """8 hex over all files of a data set's trained parts."""
+    digest = hashlib.sha256()
+    for stage in TRAINED:
+        for path in sorted((root / stage).rglob("*")):
+            if path.is_file():
+                digest.update(path.relative_to(root).as_posix().encode() + b"\0")
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:8]
