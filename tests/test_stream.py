@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from data_sets import COUNT, LEVELS, batches, everything
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from s3_server import free_ports
+from streaming import StreamingDataset
 from streaming.base.format.mds.reader import MDSReader
 
 from ahpa_scale.data.card import CARD_NAME
@@ -166,6 +168,23 @@ def test_a_damaged_shard_is_refused_on_arrival(prepared, tmp_path):
         with pytest.raises(RuntimeError, match="could not get a shard of"):
             batches(str(damaged), local=str(tmp_path / "cache"), num_workers=num_workers)
         assert not list((tmp_path / "cache").rglob("*.mds"))
+
+
+@pytest.mark.parametrize("cache_limit", [None, "1gb"])
+def test_looking_ahead_asks_once_for_a_shard_that_stays(prepared, monkeypatch, cache_limit):
+    asked: Counter[int] = Counter()
+    ask = StreamingDataset.prepare_shard
+
+    def counted(self, shard_id: int, blocking: bool = True) -> None:
+        asked[shard_id] += not blocking
+        ask(self, shard_id, blocking)
+
+    monkeypatch.setattr(StreamingDataset, "prepare_shard", counted)
+    loader = build_loader(prepared, batch_size=4, cache_limit=cache_limit)
+    seen = [index for batch in loader for index in batch["index"].tolist()]
+    assert len(seen) > 2 * len(asked) > 2
+    often = set(asked.values()) != {1}
+    assert often == (cache_limit is not None)
 
 
 def test_a_cache_in_use_is_told_apart_from_a_stale_one(prepared, tmp_path):

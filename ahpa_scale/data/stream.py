@@ -14,6 +14,7 @@ from weakref import WeakSet
 import numpy as np
 import torch
 from streaming import StreamingDataLoader, StreamingDataset
+from streaming.base.dataset import _ShardState
 from streaming.base.format.mds.reader import MDSReader
 from streaming.base.util import clean_stale_shared_memory
 
@@ -42,6 +43,7 @@ class LatentStream(StreamingDataset):
         self, *, card: DatasetCard, levels: tuple[str, ...] | None = None, **options: Any
     ) -> None:
         wanted = codec.wanted_columns(card, levels)
+        self._at_hand: set[int] = set()
         super().__init__(**options)
         self.card = card
         self.shards: list[ColumnReader] = [ColumnReader(shard, wanted) for shard in self.shards]
@@ -63,9 +65,15 @@ class LatentStream(StreamingDataset):
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
         """Fetch a shard; one that arrives damaged is not left in the cache.
 
+        The thread that looks ahead asks for every single sample's shard, each time under a lock
+        shared by the host; where nothing is ever evicted, once a shard is enough.
+
         Raises:
             ValueError: the shard's hash is not that of the index.
         """
+        ahead = not (blocking or self.cache_limit)
+        if ahead and shard_id in self._at_hand:
+            return
         try:
             super().prepare_shard(shard_id, blocking)
         except ValueError:
@@ -74,6 +82,9 @@ class LatentStream(StreamingDataset):
             if self.streams[0].remote is not None:
                 self.shards[shard_id].evict()
             raise
+        # Another worker may be fetching it still.
+        if ahead and self._shard_states[shard_id] == _ShardState.LOCAL:
+            self._at_hand.add(shard_id)
 
     def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
         """One sample; outside of a pass its `epoch` is that of the latest pass begun."""
