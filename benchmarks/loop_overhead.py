@@ -37,6 +37,7 @@ from ahpa_scale.callbacks import MetricsFile
 from ahpa_scale.models.dit import build_dit
 from ahpa_scale.models.generator import DiffusionGenerator
 from ahpa_scale.models.vae_config import LatentScaling
+from ahpa_scale.precision import cpu_has_bf16
 
 LEVELS = {f"encoder.down_blocks.{block}.resnets.1": 128 for block in range(4)}
 WARM_UP, DECAY, MAX_NORM, LR = 2, 0.999, 1.0, 1e-4
@@ -185,7 +186,8 @@ def _model(
     torch.manual_seed(0)
     dit = build_dit(given.model, input_size=given.input_size, in_channels=4, num_classes=10)
     scaling = LatentScaling("config", (0.0,) * 4, (1.0,) * 4)
-    generator = DiffusionGenerator(dit, scaling=scaling, cpu_bf16=given.device == "cpu")
+    bf16 = given.device == "cpu" and cpu_has_bf16()
+    generator = DiffusionGenerator(dit, scaling=scaling, cpu_bf16=bf16)
     generator.to(given.device)
     optimizer = torch.optim.AdamW(generator.parameters(), lr=LR, weight_decay=0.0, fused=True)
     return generator, optimizer, [AHPA(LEVELS)] if given.align else []
