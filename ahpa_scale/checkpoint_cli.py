@@ -178,7 +178,7 @@ def export(
     out: Annotated[str, typer.Argument(metavar="OUT.safetensors", help="Local file to write.")],
     kind: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="'ema' or 'model' [default: the averages where there are any]."),
+        typer.Option(help="'ema' or 'model' (default: the averages where there are any)."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
     progress: Progress = True,

@@ -44,7 +44,7 @@ def prepare(
     size: Annotated[int, typer.Option(help="Side of the cropped pictures, in pixels.")] = 256,
     grid: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="Tokens per side of stored maps [default: half the latent's side]."),
+        typer.Option(help="Tokens per side of stored maps (default: half the latent's side)."),
     ] = None,
     kind: Annotated[
         str, typer.Option(help="'latents', or 'images' for online encoding.")
@@ -54,7 +54,7 @@ def prepare(
     ] = "config",
     level: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="Encoder level to store; repeat for more [default: all]."),
+        typer.Option(help="Encoder level to store; repeat for more (default: all)."),
     ] = None,
     prior_dtype: Annotated[str, typer.Option(help="'float16' or 'bfloat16'.")] = "float16",
     features: Annotated[
@@ -65,20 +65,20 @@ def prepare(
     limit: Limit = None,
     shuffle_seed: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="Order of a folder's pictures [default: 0]."),
+        typer.Option(help="Order of a folder's pictures (default: 0)."),
     ] = None,
     preset: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Demo only: easy, medium or hard [default: easy]."),
+        typer.Option(help="Demo only: easy, medium or hard (default: easy)."),
     ] = None,
     num_samples: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="Demo only: how many pictures [default: 10000]."),
+        typer.Option(help="Demo only: how many pictures (default: 10000)."),
     ] = None,
-    seed: Annotated[Optional[int], typer.Option(help="Demo only [default: 0].")] = None,  # noqa: UP045
+    seed: Annotated[Optional[int], typer.Option(help="Demo only (default: 0).")] = None,  # noqa: UP045
     start: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="Demo only: first index, for a second split [default: 0]."),
+        typer.Option(help="Demo only: first index, for a second split (default: 0)."),
     ] = None,
     overwrite: Overwrite = False,
     device: Device = "cpu",
@@ -132,7 +132,7 @@ def diagnose(
     out: Annotated[str, typer.Option(help="Folder for the map and its figure.")] = "recoverability",
     config: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="The run's config.yaml [default: beside the checkpoint or above it]."),
+        typer.Option(help="The run's config.yaml (default: beside the checkpoint or above it)."),
     ] = None,
     levels: Annotated[
         Optional[str],  # noqa: UP045
@@ -140,7 +140,7 @@ def diagnose(
     ] = None,
     source: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Levels of one source: vae, latent, external, self [default: all kept]."),
+        typer.Option(help="Levels of one source: vae, latent, external, self (default: all kept)."),
     ] = None,
     pictures: Annotated[int, typer.Option(help="At most this many pictures.")] = 2048,
     bins: Annotated[int, typer.Option(help="Equal bins of the noise level.")] = 10,
@@ -216,7 +216,7 @@ def launch(
     ] = None,
     nproc: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option("--nproc", "-n", help="Ranks on this node [default: the scheduler's]."),
+        typer.Option("--nproc", "-n", help="Ranks on this node (default: the scheduler's)."),
     ] = None,
     nnodes: Annotated[Optional[int], typer.Option(help="Nodes, where no scheduler says.")] = None,  # noqa: UP045
     node_rank: Annotated[Optional[int], typer.Option(help="This node's number, from 0.")] = None,  # noqa: UP045
