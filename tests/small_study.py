@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-BASE = ROOT / "experiments" / "studies" / "base.yaml"
+BASE = ROOT / "experiments" / "studies" / "base-narrow.yaml"
 
 
 def content(**changes: Any) -> dict[str, Any]:
