@@ -90,7 +90,7 @@ def cell_of(row: Row) -> Cell:
 
 def grid_path(results: Path, cell: Cell) -> Path:
     """Where the report looks for a cell's samples."""
-    return results.parent / "samples" / f"{cell.dataset}-{cell.variant}.png"
+    return results.parent / "samples" / results.stem / f"{cell.dataset}-{cell.variant}.png"
 
 
 def save_grid(images_N3SS: Tensor, path: Path) -> None:

@@ -29,8 +29,9 @@ def made(tmp_path_factory) -> Path:
     """A folder with results, a sample grid, named comparisons, and the report made of them."""
     folder = tmp_path_factory.mktemp("study")
     path = write(folder, rows())
-    (folder / "samples").mkdir()
-    Image.new("RGB", (8, 8), (0, 90, 180)).save(folder / "samples" / "demo-gap.png")
+    pictures = folder / "samples" / "main"
+    pictures.mkdir(parents=True)
+    Image.new("RGB", (8, 8), (0, 90, 180)).save(pictures / "demo-gap.png")
     verdicts = folder / "verdicts.yaml"
     common = "metric: fd, expect: lower"
     verdicts.write_text(
@@ -60,8 +61,8 @@ class TestReport:
         mixed = rows()
         random.Random(5).shuffle(mixed)
         write(tmp_path, mixed)
-        for name in ("verdicts.yaml", "samples/demo-gap.png"):
-            (tmp_path / name).parent.mkdir(exist_ok=True)
+        for name in ("verdicts.yaml", "samples/main/demo-gap.png"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_bytes((made / name).read_bytes())
         (tmp_path / "matplotlibrc").write_text("font.size: 30\naxes.facecolor: red\n")
         command = [sys.executable, "-m", "experiments", "report", str(tmp_path / "main.jsonl")]
@@ -192,8 +193,9 @@ class TestReport:
         assert [path.name for path in (tmp_path / "out" / "figures").iterdir()] == ["mine.png"]
 
     def test_a_sample_grid_that_is_no_png_is_refused(self, tmp_path):
-        (tmp_path / "samples").mkdir()
-        (tmp_path / "samples" / "demo-none.png").write_text("no picture")
+        pictures = tmp_path / "samples" / "main"
+        pictures.mkdir(parents=True)
+        (pictures / "demo-none.png").write_text("no picture")
         with pytest.raises(ConfigError, match="is not a PNG"):
             report([write(tmp_path, [run_row("none", 0, 100, 5.0)])], tmp_path / "out")
 

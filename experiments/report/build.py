@@ -150,7 +150,8 @@ def _flow(group: Group) -> list[Block]:
 def _samples(group: Group, folders: Iterable[Path]) -> list[Block]:
     blocks: list[Block] = []
     for variant in group.variants():
-        for path in (folder / f"{group.dataset}-{variant}.png" for folder in folders):
+        name = f"{group.dataset}-{variant}.png"
+        for path in (folder / group.study / name for folder in folders):
             if not path.is_file():
                 continue
             png = path.read_bytes()
