@@ -14,6 +14,7 @@ import typer
 
 from ahpa_scale import checkpoint_cli, console
 from ahpa_scale.evaluate import cli as evaluate_cli
+from ahpa_scale.unreachable import TRY_AGAIN, UnreachableError
 
 if TYPE_CHECKING:
     from ahpa_scale.data.demo import DemoPicture
@@ -309,14 +310,17 @@ def _numbers(text: str, name: str) -> tuple[int, ...]:
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """Run a command. A user's mistake is one line on stderr and exit status 2."""
+    """Run a command. A user's mistake is one line on stderr and exit status 2, a hub that does not
+    answer one line and 75.
+    """
     try:
         return app(args=arguments)
     except (ValueError, OSError) as error:
         # A user can do nothing with a traceback; a message of several lines hides its point.
         text = f"error: {' '.join(str(error).split())}"
-        console.say(text, level=logging.ERROR, fields={"exit_code": 2})
-        sys.exit(2)
+        code = TRY_AGAIN if isinstance(error, UnreachableError) else 2
+        console.say(text, level=logging.ERROR, fields={"exit_code": code})
+        sys.exit(code)
 
 
 if __name__ == "__main__":

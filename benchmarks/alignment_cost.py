@@ -94,8 +94,8 @@ def _step(settings: dict[str, Any] | None, given: argparse.Namespace) -> Callabl
     device = torch.device(given.device)
     dit = build_dit(given.model, input_size=given.input_size, in_channels=4, num_classes=10)
     scaling = LatentScaling("config", (0.0,) * 4, (1.0,) * 4)
-    bf16 = device.type == "cpu" and cpu_has_bf16()
-    generator = DiffusionGenerator(dit, scaling=scaling, cpu_bf16=bf16)
+    cpu_bf16 = device.type == "cpu" and cpu_has_bf16()
+    generator = DiffusionGenerator(dit, scaling=scaling, cpu_bf16=cpu_bf16)
     if settings is not None:
         _attach(generator, settings, given)
     generator.to(device)

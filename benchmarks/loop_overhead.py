@@ -186,8 +186,8 @@ def _model(
     torch.manual_seed(0)
     dit = build_dit(given.model, input_size=given.input_size, in_channels=4, num_classes=10)
     scaling = LatentScaling("config", (0.0,) * 4, (1.0,) * 4)
-    bf16 = given.device == "cpu" and cpu_has_bf16()
-    generator = DiffusionGenerator(dit, scaling=scaling, cpu_bf16=bf16)
+    cpu_bf16 = given.device == "cpu" and cpu_has_bf16()
+    generator = DiffusionGenerator(dit, scaling=scaling, cpu_bf16=cpu_bf16)
     generator.to(given.device)
     optimizer = torch.optim.AdamW(generator.parameters(), lr=LR, weight_decay=0.0, fused=True)
     return generator, optimizer, [AHPA(LEVELS)] if given.align else []

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from ahpa_scale import console
+from ahpa_scale.unreachable import TRY_AGAIN, UnreachableError
 
 COMMAND_LINE = "command line"
 _YIELD_SECONDS = 5.0
@@ -65,7 +66,8 @@ def speaks_for_all_ranks() -> bool:
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turn a user's mistake (any ValueError) into one line on stderr and exit code 2.
+    """Turn a user's mistake (any ValueError) into one line on stderr and exit code 2, and what
+    can't be reached for now into one line and exit code 75.
 
     Wrap only what runs before training; there a ValueError is how this package reports users'
     mistakes.
@@ -74,6 +76,9 @@ def exit_on_user_error() -> Iterator[None]:
         yield
     except ValueError as error:
         leave(str(error), 2, shared=not isinstance(error, HostError))
+    except UnreachableError as error:
+        # One rank may reach what another one doesn't.
+        leave(str(error), TRY_AGAIN, shared=False)
 
 
 def leave(problem: str, exit_code: int, *, shared: bool = True) -> NoReturn:

@@ -30,6 +30,7 @@ from ahpa_scale.models.vae_config import (
     encoder_levels,
     load_vae_config,
 )
+from ahpa_scale.unreachable import UnreachableError, is_unreachable
 
 _HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:/(\w[\w./-]*))?")
 
@@ -84,6 +85,7 @@ class FrozenVAE(nn.Module):
 
         Raises:
             ValueError: nothing that can be read as an AutoencoderKL is there.
+            UnreachableError: the hub does not answer.
         """
         load_vae_config(path)  # refuses a folder that holds something else
         folder = DEMO_VAE_FOLDER if str(path) == DEMO_VAE else Path(path).expanduser()
@@ -192,6 +194,12 @@ def _load(repository: str, subfolder: str | None, revision: str | None) -> Autoe
         )
     except (OSError, ValueError) as error:
         place = f"{repository}/{subfolder}" if subfolder else repository
+        if is_unreachable(error):
+            # The library says then that the file is not there.
+            raise UnreachableError(
+                f"cannot load the VAE {place!r}: the hub does not answer; try again, or name a "
+                "local copy"
+            ) from error
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"cannot load a VAE from {place!r}: {reason}") from error
 
