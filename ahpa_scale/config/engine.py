@@ -13,6 +13,7 @@ from ahpa_scale import console
 from ahpa_scale.algorithms.engine import engine_algorithms
 from ahpa_scale.config.compilation import compile_blocks
 from ahpa_scale.config.engine_checks import replicate_degree
+from ahpa_scale.config.errors import speaks_for_all_ranks
 from ahpa_scale.config.schema import Config
 from ahpa_scale.config.schema.parallelism import SHARDED_BY_TORCH, SHARDED_BY_ZERO
 from ahpa_scale.models.generator import DiffusionGenerator
@@ -65,7 +66,7 @@ def composer_precision(config: Config, device: Device) -> str:
 def cpu_bf16(config: Config, device: Device) -> bool:
     """Whether the generator opens the autocast itself."""
     wanted = isinstance(device, DeviceCPU) and config.precision in ("amp_bf16", "bf16")
-    if wanted and not cpu_has_bf16():
+    if wanted and not cpu_has_bf16() and speaks_for_all_ranks():
         console.say(
             f"precision={config.precision}: this processor only imitates bfloat16, many times as "
             "slowly as float32; precision=fp32 is faster here",
