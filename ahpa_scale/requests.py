@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from ahpa_scale import console, storage
@@ -128,11 +128,11 @@ class _Listener:
         name = signal.Signals(number).name
         if self._requests.leave is not None:
             _leave_at_once(f"a second signal, {name}")
-        within = "" if self._grace is None else f" within {self._grace:g} s"
-        _say(f"{name}: saving a checkpoint after this batch{within}, then leaving")
         self._requests.leave = name
         if self._grace is not None:
             self._deadline = time.monotonic() + self._grace
+        within = "" if self._grace is None else f" within {self._grace:g} s"
+        _say(f"{name}: saving a checkpoint after this batch{within}, then leaving")
 
 
 def _watch_switches(requests: Requests, folder: str, every: float, over: threading.Event) -> None:
@@ -150,11 +150,11 @@ def _watch_switches(requests: Requests, folder: str, every: float, over: threadi
 
 def _take(requests: Requests, name: str) -> None:
     if name == SAVE_FILE:
-        _say(f"file {name}: saving a checkpoint after this batch")
         requests.save = True
+        _say(f"file {name}: saving a checkpoint after this batch")
     elif requests.leave is None:
-        _say(f"file {name}: saving a checkpoint after this batch, then leaving")
         requests.leave = f"the file {name}"
+        _say(f"file {name}: saving a checkpoint after this batch, then leaving")
 
 
 def _pass(number: int, frame: object) -> None:
@@ -167,7 +167,9 @@ def _leave_at_once(why: str) -> None:
 
 
 def _say(text: str) -> None:
-    console.say(text, level=logging.WARNING)
+    # A console that is gone or full (closed pipe, closed file) must not end the thread that listens.
+    with suppress(OSError, ValueError):
+        console.say(text, level=logging.WARNING)
 
 
 _registered = False

@@ -44,11 +44,12 @@ def answering(status: int, **headers: str) -> Iterator[str]:
         server.server_close()
 
 
-def prepare(hub: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def prepare(hub: str, folder: Path, offline: int = 0) -> subprocess.CompletedProcess[str]:
     words = ["prepare", "demo", "--num-samples", "16", "--vae", "some/vae", "--out", folder / "out"]
     return subprocess.run(
         [sys.executable, "-m", "ahpa_scale.cli", *map(str, words)],
-        env={**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(folder), "HF_HUB_OFFLINE": "0"},
+        env={**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(folder)}
+        | {"HF_HUB_OFFLINE": str(offline)},
         capture_output=True,
         text=True,
         timeout=300,
@@ -72,6 +73,13 @@ def test_a_name_that_the_hub_does_not_know_is_a_mistake(tmp_path):
         done = prepare(hub, tmp_path)
     assert done.returncode == 2, done.stderr
     assert "error: cannot load a VAE from 'some/vae': some/vae is not a local folder" in done.stderr
+
+
+def test_a_hub_that_the_user_switched_off_is_not_asked_again(tmp_path):
+    with answering(200) as hub:
+        done = prepare(hub, tmp_path, offline=1)
+    assert done.returncode == 2, done.stderr
+    assert "error: cannot load a VAE from 'some/vae'" in done.stderr
 
 
 def failure(act: Callable[[], object]) -> Exception:

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from huggingface_hub import constants as hub
 from torch import Tensor, nn
 
 from ahpa_scale.models.vae_config import (
@@ -194,7 +195,8 @@ def _load(repository: str, subfolder: str | None, revision: str | None) -> Autoe
         )
     except (OSError, ValueError) as error:
         place = f"{repository}/{subfolder}" if subfolder else repository
-        if is_unreachable(error):
+        # Offline by its own setting, it fails like a broken connection; no other try mends that.
+        if is_unreachable(error) and not hub.HF_HUB_OFFLINE:
             # The library says then that the file is not there.
             raise UnreachableError(
                 f"cannot load the VAE {place!r}: the hub does not answer; try again, or name a "
