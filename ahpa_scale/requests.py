@@ -167,7 +167,7 @@ def _leave_at_once(why: str) -> None:
 
 
 def _say(text: str) -> None:
-    # A console that is gone or full (closed pipe, closed file) must not end the thread that listens.
+    # A console that is gone or full must not end the thread that listens.
     with suppress(OSError, ValueError):
         console.say(text, level=logging.WARNING)
 

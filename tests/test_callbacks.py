@@ -17,6 +17,7 @@ from ahpa_scale.algorithms.ema import EMA
 from ahpa_scale.callbacks import MetricsFile, ProgressBar, RouterFigure, RunSummary
 from ahpa_scale.callbacks.router_figure import draw_router, mean_weights
 from ahpa_scale.models.vae_config import LatentScaling
+from ahpa_scale.requests import Requests
 
 
 class TestProgressBar:
@@ -203,3 +204,12 @@ def test_last_line_names_what_is_there(tmp_path):
     toy_trainer("1ba", callbacks=[RunSummary(tmp_path, stream=stream)]).close()
     assert stream.getvalue().count("done:") == 1, "a run that did not end well is not done"
     assert RunSummary(tmp_path / "empty").line() == "done: nothing was written"
+
+
+def test_a_run_that_was_asked_to_leave_is_not_done(tmp_path):
+    stream, requests = io.StringIO(), Requests()
+    trainer = toy_trainer("1ba", callbacks=[RunSummary(tmp_path, "saved", stream, requests)])
+    trainer.fit()
+    requests.agree(leave=True, save=False)
+    trainer.close()
+    assert stream.getvalue() == "so far: checkpoints saved\n"

@@ -56,8 +56,10 @@ def logged_steps(folder: Path) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory) -> tuple[Path, int, str]:
-    """A run on two ranks that was sent SIGTERM through its launcher: folder, exit code, stderr."""
+def asked(tmp_path_factory) -> tuple[Path, int, str, str]:
+    """A run on two ranks that was sent SIGTERM through its launcher: folder, exit code, stdout,
+    stderr.
+    """
     folder = tmp_path_factory.mktemp("asked")
     size = ["--size", "32", "--num-samples", "256", "--no-progress"]
     done = run(CLI, "prepare", "demo", *size, "--out", folder / "data")
@@ -66,7 +68,7 @@ def asked(tmp_path_factory) -> tuple[Path, int, str]:
         [CLI, "launch", "--nproc", "2", "train.py", "yamls/demo-ahpa.yaml", *settings(folder)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -74,12 +76,12 @@ def asked(tmp_path_factory) -> tuple[Path, int, str]:
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=120)
-    return folder, process.returncode, err
+    out, err = process.communicate(timeout=120)
+    return folder, process.returncode, out, err
 
 
 def test_sigterm_saves_the_batch_and_leaves_with_its_own_code(asked):
-    folder, code, err = asked
+    folder, code, out, err = asked
     assert code == 79, err
     (saved,) = list_checkpoints(str(folder / "saved"))
     assert saved.problem is None
@@ -88,10 +90,12 @@ def test_sigterm_saves_the_batch_and_leaves_with_its_own_code(asked):
     assert saved.batch == rows(folder)[-1]["batch"]
     assert f"stopped after batch {saved.batch}, which is saved" in err
     assert "Traceback" not in err
+    assert f"so far: metrics {folder}/run/metrics.jsonl" in out
+    assert "done: " not in out
 
 
 def test_the_same_command_goes_on_and_so_do_its_trackers(asked):
-    folder, _, _ = asked
+    folder, _, _, _ = asked
     last = rows(folder)[-1]["batch"]
     items = [*settings(folder), f"max_duration={last + 2}ba"]
     done = run(CLI, "launch", "--nproc", "2", "train.py", "yamls/demo-ahpa.yaml", *items)

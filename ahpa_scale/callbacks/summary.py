@@ -19,6 +19,7 @@ from ahpa_scale.callbacks.common import (
     SAMPLES_FOLDER,
     writes_files,
 )
+from ahpa_scale.requests import Requests
 
 
 class RunSummary(Callback):
@@ -30,6 +31,7 @@ class RunSummary(Callback):
         output_dir: local folder of the run.
         checkpoints: folder or URL of the checkpoints; None when none are written.
         stream: where to print; None is the standard output.
+        requests: what is asked of the run from outside: one that was asked to leave is not done.
     """
 
     def __init__(
@@ -37,10 +39,12 @@ class RunSummary(Callback):
         output_dir: str | os.PathLike[str],
         checkpoints: str | None = None,
         stream: TextIO | None = None,
+        requests: Requests | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.checkpoints = checkpoints
         self.stream = stream
+        self.requests = requests
         self._done = False
 
     def fit_end(self, state: State, logger: Logger) -> None:
@@ -57,7 +61,9 @@ class RunSummary(Callback):
         self._done = False
 
     def line(self) -> str:
-        """``done: metrics ..., samples ..., router ..., checkpoints ...``."""
+        """``done: metrics ..., samples ..., router ..., checkpoints ...``; ``so far: ...`` of a run
+        that was asked to leave.
+        """
         files = {
             "metrics": self.output_dir / METRICS_FILE,
             "evaluation": self.output_dir / EVALUATION_FILE,
@@ -67,4 +73,5 @@ class RunSummary(Callback):
         parts = [f"{name} {path}" for name, path in files.items() if path.exists()]
         if self.checkpoints is not None:
             parts.append(f"checkpoints {self.checkpoints}")
-        return "done: " + (", ".join(parts) or "nothing was written")
+        asked = self.requests is not None and self.requests.leaving
+        return ("so far: " if asked else "done: ") + (", ".join(parts) or "nothing was written")

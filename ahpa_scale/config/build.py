@@ -89,7 +89,7 @@ def build_trainer(
             callbacks=[
                 *start.callbacks(),
                 *build_saver(config, start, tracker_ids, alive, requests),
-                *_build_callbacks(config, card, generator, vae),
+                *_build_callbacks(config, card, generator, vae, requests),
                 *callbacks,
             ],
             loggers=build_loggers(config, start, tracker_ids, generator.dit, board),
@@ -224,7 +224,11 @@ def _build_scheduler(config: Config) -> ComposerScheduler:
 
 
 def _build_callbacks(
-    config: Config, card: DatasetCard, generator: DiffusionGenerator, vae: FrozenVAE | None
+    config: Config,
+    card: DatasetCard,
+    generator: DiffusionGenerator,
+    vae: FrozenVAE | None,
+    requests: Requests | None,
 ) -> list[Callback]:
     sampling = config.sampling
     callbacks: list[Callback] = []
@@ -248,5 +252,6 @@ def _build_callbacks(
         )
     callbacks.append(EngineLine(config.parallelism.engine))
     callbacks.append(RouterFigure(config.output_dir, config.logging.router_interval))
-    callbacks.append(RunSummary(config.output_dir, config.checkpoint.save_folder))
+    saved = config.checkpoint.save_folder
+    callbacks.append(RunSummary(config.output_dir, saved, requests=requests))
     return callbacks
