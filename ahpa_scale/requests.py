@@ -10,6 +10,7 @@ together. torch is not imported.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import select
 import signal
@@ -103,12 +104,14 @@ class _Listener:
         self._reader = reader
         self._grace = grace
         self._deadline: float | None = None
+        # Not select(): a process with over a thousand open files would get a number beyond its set.
+        self._heard = select.poll()
+        self._heard.register(reader, select.POLLIN)
 
     def run(self) -> None:
         """Until the pipe is closed."""
         while True:
-            ready, _, _ = select.select([self._reader], [], [], self._pause())
-            if ready:
+            if self._heard.poll(self._pause()):
                 numbers = os.read(self._reader, 64)
                 if not numbers:
                     return
@@ -117,9 +120,11 @@ class _Listener:
             else:
                 _leave_at_once(f"the grace time of {self._grace:g} s has passed")
 
-    def _pause(self) -> float | None:
-        """Seconds of grace that are left; None: without end."""
-        return None if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
+    def _pause(self) -> int | None:
+        """Milliseconds of grace that are left, rounded up; None: without end."""
+        if self._deadline is None:
+            return None
+        return math.ceil(1e3 * max(self._deadline - time.monotonic(), 0.0))
 
     def _signal(self, number: int) -> None:
         # Launchers send one to all ranks when the first one has ended.

@@ -33,9 +33,9 @@ IN_C = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
 POLITE = "\n    ".join(["while requests.leave is None:", "    time.sleep(0.01)"])
 
 
-def start(work: str, grace: float | None = None) -> subprocess.Popen[str]:
+def start(work: str, grace: float | None = None, before: str = "") -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", BUSY.format(work=work, grace=grace)],
+        [sys.executable, "-c", before + BUSY.format(work=work, grace=grace)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -54,6 +54,20 @@ def test_a_signal_asks_to_leave_and_the_process_goes_on(name: str):
     assert process.returncode == 0
     assert out == f"leave {name}\n"
     assert f"{name}: saving a checkpoint after this batch, then leaving" in err
+
+
+MANY_FILES = """
+import os, resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (1200, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+files = [os.dup(0) for _ in range(1100)]
+"""
+
+
+def test_a_process_with_over_a_thousand_open_files_hears_too():
+    process = start(POLITE, before=MANY_FILES)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=20)
+    assert (process.returncode, out) == (0, "leave SIGTERM\n")
 
 
 def test_a_console_that_is_gone_keeps_no_request_away():

@@ -195,3 +195,51 @@ def test_a_cache_in_use_is_told_apart_from_a_stale_one(prepared, tmp_path):
     with pytest.raises(ValueError, match="clean_stale would break"):
         build_loader(prepared, local=cache, batch_size=4, clean_stale=True)
     assert len(list(first)) == COUNT // 4
+
+
+LEAVE = """
+import sys
+from multiprocessing.shared_memory import SharedMemory
+from ahpa_scale.data.stream import build_loader
+def leave(name):
+    left = SharedMemory(name, create=True, size=4096)
+    left.buf[:2] = b"{}"
+first = build_loader(sys.argv[1], batch_size=4)
+"""
+READ_ALL = """
+for kind in ("resume", "epoch_shape", "epoch_data"):
+    leave(f"000001_{kind}")
+second = build_loader(sys.argv[1], batch_size=4)
+assert second.dataset._shm_prefix_int == 1
+print(sum(len(batch["index"]) for _ in range(2) for batch in second))
+"""
+FIND_NO_NUMBER = """
+leave("000001_barrier")
+leave("000002_locals")
+try:
+    build_loader(sys.argv[1], batch_size=4)
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_what_a_killed_job_left_in_shared_memory_stops_nobody(prepared, tmp_path):
+    assert with_shared_memory_of_its_own(READ_ALL, prepared, tmp_path) == f"{2 * COUNT}\n"
+
+
+def test_what_a_killed_job_left_and_is_not_ours_to_remove_is_told(prepared, tmp_path):
+    said = with_shared_memory_of_its_own(FIND_NO_NUMBER, prepared, tmp_path)
+    assert "'/000002_locals'): if no other run lives on this host, set clean_stale" in said
+
+
+def with_shared_memory_of_its_own(work: str, prepared: str, folder: Path) -> str:
+    """What a process prints that has shared memory and locks to itself: its numbers are known."""
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /dev/shm && exec "$@"', "sh",
+         sys.executable, "-c", LEAVE + work, prepared],
+        env={**os.environ, "TMPDIR": str(folder)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if "unshare failed" in done.stderr:
+        pytest.skip(f"no mount namespaces on this machine: {done.stderr.strip()}")
+    assert done.stdout, done.stderr
+    return done.stdout
