@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``run STUDY.yaml --work DIR``, ``keep`` with the same words, and ``report ROWS --out DIR``."""
+"""``run STUDY.yaml --work DIR``, ``keep`` and ``reproduce``, and ``report ROWS --out DIR``."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status = _run(given)
         elif given.command == "keep":
             status = _keep(given)
+        elif given.command == "reproduce":
+            status = _reproduce(given)
         else:
             _work(given)
     return status
@@ -58,6 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     keep = commands.add_parser("keep", help="store the data sets' trained parts in the repository")
     _common(keep)
     keep.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="worker processes")
+    again = commands.add_parser("reproduce", help="one cell from scratch, against its stored rows")
+    _common(again)
+    again.add_argument("cell", metavar="DATASET/VARIANT/SEED", help="which run")
     report = commands.add_parser("report", help="analyse stored rows")
     report.add_argument("results", nargs="+", type=Path, help="rows, and YAML files with verdicts")
     report.add_argument("--out", type=Path, required=True, help="folder to write")
@@ -105,6 +110,21 @@ def _keep(given: argparse.Namespace) -> int:
     return status
 
 
+def _reproduce(given: argparse.Namespace) -> int:
+    from experiments.reproduce import reproduce
+    from experiments.runner import RESULTS
+
+    study = load_study(given.study)
+    results = (given.results or RESULTS).absolute()
+    found = reproduce(study, _cell(study, given.cell), given.work.absolute(), results)
+    print(f"{given.cell}: Frechet distance, and the 95 % interval of one more seed")
+    for one in found:
+        print(one.line())
+    inside = all(one.inside for one in found)
+    print("reproduced" if inside else "NOT reproduced")
+    return 0 if inside else 1
+
+
 def _places(given: argparse.Namespace) -> Places:
     from experiments.runner import RESULTS, Places
 
@@ -127,8 +147,10 @@ def _work(given: argparse.Namespace) -> None:
 
 
 def _cell(study: Study, text: str) -> Cell:
-    (cell,) = study.cells([text])
-    return cell
+    found = study.cells([text])
+    if len(found) > 1:
+        raise ValueError(f"{text} names {len(found)} runs, and one is wanted: {found[0]}, say")
+    return found[0]
 
 
 if __name__ == "__main__":
