@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No alignment against AHPA, released half-way, on your own labelled pictures (class = sub-folder).
+"""No alignment against AHPA on your own labelled pictures (class = sub-folder).
 
 The last line printed is ``ratio R [LOW, HIGH]``: the steps that AHPA needs to the control's final
 Frechet distance, over the control's own steps, with its 95 % interval over the seeds.
