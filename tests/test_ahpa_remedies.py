@@ -208,11 +208,13 @@ def test_a_placebo_trains_on_other_targets(make_generator, make_trainer):
     assert losses[0] != losses[1]
 
 
-@pytest.mark.parametrize("objective", ["literal", "gap"])
-def test_a_collapsed_router_is_warned_of_once(objective, make_generator, make_trainer, caplog):
+@pytest.mark.parametrize(
+    ("objective", "floor"), [("literal", 0.0), ("gap", 0.0), ("standardised", 0.05)]
+)
+def test_a_collapsed_router_is_warned_of_once(objective, floor, make_trainer, caplog):
     memory = InMemoryLogger()
     # This prior alone puts all the weight on one level.
-    chosen = ahpa(objective=objective, router={"snr_prior": 200.0, "floor": 0.0})
+    chosen = ahpa(objective=objective, router={"snr_prior": 200.0, "floor": floor})
     with caplog.at_level(logging.WARNING, logger="ahpa_scale"):
         make_trainer(algorithms=[chosen], loggers=[memory]).fit()
     lines = [r.message for r in caplog.records if "the router has collapsed" in r.message]

@@ -5,8 +5,6 @@ levels, T t-bins.
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -26,7 +24,7 @@ from ahpa_scale.method import (
     smooth_l1_loss,
     spatial_normalise,
 )
-from ahpa_scale.method.router import divergence
+from ahpa_scale.method.router import cross_entropy
 
 GROUPS = {"fine": ("a",), "coarse": ("b", "c")}
 CHANNELS = {"fine": 8, "coarse": 12}
@@ -179,31 +177,45 @@ def test_top_k_selects_and_temperature_flattens():
     t_B = torch.tensor([0.9])
     picked_BG = DynamicRouter(3, top_k=1, snr_prior=1.0)(t_B)
     assert picked_BG.tolist() == [[0, 0, 1]]
-    uniform = UniformRouter(3)(t_B)
     sharp, flat = (
-        divergence(DynamicRouter(3, snr_prior=1.0, temperature=tau)(t_B), uniform)
-        for tau in (0.5, 5.0)
+        DynamicRouter(3, snr_prior=1.0, temperature=tau)(t_B).max() for tau in (0.5, 5.0)
     )
-    assert 0 < flat < sharp < math.log(3)
+    assert 1 / 3 < flat < sharp < 1
 
 
-@pytest.mark.parametrize("top_k", [None, 1])
-def test_the_divergence_has_a_finite_slope_where_a_weight_is_zero(top_k: int | None):
-    router = DynamicRouter(3, top_k=top_k, snr_prior=200.0)
-    t_B = torch.tensor([0.0, 1.0])
-    divergence(router(t_B), UniformRouter(3)(t_B)).sum().backward()
-    assert all(p.grad.isfinite().all() for p in router.parameters())
+@given(router=routers, t=st.floats(0, 1))
+@settings(max_examples=40, deadline=None)
+def test_shares_and_weights_say_the_same(router: DynamicRouter, t: float):
+    raw_BG = router(torch.tensor([t]), raw=True)
+    share_BG = raw_BG.exp()
+    torch.testing.assert_close(share_BG.sum(1), torch.ones(1))
+    torch.testing.assert_close(router.weights(raw_BG), router(torch.tensor([t])))
+    torch.testing.assert_close(router.prior(torch.tensor([t])), share_BG)
+    if router.top_k is None:
+        back_BG = router.shares(router.weights(raw_BG))
+        torch.testing.assert_close(back_BG, share_BG, rtol=1e-4, atol=1e-5)
 
 
-def test_the_divergence_is_log_g_minus_the_entropy_and_zero_at_the_prior():
-    t_B = torch.rand(5)
-    router = DynamicRouter(3, snr_prior=1.0)
-    assert divergence(router(t_B), router.prior(t_B)).abs().max() < 1e-6
-    weight_BG = router(t_B)
-    entropy_B = torch.special.entr(weight_BG).sum(1)
-    torch.testing.assert_close(
-        divergence(weight_BG, UniformRouter(3)(t_B)), math.log(3) - entropy_B
-    )
+def test_the_cross_entropy_has_its_slope_in_every_corner():
+    logit_BG = torch.tensor([[-300.0, 0.0, 300.0], [1e4, 0.0, 0.0]], requires_grad=True)
+    target_BG = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]])
+    cross_entropy(target_BG, logit_BG.log_softmax(-1)).sum().backward()
+    torch.testing.assert_close(logit_BG.grad, logit_BG.detach().softmax(-1) - target_BG)
+
+
+@pytest.mark.parametrize("objective", ["standardised", "gap", "agreement"])
+def test_a_router_that_was_kicked_into_a_corner_comes_back(objective: str):
+    torch.manual_seed(0)
+    kind = {"gap": torch.full((2, 10), 0.5)} if objective == "gap" else {}
+    router = DynamicRouter(2, floor=0.05)
+    module = alignment(router, objective=objective, prior_weight=0.5, **kind)
+    with torch.no_grad():
+        router.mlp[-1].bias.copy_(torch.tensor([20.0, -20.0]))
+    kicked = train_router(module, steps=0)
+    assert kicked == pytest.approx([0.95, 0.05])
+    # Adam swings past the middle on its way.
+    easy, _ = train_router(module, steps=400)
+    assert 0.15 < easy < 0.85
 
 
 def test_router_stays_in_float32_under_autocast():
@@ -250,29 +262,34 @@ def test_the_routers_objective_changes_gradients_and_never_the_logged_value(obje
     assert h_BND.grad.abs().sum() > 0
 
 
-def _train_router(objective: str, prior_weight: float, steps: int = 300) -> list[float]:
+def train_router(module: PriorAlignment, steps: int = 300, lr: float = 3e-3) -> list[float]:
     """Two levels, one always easier by a constant; returns the mean weights at the end, the easy
     one's first.
     """
-    torch.manual_seed(0)
-    module = alignment(DynamicRouter(2), objective=objective, prior_weight=prior_weight)
-    optimizer = torch.optim.Adam(module.router.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(module.router.parameters(), lr=lr)
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
         t_B = torch.rand(64, generator=generator)
         loss_BG = torch.tensor([-0.9, -0.5]) + 0.05 * torch.randn(64, 2, generator=generator)
-        weight_BG = module.router(t_B)
+        raw_BG = module.router(t_B, raw=True)
+        weight_BG = module.router.weights(raw_BG)
         module.statistics.observe(t_B, loss_BG, weight_BG.detach())
         optimizer.zero_grad()
-        module._train_router(t_B, loss_BG, weight_BG, None).backward()
+        loss = module._router_loss(t_B, loss_BG, raw_BG, weight_BG)
+        if module.objective == "literal":
+            loss = loss + (weight_BG * loss_BG).sum(1).mean()
+        loss.backward()
         optimizer.step()
         module.statistics.commit()
     return module.router(torch.linspace(0, 1, 50)).mean(0).tolist()
 
 
 def test_the_literal_router_collapses_onto_the_easy_level_and_the_standardised_one_does_not():
-    assert _train_router("literal", prior_weight=0.0)[0] > 0.95
-    easy, hard = _train_router("standardised", prior_weight=0.5)
+    torch.manual_seed(0)
+    literal = alignment(DynamicRouter(2), objective="literal", prior_weight=0.0)
+    assert train_router(literal)[0] > 0.95
+    held = alignment(DynamicRouter(2), objective="standardised", prior_weight=0.5)
+    easy, hard = train_router(held)
     assert 0.35 < easy < 0.65
     assert hard == pytest.approx(1 - easy, abs=1e-5)
 

@@ -20,7 +20,7 @@ from ahpa_scale.method.heads import build_head
 from ahpa_scale.method.losses import AlignmentLoss
 from ahpa_scale.method.pending import Pending, commit_all
 from ahpa_scale.method.priors import pool_tokens
-from ahpa_scale.method.router import DynamicRouter, cross_entropy, divergence
+from ahpa_scale.method.router import DynamicRouter, cross_entropy
 from ahpa_scale.method.statistics import BatchMean, BinnedStatistics
 from ahpa_scale.method.strength import NoiseWindow, strength
 from ahpa_scale.method.targets import GroupTargets
@@ -60,10 +60,10 @@ class PriorAlignment(nn.Module):
             running mean in that t-bin, so that an easy level has no head start. ``gap`` and
             ``agreement``: the cross-entropy to weights that are known, see
             :mod:`ahpa_scale.method.gap`.
-        prior_weight: beta, the cost of the router's divergence from its prior (uniform weights
-            unless it has an SNR prior; then this is the entropy term). Under ``standardised`` the
-            optimum is ``w ~ prior * exp(-z / beta)``; without it the noise of z alone walks the
-            weights into a corner, because Adam's steps don't shrink with the gradient.
+        prior_weight: beta, the cost of the Kullback-Leibler divergence of the prior from the
+            router's shares. Under ``standardised`` the optimum is ``w = prior / (1 + (z - sum w z)
+            / beta)``, but for the floor; without it the noise of z alone walks the weights into a
+            corner, because Adam's steps don't shrink with the gradient.
         num_bins: t-bins of the statistics.
         taps: the block, 1-based, that each group reads, in the order of the groups; None where all
             read the one block that the auxiliary is attached to.
@@ -190,14 +190,19 @@ class PriorAlignment(nn.Module):
             loss_BG = torch.stack(
                 [self._loss(p, y) for p, y in zip(prediction_BNC, target_BNC, strict=True)], dim=1
             )
-            weight_BG = self.router(t_B)
+            raw_BG = self.router(t_B, raw=True) if isinstance(self.router, DynamicRouter) else None
+            weight_BG = self.router(t_B) if raw_BG is None else self.router.weights(raw_BG)
             if self.training:
                 self._observe(t_B, loss_BG.detach(), weight_BG.detach())
                 if isinstance(self.router_target, OnlineGap):
                     self.router_target.observe(t_B, prediction_BNC, target_BNC)
             strength_B = self._strength(t_B)
-            if weight_BG.requires_grad:
-                total = self._train_router(t_B, loss_BG, weight_BG, strength_B)
+            if raw_BG is not None and raw_BG.requires_grad:
+                learns = self._router_loss(t_B, loss_BG.detach(), raw_BG, weight_BG)
+                if self.objective != "literal":
+                    weight_BG = weight_BG.detach()
+                # Adds the gradient and not the value: the logged number stays comparable.
+                total = routed_loss(loss_BG, weight_BG, strength_B) + (learns - learns.detach())
             else:
                 total = routed_loss(loss_BG, weight_BG, strength_B)
             if self.training:
@@ -223,26 +228,19 @@ class PriorAlignment(nn.Module):
         residual = routed_loss(loss_BG - self._loss.optimum, weight_BG)
         self.trend.observe(residual, pictures=t_B.shape[0])
 
-    def _train_router(
-        self, t_B: Tensor, loss_BG: Tensor, weight_BG: Tensor, strength_B: Tensor | None
+    def _router_loss(
+        self, t_B: Tensor, loss_BG: Tensor, raw_BG: Tensor, weight_BG: Tensor
     ) -> Tensor:
+        """What trains the router beside the alignment loss, or in its place."""
         assert isinstance(self.router, DynamicRouter)
-        router_loss = self.prior_weight * divergence(weight_BG, self.router.prior(t_B)).mean()
+        held = self.prior_weight * cross_entropy(self.router.prior(t_B), raw_BG).mean()
         if self.objective == "literal":
-            total = routed_loss(loss_BG, weight_BG, strength_B)
-        else:
-            total = routed_loss(loss_BG, weight_BG.detach(), strength_B)
-            router_loss = router_loss + self._objective(t_B, loss_BG.detach(), weight_BG)
-        # Adds the gradient and not the value: the logged number stays comparable between routers.
-        return total + (router_loss - router_loss.detach())
-
-    def _objective(self, t_B: Tensor, loss_BG: Tensor, weight_BG: Tensor) -> Tensor:
+            return held
         if self.router_target is None:
-            return routed_loss(self.statistics.standardise(t_B, loss_BG), weight_BG)
-        if self.router.top_k is not None:
-            # Levels that top-k leaves out must still learn, or they could never come in again.
-            weight_BG = self.router(t_B, select=False)
-        return cross_entropy(self.router_target(t_B).detach(), weight_BG).mean()
+            return held + routed_loss(self.statistics.standardise(t_B, loss_BG), weight_BG)
+        # On the shares, so that levels that top-k leaves out still learn, and could come in again.
+        target_BG = self.router.shares(self.router_target(t_B).detach())
+        return held + cross_entropy(target_BG, raw_BG).mean()
 
     def commit(self) -> None:
         """Ends a batch: one sum over the ranks for everything that was observed."""

@@ -123,46 +123,49 @@ class DynamicRouter(nn.Module):
         self.register_buffer("frequency", frequency, persistent=False)
         self.register_buffer("slope_G", level_positions(num_levels) * snr_prior, persistent=False)
 
-    def forward(self, t_B: Tensor, select: bool = True) -> Tensor:
-        """Returns weights ``[B, G]`` that sum to 1, computed in float32 whatever the autocast;
-        without `select`, as they are before `top_k`.
+    def forward(self, t_B: Tensor, raw: bool = False) -> Tensor:
+        """Returns weights ``[B, G]`` that sum to 1, computed in float32 whatever the autocast; with
+        `raw`, what `weights` makes them of: the logarithms of the softmax's shares.
         """
         with float32_region(t_B):
             angle = t_B.float().unsqueeze(1) * self.frequency
             learnt_BG = self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1))
-            return self._weights(learnt_BG + self._prior_logits(t_B), select)
+            logit_BG = (learnt_BG + self._prior_logits(t_B)) / self.temperature
+            raw_BG = logit_BG.log_softmax(dim=-1)
+            return raw_BG if raw else self.weights(raw_BG)
+
+    def weights(self, raw_BG: Tensor) -> Tensor:
+        """Logarithms of shares -> weights ``[B, G]``: the `top_k` largest, above the floor."""
+        if self.top_k is not None and self.top_k < self.num_levels:
+            least_B1 = raw_BG.topk(self.top_k, dim=-1).values[:, -1:]
+            raw_BG = raw_BG.masked_fill(raw_BG < least_B1, -math.inf)
+        return self.floor + (1 - self.num_levels * self.floor) * raw_BG.softmax(dim=-1)
+
+    def shares(self, weight_BG: Tensor) -> Tensor:
+        """The shares ``[B, G]`` that give these weights, or the nearest ones above the floor."""
+        share_BG = (weight_BG - self.floor).clamp(min=0)
+        return share_BG / share_BG.sum(dim=-1, keepdim=True)
 
     def prior(self, t_B: Tensor) -> Tensor:
-        """The weights ``[B, G]`` before anything is learnt: what the router leaves only if it
+        """The shares ``[B, G]`` before anything is learnt: what the router leaves only if it
         pays.
         """
-        return self._weights(self._prior_logits(t_B))
+        return (self._prior_logits(t_B) / self.temperature).softmax(dim=-1)
 
     def _prior_logits(self, t_B: Tensor) -> Tensor:
         return (2 * t_B.float() - 1).unsqueeze(1) * self.slope_G
 
-    def _weights(self, logit_BG: Tensor, select: bool = True) -> Tensor:
-        if select and self.top_k is not None and self.top_k < self.num_levels:
-            least_B1 = logit_BG.topk(self.top_k, dim=-1).values[:, -1:]
-            logit_BG = logit_BG.masked_fill(logit_BG < least_B1, -math.inf)
-        weight_BG = (logit_BG / self.temperature).softmax(dim=-1)
-        return self.floor + (1 - self.num_levels * self.floor) * weight_BG
 
+def cross_entropy(target_BG: Tensor, raw_BG: Tensor) -> Tensor:
+    """Cross-entropy of a router's shares to a target distribution in nats, ``[B]``; least where
+    they agree.
 
-def divergence(weight_BG: Tensor, prior_BG: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of the weights from a prior in nats, ``[B]``; 0 where they agree.
+    Its slope over the logits is share minus target, so it brings a router back from any corner.
+    That of anything linear in the shares, and of their entropy, is nothing where one share is 1:
+    there the router would stay for good.
 
-    Against uniform prior weights this is log G minus the entropy, so it contains the usual entropy
-    term.
+    Args:
+        target_BG: distributions.
+        raw_BG: logarithms of the shares.
     """
-    # Clamped because the exact slope at a weight of 0 is infinite, and top-k or a collapsed router
-    # gets there.
-    ratio_BG = weight_BG.clamp(min=1e-12) / prior_BG.clamp(min=1e-12)
-    return (weight_BG * ratio_BG.log()).sum(dim=-1)
-
-
-def cross_entropy(target_BG: Tensor, weight_BG: Tensor) -> Tensor:
-    """Cross-entropy of the weights to a target distribution in nats, ``[B]``; least where they
-    agree.
-    """
-    return -(target_BG * weight_BG.clamp(min=1e-12).log()).sum(dim=-1)
+    return -(target_BG * raw_BG).sum(dim=-1)

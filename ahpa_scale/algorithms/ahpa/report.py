@@ -50,7 +50,11 @@ class Reporter:
         if entropy is None:
             return
         logger.log_metrics({"alignment/router_entropy": entropy})
-        if entropy < COLLAPSED:
+        # With a floor a router that picks one level still has this much.
+        rest = [router.floor] * (router.num_levels - 1)
+        least = relative_entropy([[weight] for weight in (1 - sum(rest), *rest)])
+        assert least is not None
+        if entropy < least + COLLAPSED * (1 - least):
             self.warn(
                 "router_collapsed",
                 f"the router has collapsed: its entropy is {entropy:.1%} of that of equal weights; "

@@ -85,8 +85,7 @@ class Router(Section):
     prior_weight: float | None = Field(
         None,
         ge=0,
-        description="Cost of the divergence from the prior (the entropy term where the prior is "
-        "uniform); null: 0.5, literal 0.",
+        description="Cost of the prior's divergence from the weights; null: 0.5, literal 0.",
     )
     snr_prior: float | None = Field(
         None,
