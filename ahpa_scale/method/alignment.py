@@ -190,8 +190,12 @@ class PriorAlignment(nn.Module):
             loss_BG = torch.stack(
                 [self._loss(p, y) for p, y in zip(prediction_BNC, target_BNC, strict=True)], dim=1
             )
-            raw_BG = self.router(t_B, raw=True) if isinstance(self.router, DynamicRouter) else None
-            weight_BG = self.router(t_B) if raw_BG is None else self.router.weights(raw_BG)
+            raw_BG: Tensor | None = None
+            if isinstance(self.router, DynamicRouter):
+                raw_BG = self.router(t_B, raw=True)
+                weight_BG = self.router.weights(raw_BG)
+            else:
+                weight_BG = self.router(t_B)
             if self.training:
                 self._observe(t_B, loss_BG.detach(), weight_BG.detach())
                 if isinstance(self.router_target, OnlineGap):
