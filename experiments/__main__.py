@@ -117,6 +117,8 @@ def _reproduce(given: argparse.Namespace) -> int:
     study = load_study(given.study)
     results = (given.results or RESULTS).absolute()
     found = reproduce(study, _cell(study, given.cell), given.work.absolute(), results)
+    if found is None:
+        return 1
     print(f"{given.cell}: Frechet distance, and the 95 % interval of one more seed")
     for one in found:
         print(one.line())

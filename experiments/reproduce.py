@@ -44,7 +44,7 @@ class Comparison:
         return f"{told}; {verdict} [{low:.4g}, {high:.4g}]"
 
 
-def reproduce(study: Study, cell: Cell, work: Path, results: Path) -> list[Comparison]:
+def reproduce(study: Study, cell: Cell, work: Path, results: Path) -> list[Comparison] | None:
     """Build the data set, train and judge a cell in a folder of its own, and compare.
 
     Args:
@@ -54,11 +54,11 @@ def reproduce(study: Study, cell: Cell, work: Path, results: Path) -> list[Compa
         results: folder of the stored rows.
 
     Returns:
-        Every checkpoint that is stored of the cell.
+        Every checkpoint that is stored of the cell; None where the run failed, which has been told.
 
     Raises:
         ValueError: nothing is stored of the cell, or of its variant one seed only; the folder is
-            not new; the run failed.
+            not new.
     """
     stored = load_results([results / f"{study.name}.jsonl"]).group(study.name, cell.dataset)
     steps = [step for step in study.checkpoints if stored.run(cell.variant, cell.seed, step)]
@@ -69,7 +69,7 @@ def reproduce(study: Study, cell: Cell, work: Path, results: Path) -> list[Compa
         raise ValueError(f"{work} is not empty: what lies there could be taken over; take another")
     places = Places(work, work / "results")
     if run_study(study, places, jobs=1, only=[str(cell)]):
-        raise ValueError(f"the run failed: see the log in {work}")
+        return None
     again = load_results([places.rows(study)]).group(study.name, cell.dataset)
     return [
         Comparison(step, _value(stored, cell, step), _value(again, cell, step), intervals[step])

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from multiprocessing.shared_memory import SharedMemory
 
 import torch.distributed as dist
 from streaming.base.constant import EPOCH_DATA, EPOCH_SHAPE, RESUME
+from streaming.base.distributed import get_local_rank
 
 #: What streaming makes later than the number itself, and therefore doesn't make anew.
 _MADE_LATER = (RESUME, EPOCH_SHAPE, EPOCH_DATA)
@@ -23,7 +23,7 @@ def clear_leftovers(number: int) -> None:
     for its own. Whoever holds the number is the only one to use it, so whatever is there is stale.
     Every rank of the job must call.
     """
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+    if get_local_rank() == 0:
         for kind in _MADE_LATER:
             with suppress(FileNotFoundError):
                 left = SharedMemory(f"{number:06}_{kind}")
