@@ -13,6 +13,8 @@ from pathlib import Path
 import torch.distributed as dist
 from filelock import BaseFileLock, FileLock, Timeout
 
+from ahpa_scale.data.leftovers import clear_leftovers
+
 #: Two jobs of several nodes could each hold one host and wait for the other's: no wait is endless.
 PATIENCE_SECONDS = 60.0
 _log = logging.getLogger(__name__)
@@ -32,6 +34,8 @@ def alone_on_host(patience: float = PATIENCE_SECONDS) -> Iterator[None]:
     """
     lock = _acquired(patience) if int(os.environ.get("LOCAL_RANK", "0")) == 0 else None
     with lock or nullcontext():
+        # Before the others look for a number: they must find the one that this rank finds.
+        clear_leftovers()
         if dist.is_available() and dist.is_initialized():
             dist.barrier()
         yield

@@ -22,7 +22,6 @@ from ahpa_scale import storage
 from ahpa_scale.data import codec
 from ahpa_scale.data.card import SHARD_HASH, DatasetCard, read_card
 from ahpa_scale.data.host_lock import alone_on_host
-from ahpa_scale.data.leftovers import clear_leftovers
 
 _living: WeakSet[LatentStream] = WeakSet()
 
@@ -262,14 +261,7 @@ def _places(remote: str, local: str | None, card: DatasetCard) -> dict[str, str 
 def _open_stream(card: DatasetCard, levels: tuple[str, ...] | None, **options: Any) -> LatentStream:
     try:
         with alone_on_host():
-            stream = LatentStream(card=card, levels=levels, **options)
-            clear_leftovers(stream._shm_prefix_int)
-            return stream
-    except FileExistsError as error:
-        raise ValueError(
-            f"shared memory of a killed job is in the way ({error}): if no other run lives on "
-            "this host, set clean_stale"
-        ) from error
+            return LatentStream(card=card, levels=levels, **options)
     except ValueError as error:
         if "Reused local directory" not in str(error):
             raise
