@@ -25,7 +25,7 @@ export OMP_NUM_THREADS ?= 1
 help:
 	@echo 'make demo   train AHPA on the embedded demo, draw samples and the router (about 6 minutes)'
 	@echo 'make test   the test suite'
-	@echo 'make lint   formatting, lint, types, import floors'
+	@echo 'make lint   formatting, lint, types, import floors, manifests as written from yamls/'
 	@echo 'make k8s    k8s/settings.env into the manifests'
 	@echo 'make image  the container image of docker/'
 	@echo 'make lock   the versions in it anew; UPGRADE=--upgrade takes the newest'
@@ -62,6 +62,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/hadolint docker/Dockerfile
+	@$(PYTHON) tools/k8s_settings.py --check || { echo 'k8s/ is not what yamls/ and settings.env say: make k8s'; exit 1; }
 
 # Standard library only: no set-up.
 k8s:
