@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import wandb
 from composer.loggers import LoggerDestination, WandBLogger
 
 from ahpa_scale.callbacks import MetricsFile, ProgressBar, Prometheus, TensorBoard
@@ -48,6 +47,9 @@ def build_loggers(
 
 
 def _wandb(config: Config, output_dir: Path, run_id: str) -> WandBLogger:
+    # Its import takes a tenth of a rank's start, which runs without it don't wait for.
+    import wandb
+
     # Without a key wandb would stop and ask; a job at night has nobody to answer.
     if wandb.api.api_key is None:
         os.environ.setdefault("WANDB_MODE", "offline")
