@@ -18,7 +18,7 @@ from ahpa_scale.config.checks import check_data, read_data_card
 from ahpa_scale.config.load import to_yaml
 from experiments.cells import Plan, Planner, difference
 from experiments.datasets import build
-from experiments.rows import ResultFile, Row
+from experiments.rows import ResultFile, Row, grid_name
 from experiments.study import Cell, Study
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ def run_cell(study: Study, work: Path, results: Path, cell: Cell, digest: str) -
 
         def show(images_N3SS: Tensor) -> None:
             if cell.seed == study.seeds[0]:
-                save_grid(images_N3SS, grid_path(results, cell))
+                name = grid_name(cell.dataset, cell.variant, study.last)
+                save_grid(images_N3SS, results.parent / "samples" / results.stem / name)
 
         judge = Judge(study, plan, digest, missing, file.append, show)
         trainer = build_trainer(plan.config, card, callbacks=[judge])
@@ -86,11 +87,6 @@ def stored(file: ResultFile, cell: Cell) -> set[tuple[str, int]]:
 def cell_of(row: Row) -> Cell:
     """The cell that a row of a run belongs to."""
     return Cell(row["dataset"], row["variant"], row["seed"])
-
-
-def grid_path(results: Path, cell: Cell) -> Path:
-    """Where the report looks for a cell's samples."""
-    return results.parent / "samples" / results.stem / f"{cell.dataset}-{cell.variant}.png"
 
 
 def save_grid(images_N3SS: Tensor, path: Path) -> None:

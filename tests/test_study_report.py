@@ -31,7 +31,8 @@ def made(tmp_path_factory) -> Path:
     path = write(folder, rows())
     pictures = folder / "samples" / "main"
     pictures.mkdir(parents=True)
-    Image.new("RGB", (8, 8), (0, 90, 180)).save(pictures / "demo-gap.png")
+    for step in (100, 200):
+        Image.new("RGB", (8, 8), (step, 90, 180)).save(pictures / f"demo-gap-{step}.png")
     verdicts = folder / "verdicts.yaml"
     common = "metric: fd, expect: lower"
     verdicts.write_text(
@@ -61,7 +62,7 @@ class TestReport:
         mixed = rows()
         random.Random(5).shuffle(mixed)
         write(tmp_path, mixed)
-        for name in ("verdicts.yaml", "samples/main/demo-gap.png"):
+        for name in ("verdicts.yaml", "samples/main/demo-gap-200.png"):
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_bytes((made / name).read_bytes())
         (tmp_path / "matplotlibrc").write_text("font.size: 30\naxes.facecolor: red\n")
@@ -88,6 +89,11 @@ class TestReport:
         assert page.count('src="data:image/png;base64,') == len(figures)
         assert "http" not in page
         assert str(made) not in page
+
+    def test_the_newest_samples_are_shown_with_their_step(self, made):
+        assert "samples of `gap` after 200 steps." in section(made, "Samples")
+        shown = made / "out" / "figures" / "samples-main-demo-gap.png"
+        assert shown.read_bytes() == (made / "samples/main/demo-gap-200.png").read_bytes()
 
     def test_seeds_judged_by_several_builds_are_told(self, made, tmp_path):
         builds = [{**r, "build": f"b{r['seed'] // 2}"} for r in rows() if r["kind"] == "run"]
@@ -195,7 +201,7 @@ class TestReport:
     def test_a_sample_grid_that_is_no_png_is_refused(self, tmp_path):
         pictures = tmp_path / "samples" / "main"
         pictures.mkdir(parents=True)
-        (pictures / "demo-none.png").write_text("no picture")
+        (pictures / "demo-none-100.png").write_text("no picture")
         with pytest.raises(ConfigError, match="is not a PNG"):
             report([write(tmp_path, [run_row("none", 0, 100, 5.0)])], tmp_path / "out")
 

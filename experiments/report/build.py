@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ahpa_scale import storage
@@ -27,7 +27,8 @@ from experiments.report.routing import router_sections
 from experiments.report.sweeps import sweep_sections
 from experiments.report.testbed import control_gain, noise_floor, sensitivity, steps_to_quality
 from experiments.report.verdicts import load_claims, verdict_sections
-from experiments.report.words import code
+from experiments.report.words import code, plural
+from experiments.rows import grid_name
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _LINK = re.compile(r"\]\(figures/([^()/]+\.png)\)")
@@ -81,7 +82,7 @@ def report(paths: Sequence[str | Path], out: str | Path) -> Path:
     return _write(_distinct(blocks), Path(out))
 
 
-def _group(group: Group, folders: Iterable[Path]) -> list[Block]:
+def _group(group: Group, folders: Sequence[Path]) -> list[Block]:
     return [
         Heading(2, f"Study {group.study}, data set {group.dataset}"),
         *sensitivity(group),
@@ -147,20 +148,29 @@ def _flow(group: Group) -> list[Block]:
     ]
 
 
-def _samples(group: Group, folders: Iterable[Path]) -> list[Block]:
+def _samples(group: Group, folders: Sequence[Path]) -> list[Block]:
     blocks: list[Block] = []
     for variant in group.variants():
-        name = f"{group.dataset}-{variant}.png"
-        for path in (folder / group.study / name for folder in folders):
-            if not path.is_file():
-                continue
-            png = path.read_bytes()
-            if not png.startswith(_PNG):
-                raise ConfigError(str(path), "", "is not a PNG file")
-            name = slug(f"samples {group.study} {group.dataset} {variant}")
-            blocks.append(Image(name, png, f"{group.title}: samples of {code(variant)}."))
-            break
+        found = _newest_grid(group, variant, folders)
+        if found is None:
+            continue
+        step, path = found
+        png = path.read_bytes()
+        if not png.startswith(_PNG):
+            raise ConfigError(str(path), "", "is not a PNG file")
+        name = slug(f"samples {group.study} {group.dataset} {variant}")
+        caption = f"{group.title}: samples of {code(variant)} after {plural(step, 'step')}."
+        blocks.append(Image(name, png, caption))
     return [Heading(3, "Samples"), *blocks] if blocks else []
+
+
+def _newest_grid(group: Group, variant: str, folders: Sequence[Path]) -> tuple[int, Path] | None:
+    for step in reversed(group.steps(variant)):
+        name = grid_name(group.dataset, variant, step)
+        for path in (folder / group.study / name for folder in folders):
+            if path.is_file():
+                return step, path
+    return None
 
 
 def _distinct(blocks: Sequence[Block]) -> list[Block]:
