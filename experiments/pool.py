@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A few worker processes at a time, each on one core, until all is done."""
+"""A few worker processes at a time, each on cores of its own, until all is done."""
 
 from __future__ import annotations
 
@@ -25,11 +25,14 @@ class Task:
         name: for people.
         words: arguments of ``python -m experiments``.
         log: file that takes all it prints.
+        threads: cores that it computes on. Training takes one: threads that share a busy core spin
+            while they wait for one another.
     """
 
     name: str
     words: tuple[str, ...]
     log: Path
+    threads: int = 1
 
 
 @dataclass
@@ -95,9 +98,8 @@ def _start(task: Task) -> subprocess.Popen[bytes]:
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH")))),
-        # One thread each: threads that share a busy core spin while they wait for one another.
-        "OMP_NUM_THREADS": "1",
-        "MKL_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": str(task.threads),
+        "MKL_NUM_THREADS": str(task.threads),
         # Their bars go into a log.
         "TQDM_MININTERVAL": "20",
         # Compilers started by the workers would take the cores from their neighbours.

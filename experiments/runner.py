@@ -162,8 +162,16 @@ def _build_data(
 ) -> bool:
     """Build data sets side by side; False where one failed or time ran out."""
     wanted = {plan.data.root: plan for plan in plans if not plan.data.whole}
+    slots = min(jobs, max(1, len(wanted)))
+    # Few data sets share out the cores that as many training runs would take.
+    threads = max(1, jobs // slots)
     tasks = [
-        Task(root.name, _words("build", study, places, plan.cell), root.parent / f"{root.name}.log")
+        Task(
+            root.name,
+            _words("build", study, places, plan.cell),
+            root.parent / f"{root.name}.log",
+            threads,
+        )
         for root, plan in wanted.items()
     ]
     if tasks:
@@ -174,7 +182,6 @@ def _build_data(
         for name in running:
             _say(f"{name}: {last_line(logs[name])}")
 
-    slots = min(jobs, max(1, len(tasks)))
     outcome = run_tasks(tasks, slots, deadline=deadline, tick=every(tell), ended=_epitaph)
     if outcome.left:
         _say("time is up while data sets are built; the same command goes on")

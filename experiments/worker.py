@@ -36,8 +36,11 @@ def build_dataset(study: Study, work: Path, cell: Cell) -> None:
     Raises:
         ValueError: input that does not fit.
     """
+    import torch
+
     data = Planner(study, work).plan(cell).data
     with _alone(data.root):
+        print(f"{data.root.name}: cores to build on: {torch.get_num_threads()}", flush=True)
         build(data, lambda text: print(text, flush=True), floor_count=study.samples.count)
 
 
