@@ -42,12 +42,27 @@ def test_every_mode_becomes_rgb(tmp_path):
     grey = np.arange(256, dtype=np.uint16).reshape(16, 16)
     Image.fromarray(grey * 257).save(tmp_path / "deep.png")
     Image.fromarray(grey.astype(np.uint8)).save(tmp_path / "grey.png")
-    palette = Image.fromarray(grey.astype(np.uint8)).convert("P")
-    palette.save(tmp_path / "palette.png", transparency=bytes(range(256)))
+    Image.fromarray(grey.astype(np.uint8)).convert("P").save(tmp_path / "palette.png")
     for name in ("deep", "grey", "palette"):
         image = open_image(tmp_path / f"{name}.png")
         assert image.mode == "RGB"
         np.testing.assert_array_equal(np.asarray(image), np.stack([grey] * 3, axis=-1))
+
+
+def test_what_is_transparent_is_laid_on_white(tmp_path):
+    grey = np.arange(256).reshape(16, 16)
+    alpha = grey.T
+    layers = [Image.fromarray(part.astype(np.uint8)) for part in (grey, alpha)]
+    Image.merge("LA", layers).save(tmp_path / "grey.png")
+    Image.merge("LA", layers).convert("RGBA").save(tmp_path / "colour.png")
+    wanted = grey * (alpha / 255) + 255 * (1 - alpha / 255)
+    for name in ("grey", "colour"):
+        image_HWC = np.asarray(open_image(tmp_path / f"{name}.png")).astype(float)
+        assert np.abs(image_HWC - wanted[..., None]).max() <= 1, "Pillow rounds"
+    palette = layers[0].convert("P")
+    palette.save(tmp_path / "palette.png", transparency=bytes(range(256)))
+    image_HWC = np.asarray(open_image(tmp_path / "palette.png")).astype(float)
+    assert np.abs(image_HWC[..., 0] - (grey * (grey / 255) + 255 - grey)).max() <= 1
 
 
 def test_a_folder_is_read_in_a_seeded_order_that_mixes_the_classes(pictures):

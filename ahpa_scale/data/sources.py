@@ -62,7 +62,8 @@ class Source(Protocol):
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Read a picture as RGB; grey, palette and 16-bit grey are converted, alpha is dropped.
+    """Read a picture as RGB: grey, palette and 16-bit grey are converted, what is transparent is
+    laid on white.
 
     Raises:
         ValueError: the file is no picture or is damaged; the line names it.
@@ -73,8 +74,10 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
             if image.mode.startswith("I"):
                 # Pillow would clip 16-bit grey at 255 rather than scale it.
                 image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
-            if image.mode == "P" and "transparency" in image.info:
-                image = image.convert("RGBA")
+            if image.has_transparency_data:
+                # Below full transparency editors leave streaks of colour that nobody is to see.
+                white = Image.new("RGBA", image.size, "white")
+                image = Image.alpha_composite(white, image.convert("RGBA"))
             return image.convert("RGB")
     except (*BROKEN, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot read the picture {os.fspath(path)}: {error}") from error
