@@ -23,6 +23,7 @@ from experiments.study import Study
 
 #: Written last: a data set without it isn't whole.
 WHOLE = "dataset.json"
+REAL_GRID = "real.png"
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ def build(data: DataFolder, say: Callable[[str], None], *, floor_count: int) -> 
     """
     stages: list[tuple[str, Callable[[DataFolder], None]]] = [
         ("pictures", _build_pictures),
+        (REAL_GRID, _build_real_grid),
         ("vae", _build_vae),
         ("teacher", _build_teacher),
         ("external", _build_external),
@@ -139,6 +141,12 @@ def _build_pictures(data: DataFolder) -> None:
         for split, pictures in parts.items():
             pictures.save(room, split)
         (room / "classes.json").write_text(json.dumps(classes), encoding="utf-8")
+
+
+def _build_real_grid(data: DataFolder) -> None:
+    from experiments.grids import save_real_grid
+
+    save_real_grid(data.part("test"), data.root / REAL_GRID)
 
 
 def _build_vae(data: DataFolder) -> None:

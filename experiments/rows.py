@@ -30,11 +30,6 @@ def key_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return (row["kind"], *(row[name] for name in KEYS[row["kind"]]))
 
 
-def grid_name(dataset: str, variant: str, step: int) -> str:
-    """File name of a variant's samples at a checkpoint, in ``samples/STUDY`` beside the rows."""
-    return f"{dataset}-{variant}-{step}.png"
-
-
 def rounded(value: Any) -> Any:
     """Floats with 6 significant digits, and None for what is not finite, at any depth."""
     if isinstance(value, dict):

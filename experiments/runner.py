@@ -17,6 +17,8 @@ from ahpa_scale.config.load import ConfigError
 from experiments.adoption import adopt
 from experiments.builds import strangers
 from experiments.cells import Plan, Planner, difference
+from experiments.datasets import REAL_GRID
+from experiments.grids import real_grid_name
 from experiments.pool import Task, last_line, run_tasks
 from experiments.progress import Progress, every
 from experiments.rows import ResultFile, key_of
@@ -92,6 +94,7 @@ def run_study(
     if not _build_data(study, plans, places, jobs, deadline):
         return 1
     _write_floors(plans, file)
+    _show_real(study, plans, places)
     _check_against_data(study, plans)
     if build_only:
         return 0
@@ -193,6 +196,16 @@ def _write_floors(plans: Iterable[Plan], file: ResultFile) -> None:
         for name, metrics in plan.data.facts["floors"].items():
             row = {"kind": "floor", "dataset": plan.cell.dataset, "name": name}
             file.append({**row, "metrics": metrics})
+
+
+def _show_real(study: Study, plans: Iterable[Plan], places: Places) -> None:
+    """Put the real pictures beside the samples, where whoever looks at these compares them."""
+    for plan in plans:
+        made = plan.data.root / REAL_GRID
+        shown = places.results / "samples" / study.name / real_grid_name(plan.cell.dataset)
+        # A data set that an earlier version built has none.
+        if made.exists() and not shown.exists():
+            storage.write_bytes(shown, made.read_bytes())
 
 
 def _expel_strangers(file: ResultFile, left: Sequence[Plan], replace: bool) -> int:

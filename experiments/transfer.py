@@ -2,7 +2,8 @@
 """No alignment against AHPA on your own labelled pictures (class = sub-folder).
 
 The last line printed is ``ratio R [LOW, HIGH]``: the steps that AHPA needs to the control's final
-Frechet distance, over the control's own steps, with its 95 % interval over the seeds.
+Frechet distance, over the control's own steps, with its 95 % interval over the seeds. Before it
+come the distances, their difference at the end, and where a report with curves and pictures lies.
 """
 
 from __future__ import annotations
@@ -25,16 +26,18 @@ if __name__ == "__main__":
 
 from ahpa_scale import storage
 from ahpa_scale.config.errors import exit_on_user_error
-from experiments.analysis import load_results
+from experiments.analysis import Group, load_results
 from experiments.recipes import VaeRecipe
+from experiments.report import report
 from experiments.runner import Places, run_study
-from experiments.statistics import StepsRatio, steps_ratio
+from experiments.statistics import StepsRatio, estimate, steps_ratio
 from experiments.study import Study, load_study
 
 TEMPLATE = Path(__file__).with_suffix(".yaml")
 CONTROL, VARIANT = "none", "ahpa"
 #: Judged points of a run, in eighths of it.
 EIGHTHS = (1, 2, 4, 6, 8)
+METRICS = {"fd": "Frechet distance", "kid": "KID"}
 #: Steps of autoencoder and judge per minute of the budget, up to their own defaults.
 STEPS_A_MINUTE = 60
 JUDGE_STEPS = 2400
@@ -203,9 +206,25 @@ def _report(study: Study, places: Places) -> None:
         for step in study.checkpoints:
             values = " ".join(f"{by_seed[seed][step]['fd']:.4g}" for seed in study.seeds)
             print(f"  {name:6} step {step:6}: {values}")
+    for metric, name in METRICS.items():
+        print(f"{name} at the end, {VARIANT} - {CONTROL}: {_difference(group, metric)}")
+    page = report([places.rows(study)], places.work / f"report-{study.name}")
+    print(f"curves, router and pictures: {page.with_name('report.html')}")
     ratio = steps_ratio(curves[CONTROL], curves[VARIANT])
     print(f"{VARIANT}: {_words(ratio)}")
     print(ratio.line())
+
+
+def _difference(group: Group, metric: str) -> str:
+    """Mean over the seeds, paired, its share of the control's and its 95 % t-interval."""
+    last = group.steps()[-1]
+    mean = estimate(list(group.differences(VARIANT, CONTROL, metric, last).values()))
+    control = estimate(list(group.values(CONTROL, metric, last).values()))
+    share = f"{mean.mean:+.3g} ({mean.mean / control.mean:+.0%})"
+    if mean.student is None:
+        return f"{share}, no interval"
+    low, high = mean.student
+    return f"{share} [{low:+.3g}, {high:+.3g}]"
 
 
 def _words(ratio: StepsRatio) -> str:

@@ -18,7 +18,8 @@ from ahpa_scale.config.checks import check_data, read_data_card
 from ahpa_scale.config.load import to_yaml
 from experiments.cells import Plan, Planner, difference
 from experiments.datasets import build
-from experiments.rows import ResultFile, Row, grid_name
+from experiments.grids import grid_name, save_grid
+from experiments.rows import ResultFile, Row
 from experiments.study import Cell, Study
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 #: Exit status of a worker whose cell another process runs already.
 BUSY = 75
-GRID_SIDE = 8
 TOLD = "told.json"
 
 
@@ -90,13 +90,6 @@ def stored(file: ResultFile, cell: Cell) -> set[tuple[str, int]]:
 def cell_of(row: Row) -> Cell:
     """The cell that a row of a run belongs to."""
     return Cell(row["dataset"], row["variant"], row["seed"])
-
-
-def save_grid(images_N3SS: Tensor, path: Path) -> None:
-    """The first 8 x 8 samples as one picture."""
-    from ahpa_scale.sampling import image_grid, save_image
-
-    save_image(image_grid(images_N3SS[: GRID_SIDE**2], GRID_SIDE), path)
 
 
 def _start_anew_where_needed(plan: Plan, missing: set[tuple[str, int]]) -> None:

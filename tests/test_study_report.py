@@ -33,6 +33,7 @@ def made(tmp_path_factory) -> Path:
     pictures.mkdir(parents=True)
     for step in (100, 200):
         Image.new("RGB", (8, 8), (step, 90, 180)).save(pictures / f"demo-gap-{step}.png")
+    Image.new("RGB", (8, 8), "white").save(pictures / "demo-real.png")
     verdicts = folder / "verdicts.yaml"
     common = "metric: fd, expect: lower"
     verdicts.write_text(
@@ -62,7 +63,8 @@ class TestReport:
         mixed = rows()
         random.Random(5).shuffle(mixed)
         write(tmp_path, mixed)
-        for name in ("verdicts.yaml", "samples/main/demo-gap-200.png"):
+        shown = ("samples/main/demo-gap-200.png", "samples/main/demo-real.png")
+        for name in ("verdicts.yaml", *shown):
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_bytes((made / name).read_bytes())
         (tmp_path / "matplotlibrc").write_text("font.size: 30\naxes.facecolor: red\n")
@@ -84,14 +86,16 @@ class TestReport:
     def test_the_page_holds_every_figure_and_loads_nothing(self, made):
         page = (made / "out" / "report.html").read_text()
         figures = sorted(path.name for path in (made / "out" / "figures").iterdir())
-        kinds = ("curves", "flow", "map", "router", "samples", "sweep")
+        kinds = ("curves", "flow", "map", "router", "samples", "samples", "sweep")
         assert [name.partition("-")[0] for name in figures] == sorted(kinds)
         assert page.count('src="data:image/png;base64,') == len(figures)
         assert "http" not in page
         assert str(made) not in page
 
     def test_the_newest_samples_are_shown_with_their_step(self, made):
-        assert "samples of `gap` after 200 steps." in section(made, "Samples")
+        samples = section(made, "Samples")
+        assert "samples of `gap` after 200 steps." in samples
+        assert samples.index("real pictures.") < samples.index("samples of"), "to compare with"
         shown = made / "out" / "figures" / "samples-main-demo-gap.png"
         assert shown.read_bytes() == (made / "samples/main/demo-gap-200.png").read_bytes()
 

@@ -55,6 +55,9 @@ def test_the_last_line_is_the_ratio_and_a_second_call_only_repeats_it(images, tm
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(LAST_LINE, done.stdout.splitlines()[-1])
     assert done.stdout.count("step") == 10, "five checkpoints of two variants"
+    (said,) = re.findall("curves, router and pictures: (.+)", done.stdout)
+    assert "real pictures" in Path(said).read_text()
+    assert len(re.findall("at the end, ahpa - none: .+, no interval", done.stdout)) == 2, "one seed"
     (log,) = (tmp_path / "data").glob("*.log")
     assert "cores to build on: 2\n" in log.read_text(), "both jobs' cores build the one data set"
     again = transfer(images, tmp_path, *quick, "--samples", "64")

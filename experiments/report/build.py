@@ -11,6 +11,7 @@ from pathlib import Path
 from ahpa_scale import storage
 from ahpa_scale.config.errors import ConfigError
 from experiments.analysis import CONTROL, Group, load_results
+from experiments.grids import grid_name, real_grid_name
 from experiments.report.comparison import contents, floors, main_tables, main_variants
 from experiments.report.document import (
     Block,
@@ -28,7 +29,6 @@ from experiments.report.sweeps import sweep_sections
 from experiments.report.testbed import control_gain, noise_floor, sensitivity, steps_to_quality
 from experiments.report.verdicts import load_claims, verdict_sections
 from experiments.report.words import code, plural
-from experiments.rows import grid_name
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _LINK = re.compile(r"\]\(figures/([^()/]+\.png)\)")
@@ -149,28 +149,29 @@ def _flow(group: Group) -> list[Block]:
 
 
 def _samples(group: Group, folders: Sequence[Path]) -> list[Block]:
+    places = [folder / group.study for folder in folders]
     blocks: list[Block] = []
+    if real := _grid(places, real_grid_name(group.dataset)):
+        blocks.append(_shown(group, "real", real, "real pictures"))
     for variant in group.variants():
-        found = _newest_grid(group, variant, folders)
-        if found is None:
-            continue
-        step, path = found
-        png = path.read_bytes()
-        if not png.startswith(_PNG):
-            raise ConfigError(str(path), "", "is not a PNG file")
-        name = slug(f"samples {group.study} {group.dataset} {variant}")
-        caption = f"{group.title}: samples of {code(variant)} after {plural(step, 'step')}."
-        blocks.append(Image(name, png, caption))
+        for step in reversed(group.steps(variant)):
+            if newest := _grid(places, grid_name(group.dataset, variant, step)):
+                words = f"samples of {code(variant)} after {plural(step, 'step')}"
+                blocks.append(_shown(group, variant, newest, words))
+                break
     return [Heading(3, "Samples"), *blocks] if blocks else []
 
 
-def _newest_grid(group: Group, variant: str, folders: Sequence[Path]) -> tuple[int, Path] | None:
-    for step in reversed(group.steps(variant)):
-        name = grid_name(group.dataset, variant, step)
-        for path in (folder / group.study / name for folder in folders):
-            if path.is_file():
-                return step, path
-    return None
+def _grid(places: Sequence[Path], name: str) -> Path | None:
+    return next((place / name for place in places if (place / name).is_file()), None)
+
+
+def _shown(group: Group, what: str, path: Path, words: str) -> Image:
+    png = path.read_bytes()
+    if not png.startswith(_PNG):
+        raise ConfigError(str(path), "", "is not a PNG file")
+    name = slug(f"samples {group.study} {group.dataset} {what}")
+    return Image(name, png, f"{group.title}: {words}.")
 
 
 def _distinct(blocks: Sequence[Block]) -> list[Block]:
