@@ -3,23 +3,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
-from ahpa_scale import checkpoint_cli, console
+from ahpa_scale import checkpoint_cli, console, pictures_cli
 from ahpa_scale.evaluate import cli as evaluate_cli
 from ahpa_scale.unreachable import TRY_AGAIN, UnreachableError
-
-if TYPE_CHECKING:
-    from ahpa_scale.data.demo import DemoPicture
-
-SHEET = 64  # pictures on a contact sheet
 
 app = typer.Typer(
     name="ahpa-scale",
@@ -29,7 +22,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(checkpoint_cli.app, name="checkpoints")
-app.command()(evaluate_cli.evaluate)
 
 Device = Annotated[str, typer.Option(help="Torch device, such as cpu or cuda:0.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run made.")]
@@ -251,55 +243,10 @@ def launch(
     chosen.run()
 
 
-@app.command("unpack-idx")
-def unpack_idx(
-    folder: Annotated[str, typer.Argument(help="Folder of the four idx files, gzipped or not.")],
-    out: Annotated[str, typer.Option(help="Image folder to make.")],
-    names: Annotated[str, typer.Option(help="Class names: 'fashion' or 'digits'.")] = "fashion",
-    limit: Limit = None,
-) -> None:
-    """Turn MNIST or Fashion-MNIST files into an image folder with train and test."""
-    from ahpa_scale.data.idx import unpack_idx as unpack
-
-    counts = unpack(folder, out, names=names, limit=limit)
-    typer.echo(f"{out}: " + ", ".join(f"{count} {split}" for split, count in counts.items()))
-
-
-@app.command("demo-images")
-def demo_images(
-    out: Annotated[str, typer.Option(help="Folder to make.")],
-    preset: Annotated[str, typer.Option(help="easy, medium or hard.")] = "easy",
-    num_samples: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 64,
-    size: Annotated[int, typer.Option(help="Side of the pictures, in pixels.")] = 32,
-    seed: Annotated[int, typer.Option(min=0, help="Of the drawings.")] = 0,
-    start: Annotated[int, typer.Option(min=0, help="First index.")] = 0,
-) -> None:
-    """Draw demo pictures into class folders, with a contact sheet and their factors."""
-    from ahpa_scale.data.demo import DemoSpec, render
-    from ahpa_scale.storage import atomic_folder
-
-    spec = DemoSpec.preset(preset, size=size)
-    with atomic_folder(out) as room:
-        _write_demo(room, [render(spec, seed, start + i) for i in range(num_samples)])
-    typer.echo(f"{out}: {num_samples} pictures, contact-sheet.png, factors.jsonl")
-
-
-def _write_demo(room: Path, pictures: list[DemoPicture]) -> None:
-    import numpy as np
-    import torch
-    from PIL import Image
-
-    from ahpa_scale.sampling.grid import image_grid
-
-    for picture in pictures:
-        name = str(picture.factors["class"]).replace(" ", "-")
-        folder = room / f"{picture.label:02d}-{name}"
-        folder.mkdir(exist_ok=True)
-        Image.fromarray(picture.image).save(folder / f"{picture.factors['index']:06d}.png")
-    lines = [json.dumps(picture.factors) + "\n" for picture in pictures]
-    (room / "factors.jsonl").write_text("".join(lines), encoding="utf-8")
-    shown_BHWC = torch.from_numpy(np.stack([p.image for p in pictures[:SHEET]]))
-    image_grid(shown_BHWC.permute(0, 3, 1, 2), columns=8).save(room / "contact-sheet.png")
+# In the order of the help.
+app.command()(evaluate_cli.evaluate)
+app.command("unpack-idx")(pictures_cli.unpack_idx)
+app.command("demo-images")(pictures_cli.demo_images)
 
 
 def _numbers(text: str, name: str) -> tuple[int, ...]:
