@@ -13,6 +13,7 @@ from experiments.analysis_rows import Floor, RecoverabilityMap, Row, Run, read_f
 from experiments.statistics import Curves
 
 CONTROL = "none"
+ENOUGH_SEEDS = 3
 #: Which sign of a difference is an improvement.
 BETTER = {
     "fd": -1,
@@ -67,6 +68,15 @@ class Group:
         """Seed -> variant minus the other at that step, for the seeds that both have."""
         mine, other = self.values(variant, metric, step), self.values(against, metric, step)
         return {seed: mine[seed] - other[seed] for seed in mine if seed in other}
+
+    def last_compared(self, variant: str, against: str, metric: str) -> int | None:
+        """The last step at which enough seeds, or as many as at any step, have both; None without.
+
+        A long study comes in seed by seed: its first one at a new checkpoint decides nothing yet.
+        """
+        pairs = {step: self.differences(variant, against, metric, step) for step in self.steps()}
+        enough = min(ENOUGH_SEEDS, max(map(len, pairs.values()), default=0))
+        return max((step for step in pairs if 0 < enough <= len(pairs[step])), default=None)
 
     def curves(self, variant: str) -> Curves:
         """Seed -> step -> metrics, as `experiments.statistics.steps_ratio` takes them."""

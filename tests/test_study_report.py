@@ -118,6 +118,20 @@ class TestReport:
         report([write(tmp_path, runs)], tmp_path / "out")
         assert "does **not** pass" in section(tmp_path, "Sensitivity of the testbed")
 
+    def test_the_first_seed_at_a_new_checkpoint_does_not_unsettle_what_three_have_shown(
+        self, made, tmp_path
+    ):
+        def late(row: dict) -> bool:
+            return row.get("step") == 400 and row["variant"] in ("gap", "repa") and row["seed"] > 0
+
+        path = write(tmp_path, [row for row in rows() if row["kind"] != "run" or not late(row)])
+        report([path, made / "verdicts.yaml"], tmp_path / "out")
+        text = section(tmp_path, "Sensitivity of the testbed")
+        assert "positive control `repa` at step 200" in text
+        assert "the testbed **passes**" in text
+        assert "H1 **holds**" in section(tmp_path, "H1")
+        assert line_of(section(tmp_path, "H1"), "a")[3:5] == ["200", "3"]
+
     def test_main_table_gives_the_paired_difference_and_both_intervals(self, made):
         cell = line_of(section(made, "Step 400"), "`gap`")[2].split("<br>")
         group = load_results([made / "main.jsonl"]).group("main", "demo")

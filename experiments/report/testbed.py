@@ -20,7 +20,7 @@ from experiments.report.words import (
     plural,
     seeds_caveat,
 )
-from experiments.statistics import Estimate, StepsRatio, estimate, steps_ratio
+from experiments.statistics import StepsRatio, estimate, steps_ratio
 
 AGAIN, POSITIVE, PLACEBO = "none-again", "repa", "placebo"
 ENOUGH = 0.10
@@ -82,7 +82,8 @@ def sensitivity(group: Group) -> list[Block]:
         return []
     lines, passed = [], []
     for variant, wanted in ((POSITIVE, True), (PLACEBO, False)):
-        step, found = _last_difference(group, variant)
+        step = group.last_compared(variant, CONTROL, "fd")
+        found = difference(group, variant, "fd", step) if step else None
         kind = "positive control" if wanted else "placebo"
         if found is None:
             lines.append(f"{kind} {code(variant)}: no pairs are stored, so it is not tested.")
@@ -111,14 +112,6 @@ def sensitivity(group: Group) -> list[Block]:
         Bullets(tuple(lines)),
         Paragraph(f"{end} {caveat}"),
     ]
-
-
-def _last_difference(group: Group, variant: str) -> tuple[int, Estimate | None]:
-    for step in reversed(group.steps()):
-        found = difference(group, variant, "fd", step)
-        if found is not None:
-            return step, found
-    return 0, None
 
 
 def control_gain(group: Group) -> list[Block]:

@@ -11,7 +11,7 @@ verdicts:
     expect: lower       # the sign of variant minus against: lower or higher
     study: main         # left out: every study that has both variants
     dataset: fashion    # left out: every data set that has both variants
-    step: 3200          # left out: the last checkpoint at which they have a seed in common
+    step: 3200          # left out: the last checkpoint with three seeds, or with as many as any has
 ```
 """
 
@@ -168,12 +168,11 @@ def _groups(results: Results, claim: Claim, where: str) -> list[Group]:
 
 
 def _test(group: Group, claim: Claim) -> tuple[int | None, Estimate | None]:
-    steps = [claim.step] if claim.step is not None else list(reversed(group.steps()))
-    for step in steps:
-        pairs = group.differences(claim.variant, claim.against, claim.metric, step)
-        if pairs:
-            return step, estimate(list(pairs.values()))
-    return claim.step, None
+    step = claim.step or group.last_compared(claim.variant, claim.against, claim.metric)
+    if step is None:
+        return None, None
+    pairs = group.differences(claim.variant, claim.against, claim.metric, step)
+    return step, estimate(list(pairs.values())) if pairs else None
 
 
 def _verdict(found: Estimate | None, claim: Claim) -> str:
