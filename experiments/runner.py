@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import sys
 import time
@@ -204,7 +205,7 @@ def _show_real(study: Study, plans: Iterable[Plan], places: Places) -> None:
         made = plan.data.root / REAL_GRID
         shown = places.results / "samples" / study.name / real_grid_name(plan.cell.dataset)
         # A data set that an earlier version built has none.
-        if made.exists() and not shown.exists():
+        if made.exists() and not (shown.exists() and filecmp.cmp(made, shown, shallow=False)):
             storage.write_bytes(shown, made.read_bytes())
 
 
