@@ -23,7 +23,8 @@ MARK = re.compile(
     r"<!-- rows: ([\w-]+), (minus|steps to|pooled over) ([\w-]+)(?:, at ([\d ]+))? -->\n"
     r"((?:\|.*\n)+)"
 )
-DATASETS = ("fashion", "demo")
+DATASETS = {"transfer-emoji": ("images",)}
+BOTH = ("fashion", "demo")
 
 
 @cache
@@ -56,7 +57,7 @@ def difference(of: Group, variant: str, against: str, step: int) -> str:
 def pooled(study: str, variant: str, against: str, step: int) -> str:
     """``+4.7 % [+2.4, +6.9]``: geometric mean of the ratio of FDs, over the seeds of both."""
     logs = []
-    for of in (group(study, name) for name in DATASETS):
+    for of in (group(study, name) for name in BOTH):
         mine, other = of.values(variant, "fd", step), of.values(against, "fd", step)
         logs += [math.log(mine[seed] / other[seed]) for seed in mine if seed in other]
     if not logs:
@@ -89,15 +90,12 @@ def steps(of: Group, variant: str, against: str) -> str:
 
 def expected(match: re.Match[str], variant: str) -> list[str]:
     study, kind, against, at, _ = match.groups()
+    groups = [group(study, name) for name in DATASETS.get(study, BOTH)]
     if kind == "steps to":
-        return [steps(group(study, name), variant, against) for name in DATASETS]
+        return [steps(of, variant, against) for of in groups]
     if kind == "pooled over":
         return [pooled(study, variant, against, int(step)) for step in at.split()]
-    return [
-        difference(group(study, name), variant, against, int(step))
-        for name in DATASETS
-        for step in at.split()
-    ]
+    return [difference(of, variant, against, int(step)) for of in groups for step in at.split()]
 
 
 def tables() -> list[pytest.param]:
