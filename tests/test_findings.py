@@ -20,10 +20,10 @@ PAGES = [ROOT / "README.md", ROOT / "experiments" / "FINDINGS.md"]
 #: ``<!-- rows: STUDY, minus VARIANT, at STEP STEP -->``, or ``steps to VARIANT`` without steps;
 #: ``pooled over VARIANT, at STEP STEP``: a column a step, for both data sets together.
 MARK = re.compile(
-    r"<!-- rows: ([\w-]+), (minus|steps to|pooled over) ([\w-]+)(?:, at ([\d ]+))? -->\n"
+    r"<!-- rows: ([\w-]+), (minus|steps to|pooled over) ([\w@=-]+)(?:, at ([\d ]+))? -->\n"
     r"((?:\|.*\n)+)"
 )
-DATASETS = {"transfer-emoji": ("images",)}
+DATASETS = {"transfer-emoji": ("images",), "depth": ("demo",)}
 BOTH = ("fashion", "demo")
 
 
@@ -116,7 +116,7 @@ def test_a_table_says_what_the_rows_say(match):
     assert lines
     wanted = []
     for line in lines:
-        (variant,) = re.findall(r"`([\w-]+)`", line)
+        (variant,) = re.findall(r"`([\w@=-]+)`", line)
         label = line.split("|")[1].strip()
         wanted.append(f"| {label} | " + " | ".join(expected(match, variant)) + " |")
     assert lines == wanted
