@@ -19,9 +19,14 @@ KEPT = Path(__file__).parent / "assets"
 
 
 def take_kept(root: Path, stage: str) -> bool:
-    """Copy a stage's kept outcome into a data set's folder; False where none is kept."""
-    kept = KEPT / root.name / stage
-    if stage not in TRAINED or not kept.is_dir():
+    """Copy a stage's kept outcome into a data set's folder; False where none is kept.
+
+    What is trained sees pictures, never tokens: the same data set on another grid will do.
+    """
+    other_grids = f"{root.name.rsplit('-g', 1)[0]}-g*"
+    found = [KEPT / root.name / stage, *sorted(KEPT.glob(f"{other_grids}/{stage}"))]
+    kept = next((path for path in found if path.is_dir()), None)
+    if stage not in TRAINED or kept is None:
         return False
     with storage.atomic_folder(root / stage) as room:
         shutil.copytree(kept, room, dirs_exist_ok=True)

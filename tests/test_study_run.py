@@ -239,7 +239,8 @@ def test_rows_of_another_build_of_the_data_are_refused_unless_replaced(whole, wo
     assert len(found) == 4
 
 
-def test_trained_parts_that_are_kept_are_not_trained_again(work, tmp_path, monkeypatch):
+@pytest.mark.parametrize("grid", ["its own", "99"])
+def test_trained_parts_that_are_kept_are_not_trained_again(work, tmp_path, monkeypatch, grid):
     study = load_study(write(tmp_path, content()))
     (root,) = data_folders(study, work)
     monkeypatch.setattr(assets, "KEPT", tmp_path / "assets")
@@ -247,6 +248,9 @@ def test_trained_parts_that_are_kept_are_not_trained_again(work, tmp_path, monke
     names = [folder.name for folder in kept]
     assert names == ["reference", "demo-reference"]
     assert assets.keep(root) == kept, "again, in place of the first"
+    if grid != "its own":
+        own = tmp_path / "assets" / root.name
+        own.rename(own.with_name(f"{root.name.rpartition('-g')[0]}-g{grid}"))
     elsewhere = tmp_path / "work" / "data" / root.name
     shutil.copytree(root, elsewhere, ignore=shutil.ignore_patterns(*names, "dataset.json"))
     monkeypatch.setattr(evaluation, "build_reference", lambda *_, **__: pytest.fail("trained"))
