@@ -23,7 +23,7 @@ MARK = re.compile(
     r"<!-- rows: ([\w-]+), (minus|steps to|pooled over) ([\w@=-]+)(?:, at ([\d ]+))? -->\n"
     r"((?:\|.*\n)+)"
 )
-DATASETS = {"transfer-emoji": ("images",), "depth": ("demo",)}
+DATASETS = {"transfer-emoji": ("images",), "depth": ("demo",), "deep-64": ("demo64",)}
 BOTH = ("fashion", "demo")
 
 
