@@ -84,8 +84,15 @@ class Judge(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         del logger
         self.seconds += time.monotonic() - self._begun
+        self._append(state, "run", "map")
+
+    def map_what_was_trained(self, state: State) -> None:
+        """The map of the checkpoint that the run was taken up at, where it was asked for later."""
+        self._append(state, "map")
+
+    def _append(self, state: State, *kinds: str) -> None:
         step = state.timestamp.batch.value
-        kinds = [kind for kind in ("run", "map") if (kind, step) in self.missing]
+        kinds = tuple(kind for kind in kinds if (kind, step) in self.missing)
         if not kinds:
             return
         generator = unwrap(state.model)

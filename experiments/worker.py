@@ -77,7 +77,9 @@ def run_cell(study: Study, work: Path, results: Path, cell: Cell, digest: str) -
         trainer = build_trainer(plan.config, card, callbacks=[judge])
         storage.write_text(plan.folder / "config.yaml", to_yaml(plan.config))
         storage.write_text(plan.folder / TOLD, json.dumps(plan.told, sort_keys=True))
-        trainer.fit()
+        judge.map_what_was_trained(trainer.state)
+        if any(step > trainer.state.timestamp.batch.value for _, step in missing):
+            trainer.fit()
         trainer.close()
 
 
@@ -93,13 +95,16 @@ def cell_of(row: Row) -> Cell:
 
 
 def _start_anew_where_needed(plan: Plan, missing: set[tuple[str, int]]) -> None:
-    """Remove a run that is another one, or that has gone past a checkpoint without judging it."""
+    """Remove a run that is another one, or that has gone past a checkpoint without judging it.
+
+    A map is drawn of a checkpoint as well as in passing; what a run row holds is not all there.
+    """
     told = plan.folder / TOLD
     then = json.loads(told.read_text("utf-8")) if told.exists() else None
     same = difference(then, plan.told) is None
     saved = list_checkpoints(str(plan.folder / "checkpoints"))
     batch = max((one.batch for one in saved if one.problem is None), default=0)
-    if same and all(step > batch for _, step in missing):
+    if same and all(step > batch or (kind, step) == ("map", batch) for kind, step in missing):
         return
     for path in plan.folder.iterdir():
         if path.is_dir():

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from composer import Trainer
 from composer.core import Callback
 from PIL import Image
 from small_study import ROOT, content, write
@@ -145,6 +146,19 @@ def test_recoverability_maps_are_rows(work, tmp_path):
     assert found["blocks"] == [1, 2]
     assert np.shape(found["r2_LDT"]) == (3, 2, 2)
     assert np.max(found["r2_LDT"]) > 0
+
+
+def test_a_map_asked_for_later_is_drawn_of_the_checkpoint(work, tmp_path, monkeypatch):
+    maps = [{"variant": "none", "levels": ["encoder.mid_block", "latent"]}]
+    told = content(name="later", flow_bins=2)
+    study = load_study(write(tmp_path, {**told, "maps": maps}))
+    at_once = cell_rows(study, work, tmp_path / "at-once", NONE)
+    shutil.rmtree(work / "runs" / "later")
+    cell_rows(load_study(write(tmp_path, told)), work, tmp_path, NONE)
+    monkeypatch.setattr(Trainer, "fit", lambda *_: pytest.fail("trained again"))
+    later = cell_rows(study, work, tmp_path, NONE)
+    assert [row["kind"] for row in later] == ["run", "run", "map"]
+    assert later[-1] == at_once[-1]
 
 
 def test_unconditional_cells_are_judged_without_labels(work, tmp_path):
