@@ -150,10 +150,10 @@ def test_recoverability_maps_are_rows(work, tmp_path):
 
 def test_a_map_asked_for_later_is_drawn_of_the_checkpoint(work, tmp_path, monkeypatch):
     maps = [{"variant": "none", "levels": ["encoder.mid_block", "latent"]}]
-    told = content(name="later", flow_bins=2)
+    told = content(name="revisited", flow_bins=2)
     study = load_study(write(tmp_path, {**told, "maps": maps}))
     at_once = cell_rows(study, work, tmp_path / "at-once", NONE)
-    shutil.rmtree(work / "runs" / "later")
+    shutil.rmtree(work / "runs" / "revisited")
     cell_rows(load_study(write(tmp_path, told)), work, tmp_path, NONE)
     monkeypatch.setattr(Trainer, "fit", lambda *_: pytest.fail("trained again"))
     later = cell_rows(study, work, tmp_path, NONE)
