@@ -21,6 +21,7 @@ from ahpa_scale.checkpoint import content, table
 from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.find import Found, some_checkpoints_at
 from ahpa_scale.checkpoint.retention import Retention, remove_checkpoint
+from ahpa_scale.errors import UserError
 from ahpa_scale.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -139,11 +140,11 @@ def prune(
     The newest whole one stays, and so does what is newer: it may be an upload under way.
     """
     if keep < 1:
-        raise ValueError(f"keep is {keep}: give the number of checkpoints that stay, at least 1")
+        raise UserError(f"keep is {keep}: give the number of checkpoints that stay, at least 1")
     batches = None if every is None else _batches(every)
     found = some_checkpoints_at(url)
     if found[-1].url.rstrip("/") == url.rstrip("/"):
-        raise ValueError(f"{url} is a checkpoint itself: name the folder that holds it")
+        raise UserError(f"{url} is a checkpoint itself: name the folder that holds it")
 
     def look(one: Found) -> list[str]:
         return content.damage(one, moved) if check else table.by_names_and_sizes(one)
@@ -192,9 +193,9 @@ def export(
     chosen_kind = _weights_kind(kind)
     target = storage.local_path(out)
     if target.suffix != ".safetensors":
-        raise ValueError(f"{out} must end in .safetensors: that is what is written")
+        raise UserError(f"{out} must end in .safetensors: that is what is written")
     if target.is_dir() or (target.exists() and not overwrite):
-        raise ValueError(f"{out} exists already; choose another name, or --overwrite a file")
+        raise UserError(f"{out} exists already; choose another name, or --overwrite a file")
     found = some_checkpoints_at(url)
     with tempfile.TemporaryDirectory(prefix="ahpa-scale-") as room:
 
@@ -247,18 +248,18 @@ def _moving(
 
 def _only_local(place: str, what: str) -> None:
     if storage.is_remote(place):
-        raise ValueError(f"{what} a local disk, not to {place}")
+        raise UserError(f"{what} a local disk, not to {place}")
 
 
 def _batches(text: str) -> int:
     match = re.fullmatch(r"(\d+)(ba)?", text, re.ASCII)
     if match is None:
-        raise ValueError(f"every is {text!r}: give a number of batches, such as 50000ba")
+        raise UserError(f"every is {text!r}: give a number of batches, such as 50000ba")
     return int(match[1])
 
 
 def _weights_kind(text: str | None) -> Kind | None:
     kinds: dict[str | None, Kind | None] = {None: None, "ema": "ema", "model": "model"}
     if text not in kinds:
-        raise ValueError(f"unknown kind {text!r}; choose ema or model")
+        raise UserError(f"unknown kind {text!r}; choose ema or model")
     return kinds[text]

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from ahpa_scale import checkpoint_cli, console, pictures_cli
+from ahpa_scale.errors import UserError
 from ahpa_scale.evaluate import cli as evaluate_cli
 from ahpa_scale.unreachable import TRY_AGAIN, UnreachableError
 
@@ -179,7 +180,7 @@ def train_vae(
     """Train a small autoencoder, for pictures that no published one fits."""
     block_out_channels = _numbers(widths, "widths")
     if (source == "demo") != (size is None):
-        raise ValueError("give size with a folder, and only then")
+        raise UserError("give size with a folder, and only then")
     from ahpa_scale.data.sources import FolderSource
     from ahpa_scale.data.vae_training import VAETraining
     from ahpa_scale.data.vae_training import train_vae as train
@@ -253,7 +254,7 @@ def _numbers(text: str, name: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"{name} must be whole numbers with commas, not {text!r}") from None
+        raise UserError(f"{name} must be whole numbers with commas, not {text!r}") from None
 
 
 def main(arguments: list[str] | None = None) -> Any:
@@ -262,7 +263,7 @@ def main(arguments: list[str] | None = None) -> Any:
     """
     try:
         return app(args=arguments)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         # A user can do nothing with a traceback; a message of several lines hides its point.
         text = f"error: {' '.join(str(error).split())}"
         code = TRY_AGAIN if isinstance(error, UnreachableError) else 2

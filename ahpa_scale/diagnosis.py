@@ -26,6 +26,7 @@ from ahpa_scale.config.trained import find_run, load_backbone, unaligned
 from ahpa_scale.data.card import DatasetCard, read_card
 from ahpa_scale.data.prepare import check_device
 from ahpa_scale.data.stream import build_loader
+from ahpa_scale.errors import UserError
 from ahpa_scale.evaluation.figures import draw_recoverability
 from ahpa_scale.evaluation.recoverability import RecoverabilityMap, recoverability
 from ahpa_scale.models.generator import DiffusionGenerator
@@ -40,7 +41,7 @@ def diagnose(wanted: Diagnosis, out: str) -> RecoverabilityMap:
     """Measure the map and write ``recoverability.json`` and ``recoverability.png`` to `out`.
 
     Raises:
-        ValueError: checkpoint, configuration, data set, levels or device that do not fit.
+        UserError: checkpoint, configuration, data set, levels or device that do not fit.
     """
     check_device(wanted.device)
     config, place = find_run(wanted.checkpoint, wanted.config)
@@ -87,7 +88,7 @@ def _levels_of(source: str | None, card: DatasetCard, depth: int) -> tuple[str, 
         None: (*card.level_names, LATENT, *external),
     }[source]
     if not found:
-        raise ValueError(f"the data set has no levels of source {source!r}; prepare it with them")
+        raise UserError(f"the data set has no levels of source {source!r}; prepare it with them")
     return found
 
 
@@ -96,12 +97,12 @@ def _check_levels(levels: Sequence[str], card: DatasetCard, depth: int) -> None:
     for level in levels:
         block = self_block(level)
         if is_self_level(level) and (block is None or not 1 <= block <= depth):
-            raise ValueError(f"no block {level!r}; choose one of self.1 to self.{depth}")
+            raise UserError(f"no block {level!r}; choose one of self.1 to self.{depth}")
         if not is_self_level(level) and level not in known:
-            raise ValueError(f"the data set has no level {level!r}; {choices(level, known)}")
+            raise UserError(f"the data set has no level {level!r}; {choices(level, known)}")
     twice = [level for level in levels if levels.count(level) > 1]
     if twice:
-        raise ValueError(f"the level {twice[0]!r} is named twice")
+        raise UserError(f"the level {twice[0]!r} is named twice")
 
 
 def _pictures(

@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ahpa_scale.errors import UserError
+
 #: Extras of this package by URL scheme; s3 comes with every install.
 EXTRAS = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "adl": "azure"}
 _PART = 8 << 20
@@ -59,7 +61,7 @@ def read_bytes(url: str | os.PathLike[str]) -> bytes:
 
     Raises:
         FileNotFoundError: nothing of this name exists.
-        ValueError: unknown scheme, or the scheme's package is not installed.
+        UserError: unknown scheme, or the scheme's package is not installed.
         OSError: the store refused or could not be reached.
     """
     if not is_remote(url):
@@ -77,7 +79,7 @@ def write_bytes(url: str | os.PathLike[str], content: bytes) -> None:
     """Write a file or object whole or not at all, replacing what was there.
 
     Raises:
-        ValueError: unknown scheme, or the scheme's package is not installed.
+        UserError: unknown scheme, or the scheme's package is not installed.
         OSError: the disk or the store refused, or could not be reached.
     """
     if is_remote(url):
@@ -301,13 +303,13 @@ def _clear_errors(url: str | os.PathLike[str]) -> Iterator[None]:
     except ImportError as error:
         extra = EXTRAS.get(kind)
         advice = f"pip install 'ahpa-scale[{extra}]'" if extra else str(error)
-        raise ValueError(f"{url}: {kind}:// needs a package that is not here: {advice}") from error
+        raise UserError(f"{url}: {kind}:// needs a package that is not here: {advice}") from error
     except FileNotFoundError as error:
         raise FileNotFoundError(f"nothing at {url}") from error
     except ValueError as error:
         if "Protocol not known" in str(error):
             known = "s3://, gs://, az:// or a local path"
-            raise ValueError(f"unknown storage scheme {kind}:// in {url}; use {known}") from error
+            raise UserError(f"unknown storage scheme {kind}:// in {url}; use {known}") from error
         raise
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__

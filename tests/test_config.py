@@ -17,6 +17,7 @@ from ahpa_scale.config.explain import all_keys
 from ahpa_scale.config.load import ConfigError, exit_on_user_error, load_config, to_yaml
 from ahpa_scale.config.schema import Config, parse_time
 from ahpa_scale.config.schema.fields import Section
+from ahpa_scale.errors import UserError
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -235,9 +236,14 @@ def test_only_one_rank_speaks(monkeypatch, capsys, rank, printed):
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(SystemExit) as stop, exit_on_user_error():
-        raise ValueError("two\nlines")
+        raise UserError("two\nlines")
     assert stop.value.code == 2
     assert capsys.readouterr().err == ("error: two lines\n" if printed else "")
+
+
+def test_a_fault_of_a_library_is_no_mistake_of_the_users():
+    with pytest.raises(ValueError, match="torch's own"), exit_on_user_error():
+        raise ValueError("torch's own")
 
 
 def test_a_misspelt_key_is_named_even_where_an_interpolation_misses_it(complaint):

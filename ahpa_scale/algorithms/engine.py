@@ -10,6 +10,7 @@ from composer.core import Algorithm
 from ahpa_scale.algorithms.fully_shard import FullyShard
 from ahpa_scale.algorithms.grad_clip import GradClip
 from ahpa_scale.algorithms.zero import ZeRO, ZeroSettings
+from ahpa_scale.errors import UserError
 
 
 def engine_algorithms(
@@ -31,7 +32,7 @@ def engine_algorithms(
         options: of :class:`FullyShard` or :class:`ZeroSettings`.
 
     Raises:
-        ValueError: there is no such engine.
+        UserError: there is no such engine.
     """
     if engine in ("zero1", "zero2", "zero3"):
         settings = ZeroSettings(stage=int(engine[-1]), **options)
@@ -43,4 +44,4 @@ def engine_algorithms(
         return [FullyShard(**options), clip]
     if engine == "hsdp":
         return [FullyShard(replicate_degree=replicate_degree, **options), clip]
-    raise ValueError(f"there is no engine {engine!r}")
+    raise UserError(f"there is no engine {engine!r}")

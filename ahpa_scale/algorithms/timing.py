@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from composer.core import Event, State, Time, TimeUnit
 
+from ahpa_scale.errors import UserError
+
 UNIT_NAMES = {"ba": "batches", "ep": "epochs", "sp": "samples"}
 
 
@@ -19,16 +21,16 @@ def parse_time(text: str, name: str, units: Sequence[str] = ("ba", "ep", "sp")) 
         units: the units that option may use.
 
     Raises:
-        ValueError: not a time string, not positive, or in another unit.
+        UserError: not a time string, not positive, or in another unit.
     """
     wanted = ", ".join(f"'10{unit}' ({UNIT_NAMES[unit]})" for unit in units)
     problem = f"{name} is {text!r}: give a positive whole number and a unit, such as {wanted}"
     try:
         time = Time.from_timestring(text)
     except (ValueError, TypeError) as error:
-        raise ValueError(problem) from error
+        raise UserError(problem) from error
     if time.unit not in [TimeUnit(unit) for unit in units] or time.value <= 0:
-        raise ValueError(problem)
+        raise UserError(problem)
     return time
 
 

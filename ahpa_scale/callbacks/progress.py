@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ahpa_scale import console
 from ahpa_scale.callbacks.common import writes_files
 from ahpa_scale.callbacks.speed import Speed
+from ahpa_scale.errors import UserError
 
 _LOSS = "loss/train/total"
 
@@ -32,7 +33,7 @@ class ProgressBar(LoggerDestination):
 
     def __init__(self, seconds: float = 30.0, stream: TextIO | None = None) -> None:
         if not seconds >= 0:
-            raise ValueError(f"seconds between progress lines is {seconds}: give 0 or more")
+            raise UserError(f"seconds between progress lines is {seconds}: give 0 or more")
         self.seconds = seconds
         self.stream = stream
         self._loss: float | None = None

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ahpa_scale.algorithms.ema import EMA, reshard
 from ahpa_scale.algorithms.timing import Every
 from ahpa_scale.callbacks.common import SAMPLES_FOLDER, unwrap, writes_files
+from ahpa_scale.errors import UserError
 from ahpa_scale.models.flow import Path as FlowPath
 from ahpa_scale.models.vae_config import LatentScaling
 from ahpa_scale.sampling import class_rows, image_grid, sample, save_image
@@ -57,7 +58,7 @@ class SampleGrid(Callback):
         batch_size: pictures per forward pass and rank.
 
     Raises:
-        ValueError: a class that does not exist, or a number out of range.
+        UserError: a class that does not exist, or a number out of range.
     """
 
     def __init__(
@@ -78,12 +79,12 @@ class SampleGrid(Callback):
         batch_size: int = 32,
     ) -> None:
         if num_per_class < 1 or batch_size < 1:
-            raise ValueError("num_per_class and batch_size of sample grids must be at least 1")
+            raise UserError("num_per_class and batch_size of sample grids must be at least 1")
         known = len(class_names)
         self.classes = list(range(min(8, known))) if classes is None else list(classes)
         wrong = [label for label in self.classes if not 0 <= label < known]
         if wrong or not self.classes:
-            raise ValueError(
+            raise UserError(
                 f"sample grids ask for classes {wrong or '[]'}: choose from 0 to {known - 1}"
             )
         self.folder = Path(output_dir) / SAMPLES_FOLDER

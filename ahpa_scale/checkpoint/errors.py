@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from ahpa_scale.errors import UserError
 
-class CheckpointError(ValueError):
+
+class CheckpointError(UserError):
     """A checkpoint that can't or mustn't be loaded, or that could not be written."""

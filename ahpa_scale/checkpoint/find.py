@@ -12,6 +12,7 @@ from ahpa_scale import storage
 from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.manifest import MANIFEST, Manifest
 from ahpa_scale.checkpoint.transfer import persistently
+from ahpa_scale.errors import UserError
 
 LATEST = "latest"
 #: What others' checkpoints end with; they are never read, as they hold pickles.
@@ -52,7 +53,7 @@ def list_checkpoints(folder: str) -> list[Found]:
 
     Raises:
         OSError: the store can't be reached.
-        ValueError: an unknown scheme.
+        UserError: an unknown scheme.
     """
     return _below(folder, persistently(storage.find, folder))
 
@@ -62,7 +63,7 @@ def checkpoints_at(url: str) -> list[Found]:
 
     Raises:
         OSError: the store can't be reached.
-        ValueError: an unknown scheme.
+        UserError: an unknown scheme.
     """
     sizes = persistently(storage.find, url)
     below = _below(url, sizes)
@@ -76,14 +77,14 @@ def some_checkpoints_at(url: str) -> list[Found]:
     """As `checkpoints_at`, for commands that need at least one.
 
     Raises:
-        ValueError: there are none; the line says where some are, if they lie a folder below.
+        UserError: there are none; the line says where some are, if they lie a folder below.
         OSError: the store can't be reached.
     """
     found = checkpoints_at(url)
     if not found:
         below = storage.join(url, "checkpoints")
         advice = f"; there are some in {below}" if checkpoints_at(below) else ""
-        raise ValueError(f"there is no checkpoint at {url}{advice}")
+        raise UserError(f"there is no checkpoint at {url}{advice}")
     return found
 
 

@@ -12,6 +12,7 @@ from ahpa_scale import storage
 from ahpa_scale.checkpoint.find import Found, list_checkpoints
 from ahpa_scale.checkpoint.manifest import MANIFEST
 from ahpa_scale.checkpoint.transfer import persistently
+from ahpa_scale.errors import UserError
 
 _log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ class Retention:
         every: besides, those whose batches are a multiple of this many; None: no others.
 
     Raises:
-        ValueError: a number out of range.
+        UserError: a number out of range.
     """
 
     keep: int = -1
@@ -33,9 +34,9 @@ class Retention:
 
     def __post_init__(self) -> None:
         if self.keep < 1 and self.keep != -1:
-            raise ValueError(f"keep is {self.keep}: give the number of checkpoints, or -1 for all")
+            raise UserError(f"keep is {self.keep}: give the number of checkpoints, or -1 for all")
         if self.every is not None and self.every < 1:
-            raise ValueError(f"every is {self.every}: give a number of batches above 0")
+            raise UserError(f"every is {self.every}: give a number of batches above 0")
 
     def to_remove(self, found: Sequence[Found]) -> list[Found]:
         """Those of all checkpoints, oldest first, that go. The newest whole one always stays, and

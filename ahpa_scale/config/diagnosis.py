@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ahpa_scale.config.errors import choices
 from ahpa_scale.config.levels import EXTERNAL, LATENT
+from ahpa_scale.errors import UserError
 
 VAE, SELF = "vae", "self"
 SOURCES = (VAE, LATENT, EXTERNAL, SELF)
@@ -41,8 +42,8 @@ class Diagnosis:
     def __post_init__(self) -> None:
         for name in ("pictures", "bins"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.source is not None and self.source not in SOURCES:
-            raise ValueError(f"unknown source {self.source!r}; {choices(self.source, SOURCES)}")
+            raise UserError(f"unknown source {self.source!r}; {choices(self.source, SOURCES)}")
         if self.source is not None and self.levels:
-            raise ValueError("give levels or source, not both: levels already say where from")
+            raise UserError("give levels or source, not both: levels already say where from")

@@ -14,13 +14,14 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from ahpa_scale import console
+from ahpa_scale.errors import UserError
 from ahpa_scale.unreachable import TRY_AGAIN, UnreachableError
 
 COMMAND_LINE = "command line"
 _YIELD_SECONDS = 5.0
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A mistake in the configuration.
 
     Attributes:
@@ -34,7 +35,7 @@ class ConfigError(ValueError):
         super().__init__(": ".join(part for part in (source, key, self.problem) if part))
 
 
-class HostError(ValueError):
+class HostError(UserError):
     """A mistake that other hosts need not share, so that its own rank says it."""
 
 
@@ -66,15 +67,12 @@ def speaks_for_all_ranks() -> bool:
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turn a user's mistake (any ValueError) into one line on stderr and exit code 2, and what
-    can't be reached for now into one line and exit code 75.
-
-    Wrap only what runs before training; there a ValueError is how this package reports users'
-    mistakes.
+    """Turn a user's mistake into one line on stderr and exit code 2, and what can't be reached for
+    now into one line and exit code 75. A fault of the software passes, with its traceback.
     """
     try:
         yield
-    except ValueError as error:
+    except UserError as error:
         leave(str(error), 2, shared=not isinstance(error, HostError))
     except UnreachableError as error:
         # One rank may reach what another one doesn't.

@@ -12,6 +12,7 @@ from ahpa_scale import storage
 from ahpa_scale.config.card import PLACEHOLDER
 from ahpa_scale.config.errors import choices
 from ahpa_scale.config.schema import parse_duration, parse_time
+from ahpa_scale.errors import UserError
 
 METHODS = ("euler", "heun", "sde")
 KINDS = ("ema", "model")
@@ -80,7 +81,7 @@ class Evaluation:
     def __post_init__(self) -> None:
         problem = next(self._problems(), None)
         if problem is not None:
-            raise ValueError(problem)
+            raise UserError(problem)
 
     @property
     def kind(self) -> Literal["ema", "model"] | None:

@@ -21,6 +21,7 @@ from ahpa_scale.config.load import load_mapping, load_yaml
 from ahpa_scale.config.main import RESOLVED
 from ahpa_scale.config.schema import Alignment, Config
 from ahpa_scale.data.card import DatasetCard
+from ahpa_scale.errors import UserError
 from ahpa_scale.models.dit import DiT
 
 
@@ -34,13 +35,13 @@ def find_run(place: str, config: str | None = None) -> tuple[Config, str]:
             beside the safetensors and above them.
 
     Raises:
-        ValueError: there is nothing, or a part of it is missing; the line says which.
+        UserError: there is nothing, or a part of it is missing; the line says which.
     """
     named = None if config is None else load_yaml(Path(config))
     if not storage.is_remote(place):
         path = storage.local_path(place)
         if not path.exists():
-            raise ValueError(f"there is nothing at {path}")
+            raise UserError(f"there is nothing at {path}")
         if path.is_file():
             return named or load_yaml(_config_near(path)), str(path)
         if (path / RESOLVED).is_file():
@@ -49,11 +50,11 @@ def find_run(place: str, config: str | None = None) -> tuple[Config, str]:
     try:
         found = find_checkpoint(place)
     except OSError as error:
-        raise ValueError(str(error)) from None
+        raise UserError(str(error)) from None
     if named is None:
         named = told_config(found)
         if named is None:
-            raise ValueError(f"{found.url} does not tell its configuration: name it with --config")
+            raise UserError(f"{found.url} does not tell its configuration: name it with --config")
     return named, found.url
 
 
@@ -91,7 +92,7 @@ def load_backbone(dit: DiT, place: str) -> None:
         place: a checkpoint's folder or URL, or a safetensors file.
 
     Raises:
-        ValueError: unreadable, damaged, or of another model.
+        UserError: unreadable, damaged, or of another model.
     """
     take_weights(dit, _backbone(place), place)
 
@@ -105,16 +106,16 @@ def take_weights(dit: DiT, weights: Mapping[str, Tensor], place: str) -> None:
         place: where they came from, for the message.
 
     Raises:
-        ValueError: of another model.
+        UserError: of another model.
     """
     try:
         result = dit.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         shapes = str(error).splitlines()[-1].strip()
-        raise ValueError(f"{place} belongs to another configuration: {shapes}") from None
+        raise UserError(f"{place} belongs to another configuration: {shapes}") from None
     for kind, names in (("lacks", result.missing_keys), ("has a strange", result.unexpected_keys)):
         if names:
-            raise ValueError(f"{place} {kind} {names[0]!r}: it belongs to another configuration")
+            raise UserError(f"{place} {kind} {names[0]!r}: it belongs to another configuration")
 
 
 def _config_near(file: Path) -> Path:
@@ -122,7 +123,7 @@ def _config_near(file: Path) -> Path:
         if (folder / RESOLVED).is_file():
             return folder / RESOLVED
     looked = f"{file.parent} or {file.parent.parent}"
-    raise ValueError(f"no {RESOLVED} in {looked}: name the run's own with --config")
+    raise UserError(f"no {RESOLVED} in {looked}: name the run's own with --config")
 
 
 def _newest(folder: Path, config: Config) -> Found:
@@ -134,7 +135,7 @@ def _newest(folder: Path, config: Config) -> Found:
             return find_checkpoint(place)
         except CheckpointError:
             continue
-    raise ValueError(f"no checkpoint in {', '.join(places)}: name the checkpoint itself")
+    raise UserError(f"no checkpoint in {', '.join(places)}: name the checkpoint itself")
 
 
 def _backbone(place: str) -> dict[str, Tensor]:
@@ -142,14 +143,14 @@ def _backbone(place: str) -> dict[str, Tensor]:
         try:
             weights: dict[str, Tensor] = load_file(storage.local_path(place))
         except SafetensorError as error:
-            raise ValueError(f"{place} is no safetensors file: {error}") from None
+            raise UserError(f"{place} is no safetensors file: {error}") from None
         return {name.removeprefix(BACKBONE): value for name, value in weights.items()}
     with tempfile.TemporaryDirectory() as cache:
         copy = open_checkpoint(place, Path(cache))
         try:
             weights = read_weights(copy.folder)
         except CheckpointError as error:
-            raise ValueError(f"{place}: {error}") from None
+            raise UserError(f"{place}: {error}") from None
         # Read lazily from files that are about to go.
         return {name: value.clone() for name, value in backbone_of(weights).items()}
 

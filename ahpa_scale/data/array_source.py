@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ahpa_scale.data.settings import PrepareSettings
 from ahpa_scale.data.sources import Picture
+from ahpa_scale.errors import UserError
 
 
 class ArraySource:
@@ -27,7 +28,7 @@ class ArraySource:
         description: where the pictures came from, for people.
 
     Raises:
-        ValueError: arrays of other shapes, or labels without a class.
+        UserError: arrays of other shapes, or labels without a class.
     """
 
     def __init__(
@@ -41,19 +42,19 @@ class ArraySource:
     ) -> None:
         count, *picture = images_NHWC.shape
         if images_NHWC.dtype != np.uint8 or len(picture) != 3 or picture[2] != 3:
-            raise ValueError(
+            raise UserError(
                 "pictures must be uint8 [N, S, S, 3], not "
                 f"{images_NHWC.dtype} {list(images_NHWC.shape)}"
             )
         if picture[0] != picture[1]:
-            raise ValueError(f"pictures must be square, not {picture[0]}x{picture[1]}")
+            raise UserError(f"pictures must be square, not {picture[0]}x{picture[1]}")
         if labels_N.shape != (count,) or not 0 <= labels_N.min() <= labels_N.max() < len(classes):
-            raise ValueError(
+            raise UserError(
                 f"{count} pictures of {len(classes)} classes need {count} labels from 0 to "
                 f"{len(classes) - 1}"
             )
         if external_NCgg is not None and (len(external_NCgg) != count or external_NCgg.ndim != 4):
-            raise ValueError(
+            raise UserError(
                 f"{count} pictures need features [{count}, C, g, g], not "
                 f"{list(external_NCgg.shape)}"
             )
@@ -79,23 +80,23 @@ class ArraySource:
         """Itself, if its features lie on this token grid or there are none.
 
         Raises:
-            ValueError: they lie on another one.
+            UserError: they lie on another one.
         """
         if self.grid not in (None, grid):
-            raise ValueError(f"the features have a grid of {self.grid}, and {grid} is wanted")
+            raise UserError(f"the features have a grid of {self.grid}, and {grid} is wanted")
         return self
 
     def settings(self, out: str, options: dict[str, Any]) -> PrepareSettings:
         """The settings of a preparation of these pictures.
 
         Raises:
-            ValueError: an option that is not for arrays, or another size than theirs.
+            UserError: an option that is not for arrays, or another size than theirs.
         """
         for name in ("limit", "shuffle_seed", "features"):
             if options.get(name) is not None:
-                raise ValueError(f"{name} is for folders, and the pictures are arrays")
+                raise UserError(f"{name} is for folders, and the pictures are arrays")
         if options.get("size", self.size) != self.size:
-            raise ValueError(f"the pictures have {self.size} pixels a side, not {options['size']}")
+            raise UserError(f"the pictures have {self.size} pixels a side, not {options['size']}")
         return PrepareSettings(source=self.description, out=out, **{**options, "size": self.size})
 
     def read(self, position: int) -> Picture:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ahpa_scale import storage
+from ahpa_scale.errors import UserError
 from ahpa_scale.models.vae_config import LatentScaling
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class DatasetCard:
         """Read a card's text.
 
         Raises:
-            ValueError: not JSON, another format, or a key or value that does not fit.
+            UserError: not JSON, another format, or a key or value that does not fit.
         """
         try:
             content = json.loads(text)
@@ -115,20 +116,20 @@ class DatasetCard:
             _check_format(content.pop("format", None), where)
             return cls(**_typed(content))
         except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{where} is not a card of a data set: {error}") from error
+            raise UserError(f"{where} is not a card of a data set: {error}") from error
 
 
 def read_card(url: str | os.PathLike[str]) -> DatasetCard:
     """Read the card of the data set at a local path or any fsspec URL.
 
     Raises:
-        ValueError: there is no whole data set, or its card cannot be read.
+        UserError: there is no whole data set, or its card cannot be read.
     """
     where = storage.join(url, CARD_NAME)
     try:
         text = storage.read_text(where)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ValueError(_missing(str(url))) from error
+        raise UserError(_missing(str(url))) from error
     return DatasetCard.from_json(text, where)
 
 
@@ -141,7 +142,7 @@ def read_prior_statistics(url: str | os.PathLike[str]) -> dict[str, Tensor]:
         where the data set has none: pictures, or a set of an older version.
 
     Raises:
-        ValueError: the file is damaged.
+        UserError: the file is damaged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -152,7 +153,7 @@ def read_prior_statistics(url: str | os.PathLike[str]) -> dict[str, Tensor]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except SafetensorError as error:
-        raise ValueError(f"{where} cannot be read ({error}): prepare the data again") from None
+        raise UserError(f"{where} cannot be read ({error}): prepare the data again") from None
 
 
 def write_card(url: str | os.PathLike[str], card: DatasetCard) -> None:
@@ -172,7 +173,7 @@ def _missing(url: str) -> str:
 
 def _check_format(found: Any, where: str) -> None:
     if found != FORMAT:
-        raise ValueError(
+        raise UserError(
             f"{where} has data format {found!r}, and this version reads {FORMAT}: "
             "prepare the data again, or use the version of ahpa_scale that wrote it"
         )

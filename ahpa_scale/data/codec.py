@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ahpa_scale.data.card import DatasetCard
+from ahpa_scale.errors import UserError
 
 PRIOR_PREFIX = "prior."
 EXTERNAL = "external"
@@ -46,7 +47,7 @@ def encode_moments(mean_BCHW: Tensor, std_BCHW: Tensor) -> NDArray[Any]:
     """Posterior mean and standard deviation as float16 [B, 2C, H, W].
 
     Raises:
-        ValueError: a value that float16 cannot hold.
+        UserError: a value that float16 cannot hold.
     """
     moments = torch.cat([mean_BCHW, std_BCHW], dim=1)
     return _to_float16(moments, "latent moments", "check the pictures and the VAE").numpy()
@@ -56,7 +57,7 @@ def encode_prior(map_BCgg: Tensor, name: str, dtype: str) -> NDArray[Any]:
     """One level's maps as float16, or as the bits of bfloat16 in uint16.
 
     Raises:
-        ValueError: not a finite number, or more than float16 can hold.
+        UserError: not a finite number, or more than float16 can hold.
     """
     if dtype == "float16":
         return _to_float16(map_BCgg, f"level {name}", "use prior_dtype bfloat16").numpy()
@@ -80,7 +81,7 @@ def wanted_columns(card: DatasetCard, levels: tuple[str, ...] | None) -> tuple[s
     """Columns that a reader of these levels needs, sorted; None asks for all that is stored.
 
     Raises:
-        ValueError: a level that the data set does not hold.
+        UserError: a level that the data set does not hold.
     """
     stored = columns(card)
     priors = [name for name in stored if name.startswith(PRIOR_PREFIX)]
@@ -89,7 +90,7 @@ def wanted_columns(card: DatasetCard, levels: tuple[str, ...] | None) -> tuple[s
     for name in levels:
         if PRIOR_PREFIX + name not in priors:
             held = ", ".join(column.removeprefix(PRIOR_PREFIX) for column in priors) or "no levels"
-            raise ValueError(f"the data set does not hold level {name!r}; it holds {held}")
+            raise UserError(f"the data set does not hold level {name!r}; it holds {held}")
     wanted = {PRIOR_PREFIX + name for name in levels}
     return tuple(sorted(c for c in stored if c not in priors or c in wanted))
 
@@ -99,10 +100,10 @@ def _to_float16(values: Tensor, what: str, advice: str) -> Tensor:
     half = values.to(torch.float16)
     if not bool(torch.isfinite(half).all()):
         largest = float(values.abs().max())
-        raise ValueError(f"{what} reaches {largest:.4g}, float16 ends at 65504: {advice}")
+        raise UserError(f"{what} reaches {largest:.4g}, float16 ends at 65504: {advice}")
     return half.cpu().contiguous()
 
 
 def _check_finite(values: Tensor, what: str) -> None:
     if not bool(torch.isfinite(values).all()):
-        raise ValueError(f"{what} holds values that are not finite: check the VAE's weights")
+        raise UserError(f"{what} holds values that are not finite: check the VAE's weights")

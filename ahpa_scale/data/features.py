@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ahpa_scale.errors import UserError
+
 # What numpy raises on damaged files, depending on where the damage is.
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError)
 # numpy parses the header with `ast`, which in CPython 3.11 counts its depth for all threads
@@ -24,22 +26,22 @@ def read_features(path: Path, grid: int) -> NDArray[np.float32]:
     """Read one picture's features, [C, g, g] or [g*g, C], as float32 [C, g, g].
 
     Raises:
-        ValueError: missing, not a plain float array, or not on this grid.
+        UserError: missing, not a plain float array, or not on this grid.
     """
     try:
         content = io.BytesIO(path.read_bytes())
         with _PARSING:
             found = np.load(content, allow_pickle=False)
     except FileNotFoundError as error:
-        raise ValueError(f"no features at {path}: each picture needs one .npy") from error
+        raise UserError(f"no features at {path}: each picture needs one .npy") from error
     except _BROKEN as error:
-        raise ValueError(f"cannot read the features {path}: {error}") from error
+        raise UserError(f"cannot read the features {path}: {error}") from error
     if not isinstance(found, np.ndarray) or found.dtype.kind != "f":
-        raise ValueError(f"{path} must hold one array of floating-point numbers")
+        raise UserError(f"{path} must hold one array of floating-point numbers")
     if found.ndim == 2 and found.shape[0] == grid * grid:
         found = found.T.reshape(-1, grid, grid)
     if found.ndim != 3 or found.shape[1:] != (grid, grid):
-        raise ValueError(
+        raise UserError(
             f"{path} has shape {list(found.shape)}; a grid of {grid} needs [C, {grid}, {grid}] "
             f"or [{grid * grid}, C]"
         )

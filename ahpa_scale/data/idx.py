@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ahpa_scale import storage
+from ahpa_scale.errors import UserError
 
 NAMES = {
     "fashion": (
@@ -54,13 +55,13 @@ def unpack_idx(
         Pictures written, per split.
 
     Raises:
-        ValueError: a file is missing or damaged, or an option does not fit.
+        UserError: a file is missing or damaged, or an option does not fit.
         FileExistsError: `out` holds something.
     """
     if names not in NAMES:
-        raise ValueError(f"names must be one of {', '.join(NAMES)}, not {names!r}")
+        raise UserError(f"names must be one of {', '.join(NAMES)}, not {names!r}")
     if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1, not {limit}")
+        raise UserError(f"limit must be at least 1, not {limit}")
     source = Path(folder).expanduser()
     splits = {split: _read_split(source, stem) for split, stem in SPLITS.items()}
     for split, (_, labels_N) in splits.items():
@@ -85,7 +86,7 @@ def load_idx(
         'train' and 'test' -> pictures uint8 [N, side, side] and labels uint8 [N].
 
     Raises:
-        ValueError: a file is missing or damaged, or the side is smaller than the pictures.
+        UserError: a file is missing or damaged, or the side is smaller than the pictures.
     """
     source = Path(folder).expanduser()
     splits = {split: _read_split(source, stem) for split, stem in SPLITS.items()}
@@ -96,19 +97,19 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     """An idx file of unsigned bytes, gzipped or not, as an array of its own shape.
 
     Raises:
-        ValueError: damaged, or no idx file of bytes.
+        UserError: damaged, or no idx file of bytes.
     """
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
+        raise UserError(f"cannot read {path}: {error}") from error
     # Two zero bytes, type 8 (unsigned byte), number of axes; then a big-endian uint32 per axis.
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
-        raise ValueError(f"{path} is not an idx file of bytes")
+        raise UserError(f"{path} is not an idx file of bytes")
     start = 4 + 4 * content[3]
     shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, start, 4)]
     if len(content) != start + int(np.prod(shape)):
-        raise ValueError(f"{path} is cut short: its header promises {shape}")
+        raise UserError(f"{path} is cut short: its header promises {shape}")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
@@ -116,7 +117,7 @@ def _read_split(folder: Path, stem: str) -> tuple[NDArray[np.uint8], NDArray[np.
     images_NHW = read_idx(_find(folder, f"{stem}-images-idx3-ubyte"))
     labels_N = read_idx(_find(folder, f"{stem}-labels-idx1-ubyte"))
     if images_NHW.ndim != 3 or labels_N.ndim != 1 or len(images_NHW) != len(labels_N):
-        raise ValueError(
+        raise UserError(
             f"pictures {list(images_NHW.shape)} and labels {list(labels_N.shape)} of {stem} in "
             f"{folder} do not belong together"
         )
@@ -127,7 +128,7 @@ def _find(folder: Path, name: str) -> Path:
     for candidate in (folder / f"{name}.gz", folder / name):
         if candidate.is_file():
             return candidate
-    raise ValueError(f"no {name}(.gz) in {folder}: give the folder of the idx files")
+    raise UserError(f"no {name}(.gz) in {folder}: give the folder of the idx files")
 
 
 def _check_classes(labels_N: NDArray[np.uint8], limit: int | None, split: str) -> None:
@@ -135,13 +136,13 @@ def _check_classes(labels_N: NDArray[np.uint8], limit: int | None, split: str) -
     firsts_K = np.unique(labels_N, return_index=True)[1]
     needed = int(firsts_K.max(initial=-1)) + 1
     if limit is not None and limit < needed:
-        raise ValueError(f"limit {limit} leaves a class of {split} without pictures; use {needed}")
+        raise UserError(f"limit {limit} leaves a class of {split} without pictures; use {needed}")
 
 
 def _framed(images_NHW: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     height, width = images_NHW.shape[1:]
     if side < max(height, width):
-        raise ValueError(f"side {side} is smaller than the pictures, {height}x{width}")
+        raise UserError(f"side {side} is smaller than the pictures, {height}x{width}")
     top, left = (side - height) // 2, (side - width) // 2
     frame = ((0, 0), (top, side - height - top), (left, side - width - left))
     return np.pad(images_NHW, frame)
@@ -151,7 +152,7 @@ def _write_split(
     folder: Path, images_NHW: NDArray[np.uint8], labels_N: NDArray[np.uint8], names: tuple[str, ...]
 ) -> None:
     if labels_N.size and int(labels_N.max()) >= len(names):
-        raise ValueError(f"label {int(labels_N.max())} has no name: there are {len(names)} classes")
+        raise UserError(f"label {int(labels_N.max())} has no name: there are {len(names)} classes")
     for label in np.unique(labels_N):
         (folder / f"{label}-{names[label]}").mkdir(parents=True)
     for number, (image_HW, label) in enumerate(zip(images_NHW, labels_N, strict=True)):

@@ -21,6 +21,7 @@ from ahpa_scale.data.encode import BatchEncoder
 from ahpa_scale.data.prepare import INDEX_NAME, check_device, finish, plan, write_shards
 from ahpa_scale.data.settings import Part, PrepareSettings
 from ahpa_scale.data.sources import Picture, Source
+from ahpa_scale.errors import UserError
 from ahpa_scale.models.vae import FrozenVAE
 
 PART_NAME = "part.json"
@@ -55,19 +56,19 @@ def prepare_part(source: str, out: str, part: Part, **options: Any) -> DatasetCa
         The whole set's card; None while other parts are missing.
 
     Raises:
-        ValueError: options, pictures or VAE that do not fit, or that are not those of another part.
+        UserError: options, pictures or VAE that do not fit, or that are not those of another part.
         FileExistsError: `out` holds something else.
         OSError: the disk or the store refused.
     """
     settings = PrepareSettings(source=source, out=out, **options)
     if settings.overwrite:
-        raise ValueError("overwrite is for sets made in one piece: with parts, choose another out")
+        raise UserError("overwrite is for sets made in one piece: with parts, choose another out")
     _check_place(out, part)
     check_device(settings.device)
     vae = FrozenVAE.from_pretrained(settings.vae_path)
     card, pictures = plan(settings, vae, None)
     if part.count > len(pictures):
-        raise ValueError(f"{len(pictures)} pictures make no {part.count} parts")
+        raise UserError(f"{len(pictures)} pictures make no {part.count} parts")
     identity = _identity(settings, card)
     # All of them, because one of another preparation would keep the whole from being made.
     made = [_made(out, Part(index, part.count), identity) for index in range(part.count)]
@@ -103,13 +104,13 @@ def _made(out: str, part: Part, identity: str) -> bool:
     """Whether a part is there.
 
     Raises:
-        ValueError: it is, and was made of something else.
+        UserError: it is, and was made of something else.
     """
     where = storage.join(out, part.folder, PART_NAME)
     if not storage.exists(where):
         return False
     if json.loads(storage.read_text(where)) != {"identity": identity}:
-        raise ValueError(
+        raise UserError(
             f"{where} belongs to a preparation with other options, pictures or VAE: "
             "remove its folder, or choose another out"
         )

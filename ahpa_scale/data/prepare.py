@@ -36,6 +36,7 @@ from ahpa_scale.data.card import (
 from ahpa_scale.data.encode import BatchEncoder
 from ahpa_scale.data.settings import DEMO, PrepareSettings
 from ahpa_scale.data.sources import DemoSource, FolderSource, Picture, Source
+from ahpa_scale.errors import UserError
 from ahpa_scale.models.vae import FrozenVAE
 from ahpa_scale.models.vae_config import LatentScaling
 from ahpa_scale.progress import progress_bar
@@ -52,7 +53,7 @@ def prepare(source: str | ArraySource, out: str, **options: Any) -> DatasetCard:
     readers demand the card, which is written last.
 
     Raises:
-        ValueError: options, pictures or VAE that do not fit, in one line.
+        UserError: options, pictures or VAE that do not fit, in one line.
         FileExistsError: `out` holds something that may not be replaced.
         OSError: the disk or the store refused.
     """
@@ -90,13 +91,13 @@ def check_device(name: str) -> None:
     """Check that torch can use a device here.
 
     Raises:
-        ValueError: it cannot; the line says why.
+        UserError: it cannot; the line says why.
     """
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device {name!r} cannot be used here: {reason}") from error
+        raise UserError(f"device {name!r} cannot be used here: {reason}") from error
 
 
 def plan(
@@ -105,14 +106,14 @@ def plan(
     """The card, but for what only the finished pass can tell, and the opened source."""
     if settings.size % vae.downsample:
         near = max(1, round(settings.size / vae.downsample)) * vae.downsample
-        raise ValueError(
+        raise UserError(
             f"size {settings.size} is no multiple of the VAE's downsampling {vae.downsample}: "
             f"the nearest is {near}"
         )
     side = settings.size // vae.downsample
     grid = settings.grid if settings.grid is not None else max(1, side // 2)
     if grid > side:
-        raise ValueError(f"grid {grid} is finer than the latent of {side}x{side}")
+        raise UserError(f"grid {grid} is finer than the latent of {side}x{side}")
     pictures = _open_source(settings, grid) if given is None else given.on_grid(grid)
     card = DatasetCard(
         kind=settings.kind,
@@ -162,7 +163,7 @@ def _chosen_levels(names: Sequence[str] | None, vae: FrozenVAE) -> tuple[LevelIn
     for name in names or ():
         if name not in known:
             near = get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise ValueError(f"the VAE has no level {name!r}: did you mean {near}?")
+            raise UserError(f"the VAE has no level {name!r}: did you mean {near}?")
     return tuple(
         LevelInfo(level.name, level.channels)
         for level in vae.levels

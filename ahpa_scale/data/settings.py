@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 
 from ahpa_scale import storage
 from ahpa_scale.data.card import KINDS, PRIOR_DTYPES
+from ahpa_scale.errors import UserError
 
 DEMO = "demo"
 ORACLE = "oracle"
@@ -36,9 +37,9 @@ class Part:
 
     def __post_init__(self) -> None:
         if not 1 <= self.count <= 10_000:
-            raise ValueError(f"parts must be 1 to 10000, not {self.count}")
+            raise UserError(f"parts must be 1 to 10000, not {self.count}")
         if not 0 <= self.index < self.count:
-            raise ValueError(
+            raise UserError(
                 f"part must be 0 to {self.count - 1} with {self.count} parts, not {self.index}"
             )
 
@@ -56,14 +57,14 @@ def chosen_part(index: int | None, count: int | None) -> Part | None:
     """The part that two options name; None where the set is made in one piece.
 
     Raises:
-        ValueError: one is missing, or they don't fit.
+        UserError: one is missing, or they don't fit.
     """
     if count is None and index is None:
         return None
     if count is None:
-        raise ValueError(f"part {index} of how many? give parts")
+        raise UserError(f"part {index} of how many? give parts")
     if index is None:
-        raise ValueError(f"which of the {count} parts? give part, 0 to {count - 1}")
+        raise UserError(f"which of the {count} parts? give part, 0 to {count - 1}")
     return Part(index, count)
 
 
@@ -126,19 +127,19 @@ class PrepareSettings:
             ("prior_dtype", PRIOR_DTYPES),
         ):
             if getattr(self, name) not in allowed:
-                raise ValueError(
+                raise UserError(
                     f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}"
                 )
         for name in ("size", "grid", "batch_size", "limit", "num_samples", "workers"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("start", "seed"):
             if getattr(self, name) is not None and getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+                raise UserError(f"{name} must be at least 0, not {getattr(self, name)}")
         if self.kind == "images" and self.levels is not None:
-            raise ValueError("kind 'images' stores no levels: leave levels out")
+            raise UserError("kind 'images' stores no levels: leave levels out")
         if storage.scheme(self.out) not in ("", "s3", "gs"):
-            raise ValueError(f"data sets go to a local folder, s3:// or gs://, not {self.out}")
+            raise UserError(f"data sets go to a local folder, s3:// or gs://, not {self.out}")
         self._check_source_options()
 
     @property
@@ -152,12 +153,12 @@ class PrepareSettings:
         foreign = ("shuffle_seed",) if demo else DEMO_OPTIONS
         for name in foreign:
             if getattr(self, name) is not None:
-                raise ValueError(
+                raise UserError(
                     f"{name} is for {'folders' if demo else 'the demo source'}, "
                     f"and the source is {self.source}"
                 )
         if self.features is not None and demo != (self.features == ORACLE):
-            raise ValueError(
+            raise UserError(
                 f"features of the demo source can only be '{ORACLE}'"
                 if demo
                 else f"features '{ORACLE}' exist for the demo source only"

@@ -24,6 +24,7 @@ from ahpa_scale.data import demo
 from ahpa_scale.data.demo import DemoSpec
 from ahpa_scale.data.features import read_features
 from ahpa_scale.data.settings import DEMO
+from ahpa_scale.errors import UserError
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 # What Pillow raises on damaged files, depending on format and on where the damage is.
@@ -66,7 +67,7 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     laid on white.
 
     Raises:
-        ValueError: the file is no picture or is damaged; the line names it.
+        UserError: the file is no picture or is damaged; the line names it.
     """
     try:
         with Image.open(path) as image:
@@ -80,7 +81,7 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
                 image = Image.alpha_composite(white, image.convert("RGBA"))
             return image.convert("RGB")
     except (*BROKEN, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read the picture {os.fspath(path)}: {error}") from error
+        raise UserError(f"cannot read the picture {os.fspath(path)}: {error}") from error
 
 
 def center_crop(image: Image.Image, size: int) -> NDArray[np.uint8]:
@@ -111,7 +112,7 @@ class FolderSource:
         limit: keep this many pictures of the shuffled order.
 
     Raises:
-        ValueError: no such folder, no classes, an empty class, or missing features.
+        UserError: no such folder, no classes, an empty class, or missing features.
     """
 
     def __init__(
@@ -155,7 +156,7 @@ class FolderSource:
         path = (self._features / name).with_suffix(".npy")
         features = read_features(path, self._grid)
         if self.external_channels not in (None, len(features)):
-            raise ValueError(
+            raise UserError(
                 f"{path} has {len(features)} feature channels, others {self.external_channels}"
             )
         return features
@@ -194,7 +195,7 @@ class DemoSource:
         self.external_channels = None
         if oracle:
             if size % grid:
-                raise ValueError(f"the oracle needs a size that grid {grid} divides, not {size}")
+                raise UserError(f"the oracle needs a size that grid {grid} divides, not {size}")
             self.external_channels = sum(count for _, count in _map_sizes(self.spec))
 
     def __len__(self) -> int:
@@ -236,7 +237,7 @@ def _scan(root: Path) -> tuple[tuple[str, ...], list[tuple[str, int]]]:
     """Class names and (relative path, label) of every picture below `root`."""
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not folders:
-        raise ValueError(f"{root} has no sub-folders: put the pictures of each class into its own")
+        raise UserError(f"{root} has no sub-folders: put the pictures of each class into its own")
     files: list[tuple[str, int]] = []
     for label, folder in enumerate(folders):
         found = [
@@ -247,7 +248,7 @@ def _scan(root: Path) -> tuple[tuple[str, ...], list[tuple[str, int]]]:
         ]
         if not found:
             kinds = ", ".join(suffix[1:] for suffix in SUFFIXES)
-            raise ValueError(f"class folder {folder} has no pictures ({kinds})")
+            raise UserError(f"class folder {folder} has no pictures ({kinds})")
         files += [(name, label) for name in sorted(found)]
     return tuple(folder.name for folder in folders), files
 
@@ -257,9 +258,9 @@ def _existing_folder(path: str) -> Path:
     if folder.is_dir() and os.access(folder, os.R_OK | os.X_OK):
         return folder
     if folder.exists():
-        raise ValueError(f"{folder} is not a folder that can be read")
+        raise UserError(f"{folder} is not a folder that can be read")
     near = _nearest(folder)
-    raise ValueError(f"no folder {folder}" + (f": did you mean {near}?" if near else ""))
+    raise UserError(f"no folder {folder}" + (f": did you mean {near}?" if near else ""))
 
 
 def _nearest(folder: Path) -> str | None:

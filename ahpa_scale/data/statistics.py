@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ahpa_scale.errors import UserError
 from ahpa_scale.method.priors import LATENT, patchify, pool_to_grid
 from ahpa_scale.models.vae_config import LatentScaling
 
@@ -54,7 +55,7 @@ class ChannelStatistics:
         """The scaling that gives every channel mean 0 and variance 1."""
         variance_C = self.squares_C / self.count + self.posterior_C
         if not bool((variance_C > 0).all()):
-            raise ValueError("a latent channel never varies: scaling 'channel' cannot work")
+            raise UserError("a latent channel never varies: scaling 'channel' cannot work")
         return LatentScaling(
             "channel", tuple(self.mean_C.tolist()), tuple(variance_C.rsqrt().tolist())
         )

@@ -22,6 +22,7 @@ from ahpa_scale import storage
 from ahpa_scale.data import codec
 from ahpa_scale.data.card import SHARD_HASH, DatasetCard, read_card
 from ahpa_scale.data.host_lock import alone_on_host
+from ahpa_scale.errors import UserError
 
 _living: WeakSet[LatentStream] = WeakSet()
 
@@ -69,7 +70,7 @@ class LatentStream(StreamingDataset):
         shared by the host; where nothing is ever evicted, once a shard is enough.
 
         Raises:
-            ValueError: the shard's hash is not that of the index.
+            UserError: the shard's hash is not that of the index.
         """
         ahead = not (blocking or self.cache_limit)
         if ahead and shard_id in self._at_hand:
@@ -173,7 +174,7 @@ class ColumnReader(MDSReader):
             begin = int.from_bytes(file.read(4), "little")
             file.seek(begin + first)
             if file.readinto(span) != len(span):
-                raise ValueError(f"shard {path} is cut short: delete it, or prepare the data again")
+                raise UserError(f"shard {path} is cut short: delete it, or prepare the data again")
         return span
 
 
@@ -212,7 +213,7 @@ def build_loader(
             runs too, so only where no other streaming process shares the host or pod.
 
     Raises:
-        ValueError: no whole data set there, a level it does not hold, or too few samples.
+        UserError: no whole data set there, a level it does not hold, or too few samples.
     """
     card = read_card(remote)
     if clean_stale:
@@ -237,7 +238,7 @@ def build_loader(
         drop_last=drop_last,
     )
     if len(loader) == 0:
-        raise ValueError(
+        raise UserError(
             f"{remote} has {card.num_samples} samples: too few for one batch of {batch_size} "
             "on each rank"
         )
@@ -248,13 +249,13 @@ def _places(remote: str, local: str | None, card: DatasetCard) -> dict[str, str 
     """Where streaming reads from and caches to."""
     if local is not None:
         if storage.is_remote(local):
-            raise ValueError(f"the cache folder must be local, not {local}")
+            raise UserError(f"the cache folder must be local, not {local}")
         source = remote if storage.is_remote(remote) else str(storage.local_path(remote))
         cache = storage.join(local, card.fingerprint)
         # Shards that arrive are checked against the hash of the index.
         return {"remote": source, "local": cache, "validate_hash": SHARD_HASH}
     if storage.is_remote(remote):
-        raise ValueError(f"{remote} needs a local cache folder: set `local`")
+        raise UserError(f"{remote} needs a local cache folder: set `local`")
     return {"remote": None, "local": str(storage.local_path(remote))}
 
 
@@ -265,7 +266,7 @@ def _open_stream(card: DatasetCard, levels: tuple[str, ...] | None, **options: A
     except ValueError as error:
         if "Reused local directory" not in str(error):
             raise
-        raise ValueError(
+        raise UserError(
             f"the cache folder {options['local']} is in use by another run on this host: give "
             "this run another, or, if that run is dead and no other one lives here, set clean_stale"
         ) from error
@@ -273,5 +274,5 @@ def _open_stream(card: DatasetCard, levels: tuple[str, ...] | None, **options: A
 
 def _clean_stale() -> None:
     if len(_living) > 0:
-        raise ValueError("clean_stale would break a data set that this process reads: use it first")
+        raise UserError("clean_stale would break a data set that this process reads: use it first")
     clean_stale_shared_memory()

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ahpa_scale.data.demo.mixture import Pixels
+from ahpa_scale.errors import UserError
 from ahpa_scale.models.vae import FrozenVAE
 from ahpa_scale.models.vae_config import load_vae_config
 
@@ -64,15 +65,15 @@ def check_free(out: Path, overwrite: bool) -> None:
     """Refuse a folder that is taken, and always one that holds something else than a VAE.
 
     Raises:
-        ValueError: out exists and may not be overwritten.
+        UserError: out exists and may not be overwritten.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not overwrite:
-        raise ValueError(f"{out} exists already: choose another folder or allow overwriting")
+        raise UserError(f"{out} exists already: choose another folder or allow overwriting")
     # Refuses a folder that is no VAE: overwriting must never cost anyone something else.
     if load_vae_config(out) is None:
-        raise ValueError(f"{out} is not a folder: it cannot be overwritten")
+        raise UserError(f"{out} is not a folder: it cannot be overwritten")
 
 
 def card(out: Path, source: str, settings: Any, report: VAEReport) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor
 from ahpa_scale.data.demo.mixture import SIZES, DemoMixture, Pixels, held_out
 from ahpa_scale.data.sources import Source
 from ahpa_scale.data.vae_release import VAEReport, card, check_free, measure_psnr
+from ahpa_scale.errors import UserError
 from ahpa_scale.models.vae import FrozenVAE
 from ahpa_scale.precision import cpu_has_bf16
 from ahpa_scale.progress import progress_bar
@@ -80,18 +81,18 @@ class VAETraining:
             "unseen",
         ):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not self.block_out_channels:
-            raise ValueError("block_out_channels needs at least one width")
+            raise UserError("block_out_channels needs at least one width")
         for width in self.block_out_channels:
             if width < 1 or width % self.norm_num_groups:
-                raise ValueError(
+                raise UserError(
                     f"block_out_channels {width} does not divide into {self.norm_num_groups} groups"
                 )
         if self.lr <= 0 or self.kl_weight < 0:
-            raise ValueError("lr must be above 0 and kl_weight 0 or more")
+            raise UserError("lr must be above 0 and kl_weight 0 or more")
         if self.precision not in ("bf16", "fp32"):
-            raise ValueError(f"precision must be 'bf16' or 'fp32', not {self.precision!r}")
+            raise UserError(f"precision must be 'bf16' or 'fp32', not {self.precision!r}")
 
 
 def train_vae(
@@ -116,7 +117,7 @@ def train_vae(
         PSNR on unseen pictures and the scaling factor of the saved config.
 
     Raises:
-        ValueError: out is taken, or the source is unknown or does not fit the architecture.
+        UserError: out is taken, or the source is unknown or does not fit the architecture.
     """
     settings = settings or VAETraining()
     out = Path(out)
@@ -146,7 +147,7 @@ def _pictures(source: str | Source, settings: VAETraining) -> tuple[Batches, dic
     """Batches by (step, batch size), and named sets of unseen pictures."""
     if isinstance(source, str):
         if source != DEMO_SOURCE:
-            raise ValueError(f"unknown picture source {source!r}: use 'demo' or a folder source")
+            raise UserError(f"unknown picture source {source!r}: use 'demo' or a folder source")
         mixture = DemoMixture(settings.seed, settings.pool)
         sets = {size: held_out(settings.seed + 1, size, settings.unseen) for size in SIZES}
         return mixture.batch, {
@@ -156,7 +157,7 @@ def _pictures(source: str | Source, settings: VAETraining) -> tuple[Batches, dic
         }
     kept = min(settings.unseen, len(source) // 10)
     if kept < 1:
-        raise ValueError(f"{len(source)} pictures are too few: at least 10 are needed")
+        raise UserError(f"{len(source)} pictures are too few: at least 10 are needed")
 
     def read(positions: np.ndarray) -> Pixels:
         pictures = [source.read(int(position)).image_HWC for position in positions]
@@ -169,7 +170,7 @@ def _pictures(source: str | Source, settings: VAETraining) -> tuple[Batches, dic
     unseen = {"unseen": read(np.arange(len(source) - kept, len(source)))}
     factor = 2 ** (len(settings.block_out_channels) - 1)
     if _side(unseen) % factor:
-        raise ValueError(f"pictures of {_side(unseen)} pixels do not divide by {factor}")
+        raise UserError(f"pictures of {_side(unseen)} pixels do not divide by {factor}")
     return batch, unseen
 
 

@@ -24,6 +24,7 @@ from ahpa_scale.config.schema import parse_time
 from ahpa_scale.config.trained import backbone_of, told_config
 from ahpa_scale.data.card import DatasetCard, read_card
 from ahpa_scale.data.prepare import check_device
+from ahpa_scale.errors import UserError
 from ahpa_scale.evaluate.measure import Subject, pictures_of
 from ahpa_scale.evaluate.rows import Row, Rows, Settings, checkpoint_digest, settings_digest
 from ahpa_scale.evaluation.curves import draw_evaluation
@@ -49,7 +50,7 @@ def evaluate(wanted: Evaluation, say: Say, tell: Say) -> Rows:
         All rows, those of before included.
 
     Raises:
-        ValueError: bad input, or not one checkpoint is whole.
+        UserError: bad input, or not one checkpoint is whole.
         OSError: a file that isn't there, or a folder that can't be written to.
         CutShortError: a store can't be reached, or a disk fails on the way.
     """
@@ -76,17 +77,17 @@ def _first_look(wanted: Evaluation, tell: Say) -> tuple[DatasetCard, Rows]:
     url = wanted.checkpoints
     card = read_card(wanted.data)
     if card.kind != "latents":
-        raise ValueError(f"{wanted.data} holds {card.kind}: prepare it with --kind latents")
+        raise UserError(f"{wanted.data} holds {card.kind}: prepare it with --kind latents")
     if pictures_of(wanted, card) < wanted.bins:
         count = pictures_of(wanted, card)
-        raise ValueError(f"{count} held-out pictures can't fill --bins {wanted.bins}")
+        raise UserError(f"{count} held-out pictures can't fill --bins {wanted.bins}")
     if wanted.reference_statistics is not None:
         read_statistics(wanted.reference_statistics)
     if wanted.reference is not None:
         Folder(wanted.reference, card.image_size)
     found = checkpoints_at(url) if wanted.follow else some_checkpoints_at(url)
     if wanted.follow and found and found[0].url.rstrip("/") == url.rstrip("/"):
-        raise ValueError(f"--follow: {url} is a checkpoint itself: name the folder that holds it")
+        raise UserError(f"--follow: {url} is a checkpoint itself: name the folder that holds it")
     if not found:
         tell(f"waiting for the first checkpoint at {url}")
     if not storage.is_remote(wanted.out):
@@ -157,7 +158,7 @@ class _Work:
         """All that can be refused is, before a checkpoint is copied."""
         config = told_config(one)
         if config is None:
-            raise ValueError(f"{one.url} does not tell its configuration: no model can be made")
+            raise UserError(f"{one.url} does not tell its configuration: no model can be made")
         self._duration = config.max_duration
         wanted = self._wanted
         before = self._rows.settings

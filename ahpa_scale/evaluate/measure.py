@@ -25,6 +25,7 @@ from ahpa_scale.config.schema import Config
 from ahpa_scale.config.trained import take_weights, unaligned
 from ahpa_scale.data.card import DatasetCard, read_card
 from ahpa_scale.data.stream import build_loader
+from ahpa_scale.errors import UserError
 from ahpa_scale.evaluate.rows import Settings
 from ahpa_scale.evaluation.fidelity import (
     Folder,
@@ -71,7 +72,7 @@ class Subject:
         tell: prints a line for people.
 
     Raises:
-        ValueError: data, options and run don't fit together.
+        UserError: data, options and run don't fit together.
         OSError: a store can't be reached.
     """
 
@@ -116,7 +117,7 @@ class Subject:
         """Builds the model and opens the data: the slow part, once all is known to fit.
 
         Raises:
-            ValueError: the VAE isn't there, or is another one than the data's.
+            UserError: the VAE isn't there, or is another one than the data's.
         """
         device = torch.device(self._wanted.device)
         vae = FrozenVAE.from_pretrained(self._config.vae.path)
@@ -137,7 +138,7 @@ class Subject:
         """Puts a checkpoint's weights into the model.
 
         Raises:
-            ValueError: they are another model's.
+            UserError: they are another model's.
         """
         take_weights(self._generator.dit, weights, place)
 
@@ -223,7 +224,7 @@ def pictures_of(wanted: Evaluation, card: DatasetCard) -> int:
 
 def _kind(config: Config, wanted: Evaluation, before: Settings | None) -> Kind:
     if wanted.kind == "ema" and not config.ema.enabled:
-        raise ValueError("the run has no averages (ema.enabled is false): --weights model")
+        raise UserError("the run has no averages (ema.enabled is false): --weights model")
     told: Kind | None = before["weights"] if before else None
     return wanted.kind or told or ("ema" if config.ema.enabled else "model")
 
@@ -249,7 +250,7 @@ def _scaling(
         trained_on = read_card(place)
     except (ValueError, OSError) as error:
         if card.scaling.kind == "channel":
-            raise ValueError(
+            raise UserError(
                 f"latents of {data} are scaled by numbers of their own, and those of the run's own "
                 f"data can't be read: {error}"
             ) from None

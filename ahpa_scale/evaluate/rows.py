@@ -16,6 +16,7 @@ from ahpa_scale.callbacks.common import EVALUATION_FILE
 from ahpa_scale.callbacks.metrics_file import encode_row
 from ahpa_scale.checkpoint.manifest import Manifest
 from ahpa_scale.checkpoint.transfer import persistently
+from ahpa_scale.errors import UserError
 
 Row = dict[str, Any]
 Settings = dict[str, Any]
@@ -28,7 +29,7 @@ class Rows:
         out: the folder or URL; the file need not be there.
 
     Raises:
-        ValueError: the file is there, and is none of this command's.
+        UserError: the file is there, and is none of this command's.
         OSError: the store can't be reached.
     """
 
@@ -58,14 +59,14 @@ class Rows:
         """Refuse to put rows beside others that can't be compared with them.
 
         Raises:
-            ValueError: naming the first setting that differs.
+            UserError: naming the first setting that differs.
         """
         before = self.settings
         if before is None or before == settings:
             return
         names = [*settings, *(name for name in before if name not in settings)]
         name = next(name for name in names if before.get(name) != settings.get(name))
-        raise ValueError(
+        raise UserError(
             f"{self.url} was made with {name} {_shown(before.get(name))}, and now it is "
             f"{_shown(settings.get(name))}: choose another --out, or the same settings"
         )
@@ -94,7 +95,7 @@ class Rows:
         except (ValueError, KeyError, TypeError):
             told = [False]
         if not all(told):
-            raise ValueError(
+            raise UserError(
                 f"{self.url} holds other rows than those of 'ahpa-scale evaluate': choose another "
                 "--out"
             )

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ahpa_scale.errors import UserError
 from ahpa_scale.storage import atomic_folder
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
@@ -87,19 +88,19 @@ class Classifier(nn.Module):
         map_channels: channels of `maps`.
 
     Raises:
-        ValueError: an unknown architecture, or no class.
+        UserError: an unknown architecture, or no class.
     """
 
     def __init__(self, arch: str, num_classes: int) -> None:
         super().__init__()
         if arch not in _ARCHITECTURES:
             nearest = difflib.get_close_matches(arch, _ARCHITECTURES, n=1, cutoff=0.0)[0]
-            raise ValueError(
+            raise UserError(
                 f"unknown classifier {arch!r}: did you mean {nearest!r}?"
                 f" Valid: {', '.join(_ARCHITECTURES)}"
             )
         if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, not {num_classes}")
+            raise UserError(f"num_classes must be at least 1, not {num_classes}")
         build, width = _ARCHITECTURES[arch]
         self.arch, self.num_classes = arch, num_classes
         self.feature_dim = self.map_channels = width
@@ -131,11 +132,11 @@ class Classifier(nn.Module):
             float32 [B, C, grid, grid].
 
         Raises:
-            ValueError: the grid is finer than the last stage.
+            UserError: the grid is finer than the last stage.
         """
         map_BCHW = self._last_stage(image_B3SS).float()
         if not 1 <= grid <= min(map_BCHW.shape[-2:]):
-            raise ValueError(
+            raise UserError(
                 f"grid {grid} does not fit: the {self.arch}'s last stage has"
                 f" {map_BCHW.shape[-2]}x{map_BCHW.shape[-1]} places"
             )
@@ -143,7 +144,7 @@ class Classifier(nn.Module):
 
     def _last_stage(self, image_B3SS: Tensor) -> Tensor:
         if image_B3SS.ndim != 4 or image_B3SS.shape[1] != 3:
-            raise ValueError(f"pictures must be [B, 3, S, S], got {list(image_B3SS.shape)}")
+            raise UserError(f"pictures must be [B, 3, S, S], got {list(image_B3SS.shape)}")
         if image_B3SS.dtype == torch.uint8:
             image_B3SS = image_B3SS.float().div(127.5).sub(1.0)
         map_BCHW: Tensor = self.body(image_B3SS.contiguous(memory_format=torch.channels_last))
@@ -170,7 +171,7 @@ class Classifier(nn.Module):
         """Read what `save` wrote; the model is in evaluation mode and needs no gradient.
 
         Raises:
-            ValueError: no classifier is there, or its files are damaged.
+            UserError: no classifier is there, or its files are damaged.
         """
         folder = Path(folder)
         try:
@@ -179,7 +180,7 @@ class Classifier(nn.Module):
             model.load_state_dict(load_file(str(folder / _WEIGHTS)))
         except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"no classifier can be read from {folder}: {reason}") from error
+            raise UserError(f"no classifier can be read from {folder}: {reason}") from error
         model.requires_grad_(False)
         return model.train(False)
 
@@ -196,10 +197,10 @@ def apply_in_batches(
         batch_size: pictures per call.
 
     Raises:
-        ValueError: no picture.
+        UserError: no picture.
     """
     if not len(images_N3SS):
-        raise ValueError("there are no pictures to judge")
+        raise UserError("there are no pictures to judge")
     return torch.cat([function(part) for part in images_N3SS.split(batch_size)])
 
 
@@ -207,10 +208,10 @@ def to_pictures(images_NSS3: NDArray[np.uint8]) -> Tensor:
     """uint8 arrays [N, S, S, 3], as data sets store them, to uint8 tensors [N, 3, S, S].
 
     Raises:
-        ValueError: another shape or dtype.
+        UserError: another shape or dtype.
     """
     if images_NSS3.dtype != np.uint8 or images_NSS3.ndim != 4 or images_NSS3.shape[3] != 3:
-        raise ValueError(
+        raise UserError(
             "pictures must be a uint8 array [N, S, S, 3],"
             f" got {images_NSS3.dtype} {list(images_NSS3.shape)}"
         )

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ahpa_scale.data.demo import DemoSpec
+from ahpa_scale.errors import UserError
 from ahpa_scale.evaluation.distributions import texture_quantiles, wasserstein
 from ahpa_scale.evaluation.factor_judge import FactorJudge, render_many, train_factor_judge
 from ahpa_scale.evaluation.layout import (
@@ -68,7 +69,7 @@ class DemoReference:
             labels_N: int64 classes they were made for; None for unconditional generation.
 
         Raises:
-            ValueError: wrong dtype or size, no picture, or labels that do not fit.
+            UserError: wrong dtype or size, no picture, or labels that do not fit.
         """
         self._check(images_N3SS, labels_N)
         objects, cover_Nhw = self.judge.find_all(images_N3SS)
@@ -95,19 +96,19 @@ class DemoReference:
             or not len(images_N3SS)
             or tuple(images_N3SS.shape[1:]) != wanted
         ):
-            raise ValueError(
+            raise UserError(
                 f"this reference scores uint8 pictures [N, 3, {size}, {size}],"
                 f" got {images_N3SS.dtype} {list(images_N3SS.shape)}"
             )
         if labels_N is None:
             return
         if labels_N.shape != images_N3SS.shape[:1]:
-            raise ValueError(
+            raise UserError(
                 f"{len(images_N3SS)} pictures need {len(images_N3SS)} labels,"
                 f" got {list(labels_N.shape)}"
             )
         if int(labels_N.min()) < 0 or int(labels_N.max()) >= self.spec.num_classes:
-            raise ValueError(f"labels must be within 0 to {self.spec.num_classes - 1}")
+            raise UserError(f"labels must be within 0 to {self.spec.num_classes - 1}")
 
 
 def build_demo_reference(
@@ -133,10 +134,10 @@ def build_demo_reference(
 
     Raises:
         FileExistsError: `out` holds something.
-        ValueError: fewer than 4 pictures.
+        UserError: fewer than 4 pictures.
     """
     if pictures < 4 or steps < 1:
-        raise ValueError(f"need 4 pictures and 1 step at least, got {pictures} and {steps}")
+        raise UserError(f"need 4 pictures and 1 step at least, got {pictures} and {steps}")
     with atomic_folder(out) as room:
         drawn = render_many(spec, seed, pictures)
         judge = train_factor_judge(
@@ -160,7 +161,7 @@ def load_demo_reference(folder: str | Path) -> DemoReference:
     """Read what `build_demo_reference` wrote.
 
     Raises:
-        ValueError: no demo reference is there, or its files are damaged.
+        UserError: no demo reference is there, or its files are damaged.
     """
     folder = Path(folder)
     try:
@@ -173,4 +174,4 @@ def load_demo_reference(folder: str | Path) -> DemoReference:
         return DemoReference(spec, judge, tensors["layout"], tensors["texture"])
     except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"no demo reference can be read from {folder}: {reason}") from error
+        raise UserError(f"no demo reference can be read from {folder}: {reason}") from error

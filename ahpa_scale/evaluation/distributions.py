@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ahpa_scale.errors import UserError
+
 QUANTILES = 256
 _PATCH, _STRIDE = 8, 4
 # Energies are on a scale of 0 to 1 per pixel; below this, differences are rounding to 8 bits.
@@ -21,10 +23,10 @@ def quantiles(values_P: Tensor) -> Tensor:
     """256 evenly spaced quantiles (bin centres) of any number of values, float64 [Q].
 
     Raises:
-        ValueError: no value.
+        UserError: no value.
     """
     if not len(values_P):
-        raise ValueError("there are no values to take quantiles of")
+        raise UserError("there are no values to take quantiles of")
     sorted_P = values_P.double().sort().values
     # By hand, because torch.quantile refuses more than 16 million values.
     place_Q = (torch.arange(QUANTILES) + 0.5) / QUANTILES * len(sorted_P) - 0.5
@@ -53,11 +55,11 @@ def texture_quantiles(images_N3SS: Tensor, batch_size: int = 256) -> Tensor:
         float64 [7, Q].
 
     Raises:
-        ValueError: no picture.
+        UserError: no picture.
     """
     parts = [_texture(part) for part in images_N3SS.split(batch_size)] if len(images_N3SS) else []
     if not parts:
-        raise ValueError("there are no pictures to measure")
+        raise UserError("there are no pictures to measure")
     return torch.stack([quantiles(values_P) for values_P in torch.cat(parts).T])
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ahpa_scale import storage
 from ahpa_scale.data.sources import SUFFIXES, center_crop, open_image
+from ahpa_scale.errors import UserError
 from ahpa_scale.progress import progress_bar
 
 FEATURES = 2048
@@ -88,7 +89,7 @@ class Inception:
         device: where it runs.
 
     Raises:
-        ValueError: the file holds no such weights.
+        UserError: the file holds no such weights.
         OSError: they can't be fetched.
     """
 
@@ -108,7 +109,7 @@ class Inception:
             ).to(device)
         except (RuntimeError, pickle.UnpicklingError, AttributeError, TypeError, EOFError) as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"{path} holds no weights of Inception: {reason}") from None
+            raise UserError(f"{path} holds no weights of Inception: {reason}") from None
         self._device = device
 
     @torch.no_grad()
@@ -124,7 +125,7 @@ def read_statistics(url: str) -> RealPictures:
         url: local path or URL.
 
     Raises:
-        ValueError: it is no such file.
+        UserError: it is no such file.
         OSError: nothing is there, or the store can't be reached.
     """
     content = storage.read_bytes(url)
@@ -132,9 +133,9 @@ def read_statistics(url: str) -> RealPictures:
         with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             mean_F, covariance_FF = stored["mu"], stored["sigma"]
     except (ValueError, KeyError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{url} is no .npz with mu and sigma: {error}") from None
+        raise UserError(f"{url} is no .npz with mu and sigma: {error}") from None
     if mean_F.shape != (FEATURES,) or covariance_FF.shape != (FEATURES, FEATURES):
-        raise ValueError(
+        raise UserError(
             f"{url} has mu {list(mean_F.shape)} and sigma {list(covariance_FF.shape)}; Inception's "
             f"statistics have {FEATURES} features"
         )
@@ -163,7 +164,7 @@ class Folder:
         size: side that the pictures get.
 
     Raises:
-        ValueError: there are not two pictures.
+        UserError: there are not two pictures.
     """
 
     def __init__(self, root: str, size: int) -> None:
@@ -172,7 +173,7 @@ class Folder:
         self._names = sorted(name for name in sizes if name.lower().endswith(SUFFIXES))
         if len(self._names) < 2:
             kinds = ", ".join(suffix[1:] for suffix in SUFFIXES)
-            raise ValueError(f"{root} holds {len(self._names)} pictures ({kinds}); give a folder")
+            raise UserError(f"{root} holds {len(self._names)} pictures ({kinds}); give a folder")
         told = [f"{size}", *(f"{name} {sizes[name]}" for name in self._names)]
         #: Of names and sizes.
         self.digest = _digest("\n".join(told).encode())
@@ -184,7 +185,7 @@ class Folder:
         """The pictures in order, uint8 [B, 3, S, S].
 
         Raises:
-            ValueError: one is damaged; the line names it.
+            UserError: one is damaged; the line names it.
         """
         desc = "reference pictures"
         with progress_bar(total=len(self), unit="picture", desc=desc, shown=shown) as bar:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ahpa_scale.errors import UserError
 from ahpa_scale.models.dit import DiT
 from ahpa_scale.models.flow import Path, interpolate, velocity_loss
 from ahpa_scale.models.randomness import normal, sample_key, uniform
@@ -56,18 +57,18 @@ def heldout_flow(
         ``flow``: mean over the bins; ``flow_t``: one number per bin.
 
     Raises:
-        ValueError: no batch, a batch without moments, a bin that no sample falls into, or a number
+        UserError: no batch, a batch without moments, a bin that no sample falls into, or a number
             out of range.
     """
     if not 1 <= draws <= bins:
-        raise ValueError(f"need 1 <= draws <= bins, got draws {draws} and bins {bins}")
+        raise UserError(f"need 1 <= draws <= bins, got draws {draws} and bins {bins}")
     device = next(generator.dit.parameters()).device
     sum_T = torch.zeros(bins, dtype=torch.float64, device=device)
     count_T = torch.zeros_like(sum_T)
     with evaluating(generator.dit):
         for batch in batches:
             if "moments" not in batch:
-                raise ValueError("held-out batches need 'moments': prepare the data with a VAE")
+                raise UserError("held-out batches need 'moments': prepare the data with a VAE")
             part = {k: batch[k].to(device) for k in ("moments", "index", "label")}
             for draw in range(draws):
                 bin_B, loss_B = _losses(generator, part, bins, draw)
@@ -75,7 +76,7 @@ def heldout_flow(
                 count_T.index_add_(0, bin_B, torch.ones_like(loss_B, dtype=torch.float64))
     empty = (count_T == 0).nonzero().flatten().tolist()
     if empty:
-        raise ValueError(
+        raise UserError(
             f"no held-out sample falls into bin {empty[0]} of {bins}: give more samples,"
             " or fewer bins"
         )

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ahpa_scale.errors import UserError
+
 _PARTITION_SEED = 0
 
 
@@ -33,7 +35,7 @@ class FeatureStatistics:
         """Statistics of the rows of a matrix, computed in float64.
 
         Raises:
-            ValueError: fewer than two rows, or a number that is not finite.
+            UserError: fewer than two rows, or a number that is not finite.
         """
         x_NF = _checked(features_NF, 2)
         mean_F = x_NF.mean(dim=0)
@@ -48,10 +50,10 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     singular values of A^(1/2) B^(1/2): two symmetric roots, so no complex square root is needed.
 
     Raises:
-        ValueError: different numbers of features.
+        UserError: different numbers of features.
     """
     if a.mean_F.shape != b.mean_F.shape:
-        raise ValueError(
+        raise UserError(
             f"cannot compare {len(a.mean_F)} features with {len(b.mean_F)}: use one judge for both"
         )
     cross = torch.linalg.svdvals(_root(a.covariance_FF) @ _root(b.covariance_FF)).sum()
@@ -74,15 +76,15 @@ def kernel_distance(x_NF: Tensor, y_MF: Tensor, block: int = 1000) -> float:
         block: at most this many rows per block.
 
     Raises:
-        ValueError: fewer than two rows, or different numbers of features.
+        UserError: fewer than two rows, or different numbers of features.
     """
     x_NF, y_MF = _checked(x_NF, 2), _checked(y_MF, 2)
     if x_NF.shape[1] != y_MF.shape[1]:
-        raise ValueError(
+        raise UserError(
             f"cannot compare {x_NF.shape[1]} features with {y_MF.shape[1]}: use one judge for both"
         )
     if block < 2:
-        raise ValueError(f"block must be at least 2, got {block}")
+        raise UserError(f"block must be at least 2, got {block}")
     count = min(len(x_NF), len(y_MF))
     parts = -(-count // block)
     size = count // parts
@@ -97,10 +99,10 @@ def class_accuracy(logits_NK: Tensor, labels_N: Tensor) -> float:
     """Share of pictures whose likeliest class is their label.
 
     Raises:
-        ValueError: another number of labels than of pictures.
+        UserError: another number of labels than of pictures.
     """
     if labels_N.shape != logits_NK.shape[:1]:
-        raise ValueError(
+        raise UserError(
             f"{len(logits_NK)} pictures need {len(logits_NK)} labels, got {list(labels_N.shape)}"
         )
     return float((logits_NK.argmax(dim=1) == labels_N.to(logits_NK.device)).double().mean())
@@ -108,12 +110,12 @@ def class_accuracy(logits_NK: Tensor, labels_N: Tensor) -> float:
 
 def _checked(features_NF: Tensor, fewest: int) -> Tensor:
     if features_NF.ndim != 2 or len(features_NF) < fewest:
-        raise ValueError(
+        raise UserError(
             f"features must be [N, F] with at least {fewest} rows, got {list(features_NF.shape)}"
         )
     x_NF = features_NF.double()
     if not bool(torch.isfinite(x_NF).all()):
-        raise ValueError("features hold numbers that are not finite")
+        raise UserError("features hold numbers that are not finite")
     return x_NF
 
 

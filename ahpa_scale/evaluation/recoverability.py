@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ahpa_scale.errors import UserError
 from ahpa_scale.evaluation.heldout import evaluating, known_labels
 from ahpa_scale.evaluation.readout import PairMoments, explained_shares
 from ahpa_scale.method.priors import LATENT, patchify, pool_to_grid
@@ -103,10 +104,10 @@ def recoverability(
         progress: whether to show rate and time left on stderr.
 
     Raises:
-        ValueError: no level, a level that is not to be had, or too few pictures for this width.
+        UserError: no level, a level that is not to be had, or too few pictures for this width.
     """
     if not levels or bins < 1:
-        raise ValueError(f"name at least one level and one bin, not {len(levels)} and {bins}")
+        raise UserError(f"name at least one level and one bin, not {len(levels)} and {bins}")
     if device is not None:
         generator.to(device)
     with evaluating(generator):
@@ -159,7 +160,7 @@ class _Pictures:
         fitted = sum(int(half(batch["index"]).sum()) for batch in self.batches)
         least = math.ceil(_TOKENS_PER_CHANNEL * dit.width / dit.grid**2)
         if min(fitted, self.count - fitted) < least:
-            raise ValueError(
+            raise UserError(
                 f"{self.count} pictures are too few to read {dit.width} channels from "
                 f"{dit.grid**2} tokens a picture; give about {4 * least}"
             )

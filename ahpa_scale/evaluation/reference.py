@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ahpa_scale.errors import UserError
 from ahpa_scale.evaluation.classifier import Classifier, apply_in_batches, to_pictures
 from ahpa_scale.evaluation.metrics import (
     FeatureStatistics,
@@ -70,7 +71,7 @@ class Reference:
             with labels also ``accuracy``: the share that the judge puts into the class asked for.
 
         Raises:
-            ValueError: wrong dtype or size, fewer than two pictures, or labels that do not fit.
+            UserError: wrong dtype or size, fewer than two pictures, or labels that do not fit.
         """
         self._check(images_N3SS)
         features_NF = apply_in_batches(self.judge.features, images_N3SS)
@@ -85,7 +86,7 @@ class Reference:
     def _check(self, images_N3SS: Tensor) -> None:
         wanted = (3, self.size, self.size)
         if images_N3SS.dtype != torch.uint8 or tuple(images_N3SS.shape[1:]) != wanted:
-            raise ValueError(
+            raise UserError(
                 f"this reference judges uint8 pictures [N, 3, {self.size}, {self.size}],"
                 f" got {images_N3SS.dtype} {list(images_N3SS.shape)}"
             )
@@ -118,11 +119,11 @@ def build_reference(
 
     Raises:
         FileExistsError: `out` holds something.
-        ValueError: pictures and labels do not fit together, or the parts' sizes differ.
+        UserError: pictures and labels do not fit together, or the parts' sizes differ.
     """
     images_N3SS, test_images_N3SS = to_pictures(images_NSS3), to_pictures(test_images_NSS3)
     if images_N3SS.shape[1:] != test_images_N3SS.shape[1:]:
-        raise ValueError(
+        raise UserError(
             f"training pictures are {list(images_NSS3.shape[1:])}"
             f" but test pictures {list(test_images_NSS3.shape[1:])}"
         )
@@ -151,7 +152,7 @@ def load_reference(folder: str | Path) -> Reference:
     """Read what `build_reference` wrote.
 
     Raises:
-        ValueError: no reference is there, or its files are damaged.
+        UserError: no reference is there, or its files are damaged.
     """
     folder = Path(folder)
     try:
@@ -167,7 +168,7 @@ def load_reference(folder: str | Path) -> Reference:
         )
     except (OSError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"no reference can be read from {folder}: {reason}") from error
+        raise UserError(f"no reference can be read from {folder}: {reason}") from error
 
 
 def _write(reference: Reference, room: Path) -> None:

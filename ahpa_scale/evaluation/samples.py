@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ahpa_scale.errors import UserError
 from ahpa_scale.evaluation.heldout import evaluating, known_labels
 from ahpa_scale.models.dit import DiT
 from ahpa_scale.models.flow import Path
@@ -48,7 +49,7 @@ def draw_samples(
         uint8 [N, 3, S, S] on the CPU.
 
     Raises:
-        ValueError: as `sample_batches`.
+        UserError: as `sample_batches`.
     """
     batches = sample_batches(
         dit,
@@ -99,16 +100,16 @@ def sample_batches(
         uint8 [B, 3, S, S] on the model's device.
 
     Raises:
-        ValueError: no label, one outside the model's classes, or a number out of range.
+        UserError: no label, one outside the model's classes, or a number out of range.
     """
     if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        raise UserError(f"batch_size must be at least 1, got {batch_size}")
     if labels_N.ndim != 1 or not len(labels_N):
-        raise ValueError(f"labels must be a list of at least one, got {list(labels_N.shape)}")
+        raise UserError(f"labels must be a list of at least one, got {list(labels_N.shape)}")
     device = next(dit.parameters()).device
     labels_N = known_labels(dit, labels_N.to(device))
     if int(labels_N.min()) < 0 or int(labels_N.max()) >= dit.num_classes:
-        raise ValueError(f"labels must be within 0 to {dit.num_classes - 1}")
+        raise UserError(f"labels must be within 0 to {dit.num_classes - 1}")
     if index_N is None:
         index_N = torch.arange(len(labels_N), device=device)
     shape = (dit.in_channels, dit.input_size, dit.input_size)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ahpa_scale.errors import UserError
 from ahpa_scale.evaluation.classifier import Classifier, to_pictures
 from ahpa_scale.precision import inference_autocast
 from ahpa_scale.progress import progress_bar
@@ -58,12 +59,12 @@ def train_classifier(
         The classifier in evaluation mode, without gradients.
 
     Raises:
-        ValueError: pictures and labels do not fit together, or a number is out of range.
+        UserError: pictures and labels do not fit together, or a number is out of range.
     """
     images_N3SS = to_pictures(images_NSS3)
     check_labels(labels_N, len(images_N3SS), num_classes)
     if steps < 1 or batch_size < 1 or lr <= 0:
-        raise ValueError("steps and batch_size must be at least 1 and lr above 0")
+        raise UserError("steps and batch_size must be at least 1 and lr above 0")
     labels = torch.from_numpy(np.asarray(labels_N, np.int64))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -117,19 +118,19 @@ def check_labels(labels_N: NDArray[np.integer], count: int, num_classes: int) ->
     """Refuse labels of another number than the pictures, or outside the classes.
 
     Raises:
-        ValueError: with the first wrong thing in one line.
+        UserError: with the first wrong thing in one line.
     """
     labels_N = np.asarray(labels_N)
     if labels_N.shape != (count,) or not np.issubdtype(labels_N.dtype, np.integer):
-        raise ValueError(
+        raise UserError(
             f"{count} pictures need {count} whole labels,"
             f" got {labels_N.dtype} {list(labels_N.shape)}"
         )
     if count < 1:
-        raise ValueError("there are no pictures to train on")
+        raise UserError("there are no pictures to train on")
     if labels_N.min() < 0 or labels_N.max() >= num_classes:
         wrong = labels_N.min() if labels_N.min() < 0 else labels_N.max()
-        raise ValueError(f"label {wrong} is outside 0 to {num_classes - 1}")
+        raise UserError(f"label {wrong} is outside 0 to {num_classes - 1}")
 
 
 class ShuffledBatches:

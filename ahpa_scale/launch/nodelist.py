@@ -6,6 +6,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from ahpa_scale.errors import UserError
+
 #: More hosts than this are a slip in the list and not a cluster.
 MOST_HOSTS = 100_000
 _PART = re.compile(r"[^\[\],\s]+|\[[^\[\]]*\]")
@@ -16,18 +18,18 @@ def expand_nodelist(text: str) -> list[str]:
     """The hosts of a Slurm node list, in order.
 
     Raises:
-        ValueError: not such a list.
+        UserError: not such a list.
     """
     hosts: list[str] = []
     for entry in _split(text):
         parts = _PART.findall(entry)
         if "".join(parts) != entry or not entry:
-            raise ValueError(f"{text!r} is not a list of hosts such as 'n[01-03,7]'")
+            raise UserError(f"{text!r} is not a list of hosts such as 'n[01-03,7]'")
         names = [""]
         for part in parts:
             endings = list(_numbers(part[1:-1], text)) if part.startswith("[") else [part]
             if len(names) * len(endings) + len(hosts) > MOST_HOSTS:
-                raise ValueError(f"{text!r} names more than {MOST_HOSTS} hosts")
+                raise UserError(f"{text!r} names more than {MOST_HOSTS} hosts")
             names = [name + ending for name in names for ending in endings]
         hosts += names
     return hosts
@@ -43,10 +45,10 @@ def _numbers(inside: str, text: str) -> Iterator[str]:
     for item in inside.split(","):
         match = _RANGE.fullmatch(item)
         if match is None:
-            raise ValueError(f"{text!r} has {item!r} in brackets, where a range is expected")
+            raise UserError(f"{text!r} has {item!r} in brackets, where a range is expected")
         first, last = match[1], match[2] or match[1]
         if int(last) < int(first):
-            raise ValueError(f"{text!r} has the range {item!r}, which ends before it begins")
+            raise UserError(f"{text!r} has the range {item!r}, which ends before it begins")
         if int(last) - int(first) >= MOST_HOSTS:
-            raise ValueError(f"{text!r} names more than {MOST_HOSTS} hosts")
+            raise UserError(f"{text!r} names more than {MOST_HOSTS} hosts")
         yield from (str(n).zfill(len(first)) for n in range(int(first), int(last) + 1))

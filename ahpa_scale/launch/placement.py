@@ -7,12 +7,14 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ahpa_scale.errors import UserError
+
 #: Where a job of several nodes meets when no one names a port; torchrun's own choice as well.
 DEFAULT_PORT = 29500
 HIGHEST_PORT = 65535
 
 
-class LaunchError(ValueError):
+class LaunchError(UserError):
     """Variables or flags that can't start a job; one line that names the one to change."""
 
 

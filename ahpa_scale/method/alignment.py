@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ahpa_scale.errors import UserError
 from ahpa_scale.method.balance import GradientBalance
 from ahpa_scale.method.gap import Agreement, MeasuredGap, OnlineGap
 from ahpa_scale.method.gradients import TapProbe
@@ -85,7 +86,7 @@ class PriorAlignment(nn.Module):
         batch_loss: the alignment loss of the last batch, over all ranks and micro-batches.
 
     Raises:
-        ValueError: unknown objective, head or loss, or a grid that can't be.
+        UserError: unknown objective, head or loss, or a grid that can't be.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class PriorAlignment(nn.Module):
     ) -> None:
         super().__init__()
         if objective not in OBJECTIVES:
-            raise ValueError(
+            raise UserError(
                 f"unknown router objective {objective!r}; choose one of {', '.join(OBJECTIVES)}"
             )
         self.groups = {name: tuple(levels) for name, levels in groups.items()}

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ahpa_scale.errors import UserError
 from ahpa_scale.method.pending import Pending
 from ahpa_scale.method.statistics import BinnedMean, one_hot_bins
 from ahpa_scale.method.strength import gap_strength
@@ -68,10 +69,10 @@ class GapMap:
                 deeper one of the same model knows at that very t.
 
         Raises:
-            ValueError: the map lacks a level or a block, or the ceiling is unknown.
+            UserError: the map lacks a level or a block, or the ceiling is unknown.
         """
         if ceiling not in CEILINGS:
-            raise ValueError(f"unknown ceiling {ceiling!r}; choose one of {', '.join(CEILINGS)}")
+            raise UserError(f"unknown ceiling {ceiling!r}; choose one of {', '.join(CEILINGS)}")
         r2_rows, best_rows = [], []
         for (name, levels), tap in zip(groups.items(), taps, strict=True):
             r2_LDT = self.r2_LDT[[self._row(level) for level in levels]]
@@ -84,13 +85,13 @@ class GapMap:
 
     def _row(self, level: str) -> int:
         if level not in self.levels:
-            raise ValueError(f"the map has no level {level!r}; it has {', '.join(self.levels)}")
+            raise UserError(f"the map has no level {level!r}; it has {', '.join(self.levels)}")
         return self.levels.index(level)
 
     def _column(self, group: str, tap: int) -> int:
         if tap not in self.blocks:
             nearest = min(self.blocks, key=lambda block: abs(block - tap))
-            raise ValueError(
+            raise UserError(
                 f"the map has no block {tap}, which the group {group!r} taps; the nearest is "
                 f"{nearest}"
             )

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ahpa_scale.errors import UserError
+
 HEAD_KINDS = ("mlp", "conv", "linear")
 
 
@@ -40,7 +42,7 @@ def build_head(kind: str, width: int, hidden: int, channels: int) -> nn.Module:
         channels: C, the target's channels.
 
     Raises:
-        ValueError: unknown kind.
+        UserError: unknown kind.
     """
     if kind == "mlp":
         return nn.Sequential(
@@ -54,4 +56,4 @@ def build_head(kind: str, width: int, hidden: int, channels: int) -> nn.Module:
         return ConvHead(width, channels)
     if kind == "linear":
         return nn.Linear(width, channels)
-    raise ValueError(f"unknown head {kind!r}; choose one of {', '.join(HEAD_KINDS)}")
+    raise UserError(f"unknown head {kind!r}; choose one of {', '.join(HEAD_KINDS)}")

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from ahpa_scale.errors import UserError
+
 
 def cosine_loss(prediction_BNC: Tensor, target_BNC: Tensor) -> Tensor:
     """Negative cosine similarity, averaged over tokens (REPA, arXiv 2410.06940, eq. 8).
@@ -65,7 +67,7 @@ class AlignmentLoss:
         optimum: the loss of a perfect match.
 
     Raises:
-        ValueError: unknown kind or weights.
+        UserError: unknown kind or weights.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class AlignmentLoss:
             ("token weights", token_weights, TOKEN_WEIGHTS),
         ):
             if value not in known:
-                raise ValueError(f"unknown {what} {value!r}; choose one of {', '.join(known)}")
+                raise UserError(f"unknown {what} {value!r}; choose one of {', '.join(known)}")
         self.kind = kind
         self.beta = smooth_l1_beta
         self.uniform = token_weights == "uniform"

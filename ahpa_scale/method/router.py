@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ahpa_scale.errors import UserError
 from ahpa_scale.precision import float32_region
 
 
@@ -74,7 +75,7 @@ class DynamicRouter(nn.Module):
         snr_prior: strength of the coarse-at-high-noise prior on the logits; negative reverses it.
 
     Raises:
-        ValueError: an odd `hidden`, or a floor or top_k that G levels can't satisfy.
+        UserError: an odd `hidden`, or a floor or top_k that G levels can't satisfy.
     """
 
     def __init__(
@@ -90,16 +91,16 @@ class DynamicRouter(nn.Module):
     ) -> None:
         super().__init__()
         if floor * num_levels >= 1:
-            raise ValueError(
+            raise UserError(
                 f"router floor {floor} leaves nothing to route over {num_levels} levels; "
                 f"it must be below {1 / num_levels:.3g}"
             )
         if top_k is not None and not 1 <= top_k <= num_levels:
-            raise ValueError(
+            raise UserError(
                 f"router top_k {top_k} must lie between 1 and {num_levels}, the number of levels"
             )
         if hidden < 2 or hidden % 2:
-            raise ValueError(
+            raise UserError(
                 f"router hidden width {hidden} must be an even number: half cosines, half sines"
             )
         self.num_levels = num_levels

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ahpa_scale.errors import UserError
+
 
 class NoiseWindow(nn.Module):
     """Alignment between two noise levels only, as strong on average over uniform t as without.
@@ -18,13 +20,13 @@ class NoiseWindow(nn.Module):
         high: highest aligned t.
 
     Raises:
-        ValueError: not ``0 <= low < high <= 1``.
+        UserError: not ``0 <= low < high <= 1``.
     """
 
     def __init__(self, low: float, high: float) -> None:
         super().__init__()
         if not 0 <= low < high <= 1:
-            raise ValueError(f"the noise window must be 0 <= low < high <= 1, not {low} to {high}")
+            raise UserError(f"the noise window must be 0 <= low < high <= 1, not {low} to {high}")
         self.low, self.high = low, high
 
     def forward(self, t_B: Tensor) -> Tensor:

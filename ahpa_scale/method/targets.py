@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from ahpa_scale.errors import UserError
 from ahpa_scale.method.priors import level_tokens, pool_tokens, spatial_normalise
 from ahpa_scale.method.whitening import Whitening
 from ahpa_scale.precision import float32_region
@@ -31,7 +32,7 @@ class GroupTargets(nn.Module):
             control: whatever remains of a gain has nothing to do with what the targets say.
 
     Raises:
-        ValueError: a group's grid is finer than the DiT's, or a group would be left with nothing.
+        UserError: a group's grid is finer than the DiT's, or a group would be left with nothing.
     """
 
     def __init__(
@@ -56,9 +57,9 @@ class GroupTargets(nn.Module):
         self.register_load_state_dict_pre_hook(_refuse_other_whitening)
         for name, side in zip(self.groups, self.grids, strict=True):
             if not 1 <= side <= grid:
-                raise ValueError(f"group {name!r}: a grid of {side} must lie between 1 and {grid}")
+                raise UserError(f"group {name!r}: a grid of {side} must lie between 1 and {grid}")
             if side == 1 and spatial_norm == 1:
-                raise ValueError(
+                raise UserError(
                     f"group {name!r}: a grid of 1 keeps only the token mean, which spatial_norm 1 "
                     "removes"
                 )
@@ -74,7 +75,7 @@ class GroupTargets(nn.Module):
             Float32 targets ``[B, N_g, C_g]`` in the order of the groups.
 
         Raises:
-            ValueError: a placebo of a single picture.
+            UserError: a placebo of a single picture.
         """
         targets = []
         for levels, side in zip(self.groups.values(), self.grids, strict=True):
@@ -96,7 +97,7 @@ class GroupTargets(nn.Module):
         if not self.placebo:
             return target_BNC
         if target_BNC.shape[0] < 2:
-            raise ValueError("a placebo needs micro-batches of at least 2 pictures")
+            raise UserError("a placebo needs micro-batches of at least 2 pictures")
         return target_BNC.roll(1, dims=0)
 
 
@@ -107,7 +108,7 @@ def _refuse_other_whitening(
     there = {k: v.shape[1] for k, v in state_dict.items() if k.startswith(start) if k.endswith(end)}
     here = {f"{prefix}{k}": v.shape[1] for k, v in module.state_dict().items() if k.endswith(end)}
     if there != here:
-        raise ValueError(
+        raise UserError(
             f"the checkpoint's targets are whitened to {max(there.values(), default=None)} "
             f"dimensions, this run's to {max(here.values(), default=None)}; set alignment.whiten "
             "back to resume, or start a new run"

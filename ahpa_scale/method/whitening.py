@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ahpa_scale.errors import UserError
+
 #: Directions below this share of the largest variance are not blown up to variance 1: there the
 #: stored half-precision features hold rounding noise.
 VARIANCE_FLOOR = 1e-4
@@ -32,10 +34,10 @@ def whitening(
         ``mean_C`` and ``matrix_CK``, float32; a token becomes ``(y_C - mean_C) @ matrix_CK``.
 
     Raises:
-        ValueError: `dims` below 1, shapes that don't fit, or a level that never varies.
+        UserError: `dims` below 1, shapes that don't fit, or a level that never varies.
     """
     if dims < 1 or covariance_CC.shape != (mean_C.numel(),) * 2:
-        raise ValueError(
+        raise UserError(
             f"whitening to {dims} dimensions with a mean of {list(mean_C.shape)} and a covariance "
             f"of {list(covariance_CC.shape)}: give at least 1, [C] and [C, C]"
         )
@@ -43,7 +45,7 @@ def whitening(
     variance_C, direction_CC = torch.linalg.eigh(covariance_CC.double())
     variance_C, direction_CC = variance_C.flip(0), direction_CC.flip(1)
     if not bool(variance_C[0] > 0):
-        raise ValueError("a level that never varies can't be whitened")
+        raise UserError("a level that never varies can't be whitened")
     kept_K = variance_C[:dims].clamp(min=floor * float(variance_C[0]))
     matrix_CK = direction_CC[:, :dims]
     # Eigenvectors have no sign of their own; this one is the same on every machine.

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ahpa_scale.errors import UserError
+
 ATTACHMENTS = "attachments."
 
 
@@ -20,14 +22,14 @@ def tapped_blocks(name: str, taps: int | Sequence[int], depth: int) -> tuple[int
     """The blocks that an auxiliary taps, ascending and each once.
 
     Raises:
-        ValueError: none, or one outside 1..`depth`.
+        UserError: none, or one outside 1..`depth`.
     """
     blocks = (taps,) if isinstance(taps, int) else tuple(sorted(set(taps)))
     if not blocks:
-        raise ValueError(f"auxiliary {name!r} names no block to tap; name at least one")
+        raise UserError(f"auxiliary {name!r} names no block to tap; name at least one")
     for tap in blocks:
         if not 1 <= tap <= depth:
-            raise ValueError(f"tap {tap} lies outside the DiT's blocks 1 to {depth}")
+            raise UserError(f"tap {tap} lies outside the DiT's blocks 1 to {depth}")
     return blocks
 
 
@@ -56,7 +58,7 @@ def refuse_other_attachments(
     """A hook before loading: the state must hold the auxiliaries that the model has.
 
     Raises:
-        ValueError: one too many or too few, by name.
+        UserError: one too many or too few, by name.
     """
     attachments = module.attachments
     assert isinstance(attachments, nn.ModuleDict)
@@ -66,13 +68,13 @@ def refuse_other_attachments(
     }
     here = set(attachments)
     if there - here:
-        raise ValueError(
+        raise UserError(
             f"the checkpoint holds state of the auxiliary {_names(there - here)}, which this model "
             "does not have; add the algorithm that trained it (alignment.kind), "
             "or load the weights of the DiT alone"
         )
     if here - there:
-        raise ValueError(
+        raise UserError(
             f"this model has the auxiliary {_names(here - there)}, but the checkpoint was trained "
             "without it; remove the algorithm (alignment.kind=none), "
             "or load the weights of the DiT alone"

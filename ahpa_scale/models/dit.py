@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ahpa_scale.errors import UserError
 from ahpa_scale.models.dit_config import DiTGeometry, resolve_geometry
 from ahpa_scale.models.dit_layers import (
     DiTBlock,
@@ -111,7 +112,7 @@ class DiT(nn.Module):
             latter alone.
 
         Raises:
-            ValueError: a tap outside 1..depth, or an input of the wrong size.
+            UserError: a tap outside 1..depth, or an input of the wrong size.
         """
         self._check(x_BCHW, taps)
         x_BND = self.x_embedder(x_BCHW) + self.pos_embed
@@ -137,13 +138,13 @@ class DiT(nn.Module):
     def _check(self, x_BCHW: Tensor, taps: Sequence[int]) -> None:
         wanted = (self.in_channels, self.input_size, self.input_size)
         if tuple(x_BCHW.shape[1:]) != wanted:
-            raise ValueError(
+            raise UserError(
                 f"DiT input must be [B, {', '.join(map(str, wanted))}], got {list(x_BCHW.shape)}"
             )
         for tap in taps:
             if not 1 <= tap <= self.depth:
                 nearest = min(max(tap, 1), self.depth)
-                raise ValueError(
+                raise UserError(
                     f"tap {tap} is outside 1..{self.depth} (blocks count from 1);"
                     f" the nearest is {nearest}"
                 )
@@ -189,13 +190,13 @@ def build_dit(
         heads: attention heads.
 
     Raises:
-        ValueError: an unknown name or numbers that do not fit together.
+        UserError: an unknown name or numbers that do not fit together.
     """
     for label, value in (("in_channels", in_channels), ("num_classes", num_classes)):
         if value < 1:
-            raise ValueError(f"model {name!r}: {label} must be at least 1, got {value}")
+            raise UserError(f"model {name!r}: {label} must be at least 1, got {value}")
     if not 0 <= class_dropout_prob <= 1:
-        raise ValueError(f"class_dropout_prob must be in [0, 1], got {class_dropout_prob}")
+        raise UserError(f"class_dropout_prob must be in [0, 1], got {class_dropout_prob}")
     geometry = resolve_geometry(name, input_size=input_size, depth=depth, width=width, heads=heads)
     return DiT(
         geometry,

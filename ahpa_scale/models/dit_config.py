@@ -10,6 +10,8 @@ from __future__ import annotations
 import difflib
 from typing import NamedTuple
 
+from ahpa_scale.errors import UserError
+
 
 class DiTSize(NamedTuple):
     """Blocks, channels per token and attention heads of one size."""
@@ -60,7 +62,7 @@ def resolve_geometry(
         The geometry; ``grid`` is the number of tokens per side.
 
     Raises:
-        ValueError: an unknown name, or numbers that do not fit together.
+        UserError: an unknown name, or numbers that do not fit together.
     """
     size_name, patch_size = _split_name(name)
     size = DIT_SIZES[size_name]
@@ -69,17 +71,17 @@ def resolve_geometry(
     heads = size.heads if heads is None else heads
     for label, value in (("depth", depth), ("width", width), ("heads", heads)):
         if value < 1:
-            raise ValueError(f"model {name!r}: {label} must be at least 1, got {value}")
+            raise UserError(f"model {name!r}: {label} must be at least 1, got {value}")
     if width % heads:
-        raise ValueError(f"model {name!r}: width {width} is not a multiple of heads {heads}")
+        raise UserError(f"model {name!r}: width {width} is not a multiple of heads {heads}")
     if width % 4:
-        raise ValueError(
+        raise UserError(
             f"model {name!r}: width {width} is not a multiple of 4, which the position embedding"
             f" needs; the nearest is {max(4, round(width / 4) * 4)}"
         )
     if input_size < patch_size or input_size % patch_size:
         nearest = max(1, round(input_size / patch_size)) * patch_size
-        raise ValueError(
+        raise UserError(
             f"model {name!r}: input size {input_size} is not a multiple of patch size"
             f" {patch_size}; the nearest is {nearest}"
         )
@@ -96,7 +98,7 @@ def _split_name(name: str) -> tuple[str, int]:
     by_lower = {size.lower(): size for size in DIT_SIZES}
     nearest = by_lower[difflib.get_close_matches(bare, by_lower, n=1, cutoff=0.0)[0]]
     suggestion = f"{nearest}/{int(patch) if valid_patch else 2}"
-    raise ValueError(
+    raise UserError(
         f"unknown model {name!r}: did you mean {suggestion!r}? A name is <size>/<patch>,"
         f" sizes: {', '.join(DIT_SIZES)}"
     )

@@ -14,6 +14,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from ahpa_scale.errors import UserError
+
 
 class Path(ABC):
     """Coefficients of an interpolant and their time derivatives, elementwise on t in [0, 1]."""
@@ -75,10 +77,10 @@ def get_path(name: str) -> Path:
     """The interpolant called ``linear`` or ``gvp``.
 
     Raises:
-        ValueError: an unknown name.
+        UserError: an unknown name.
     """
     if name not in _PATHS:
-        raise ValueError(_unknown("path", name, list(_PATHS)))
+        raise UserError(_unknown("path", name, list(_PATHS)))
     return _PATHS[name]()
 
 
@@ -128,14 +130,14 @@ def sample_timesteps(
         Times in (0, 1), same shape and dtype as ``u_B``.
 
     Raises:
-        ValueError: an unknown kind, or ``std`` not above 0.
+        UserError: an unknown kind, or ``std`` not above 0.
     """
     if kind not in _TIME_KINDS:
-        raise ValueError(_unknown("time distribution", kind, list(_TIME_KINDS)))
+        raise UserError(_unknown("time distribution", kind, list(_TIME_KINDS)))
     if kind == "uniform":
         return u_B
     if std <= 0:
-        raise ValueError(f"logit_normal: std must be above 0, got {std}")
+        raise UserError(f"logit_normal: std must be above 0, got {std}")
     return torch.sigmoid(torch.special.ndtri(u_B) * std + mean)
 
 

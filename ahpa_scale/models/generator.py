@@ -14,6 +14,7 @@ import torch
 from composer.models import ComposerModel
 from torch import Tensor, nn
 
+from ahpa_scale.errors import UserError
 from ahpa_scale.models.attachments import (
     refuse_other_attachments,
     released_loss,
@@ -121,11 +122,11 @@ class DiffusionGenerator(ComposerModel):
                 batch; False leaves that to whoever attaches it.
 
         Raises:
-            ValueError: the name is taken or reserved, there is no tap, or one lies beyond the
+            UserError: the name is taken or reserved, there is no tap, or one lies beyond the
                 DiT's depth.
         """
         if name in self.attachments or name in ("total", "flow"):
-            raise ValueError(
+            raise UserError(
                 f"an auxiliary loss named {name!r} is already there; choose another name"
             )
         blocks = tapped_blocks(name, taps, self.dit.depth)
@@ -139,7 +140,7 @@ class DiffusionGenerator(ComposerModel):
     def detach(self, name: str) -> nn.Module:
         """Takes an auxiliary off again and returns it; what stays is the plain generator."""
         if name not in self.attachments:
-            raise ValueError(
+            raise UserError(
                 f"nothing named {name!r} is attached; "
                 f"there is: {', '.join(self.attachments) or 'nothing'}"
             )

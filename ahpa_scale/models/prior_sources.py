@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 
+from ahpa_scale.errors import UserError
 from ahpa_scale.models.dit import DiT
 from ahpa_scale.models.flow import Path, interpolate
 from ahpa_scale.precision import float32_region
@@ -91,12 +92,12 @@ class SelfSource:
         lead: how much less noise the teacher sees, in units of t, from 0 to 1.
 
     Raises:
-        ValueError: a lead out of range.
+        UserError: a lead out of range.
     """
 
     def __init__(self, dit: DiT, averages: Callable[[], Averages], lead: float) -> None:
         if not 0 <= lead <= 1:
-            raise ValueError(f"the self source's lead is {lead}: give a number from 0 to 1")
+            raise UserError(f"the self source's lead is {lead}: give a number from 0 to 1")
         self.lead = lead
         self._dit = dit
         self._averages = averages
@@ -111,7 +112,7 @@ class SelfSource:
         """Maps ``[B, D, g, g]``.
 
         Raises:
-            ValueError: the weights are sharded, which a teacher of whole weights can't follow.
+            UserError: the weights are sharded, which a teacher of whole weights can't follow.
         """
         averages = self._averages()
         _refuse_shards(averages)
@@ -151,7 +152,7 @@ def fill_priors(
     """Adds the ``prior.<level>`` maps that `inputs` lack; the first source that knows a level wins.
 
     Raises:
-        ValueError: neither the batch nor a source has one of the levels.
+        UserError: neither the batch nor a source has one of the levels.
     """
     missing = [level for level in levels if PRIOR_PREFIX + level not in inputs]
     for source in sources:
@@ -162,7 +163,7 @@ def fill_priors(
             missing = [level for level in missing if level not in chosen]
     if missing:
         brought = [key.removeprefix(PRIOR_PREFIX) for key in inputs if key.startswith(PRIOR_PREFIX)]
-        raise ValueError(
+        raise UserError(
             f"no source makes the level {missing[0]!r}, and the batch has "
             f"{', '.join(brought) or 'no levels'}; prepare the data with it, or add its source"
         )
@@ -171,7 +172,7 @@ def fill_priors(
 def _refuse_shards(averages: Averages) -> None:
     for name, average in averages.items():
         if isinstance(average, DTensor) or hasattr(average, "ds_id"):
-            raise ValueError(
+            raise UserError(
                 f"levels self.<k> need whole weights, and {name!r} is sharded; "
                 "use parallelism.engine=ddp, or align other levels"
             )

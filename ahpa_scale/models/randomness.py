@@ -17,6 +17,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ahpa_scale.errors import UserError
+
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
 _MASK32 = 0xFFFFFFFF
@@ -100,10 +102,10 @@ def uniform(key_B: Tensor, num: int = 1) -> Tensor:
         float32 [B, num], multiples of 2**-24 and never 0 or 1.
 
     Raises:
-        ValueError: ``num`` below 1.
+        UserError: ``num`` below 1.
     """
     if num < 1:
-        raise ValueError(f"uniform: num must be at least 1, got {num}")
+        raise UserError(f"uniform: num must be at least 1, got {num}")
     words = _random_words(key_B, num, _UNIFORM_DOMAIN)
     flat = torch.stack([_to_unit(word) for word in words], dim=-1).flatten(1)
     return flat[:, :num]
@@ -124,10 +126,10 @@ def normal(key_B: Tensor, shape: tuple[int, ...]) -> Tensor:
         float32 [B, *shape].
 
     Raises:
-        ValueError: an empty shape or a side below 1.
+        UserError: an empty shape or a side below 1.
     """
     if not shape or min(shape) < 1:
-        raise ValueError(f"normal: shape needs sides of at least 1, got {tuple(shape)}")
+        raise UserError(f"normal: shape needs sides of at least 1, got {tuple(shape)}")
     num = math.prod(shape)
     w0, w1, w2, w3 = _random_words(key_B, num, _NORMAL_DOMAIN)
     radius = torch.sqrt(_negative_log(_to_unit(torch.stack((w0, w2), dim=-1))) * 2.0)

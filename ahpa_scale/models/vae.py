@@ -21,6 +21,7 @@ from diffusers import AutoencoderKL
 from huggingface_hub import constants as hub
 from torch import Tensor, nn
 
+from ahpa_scale.errors import UserError
 from ahpa_scale.models.vae_config import (
     ARCHITECTURE_DEFAULTS,
     DEMO_VAE,
@@ -85,7 +86,7 @@ class FrozenVAE(nn.Module):
             revision: branch, tag or commit on the hub.
 
         Raises:
-            ValueError: nothing that can be read as an AutoencoderKL is there.
+            UserError: nothing that can be read as an AutoencoderKL is there.
             UnreachableError: the hub does not answer.
         """
         load_vae_config(path)  # refuses a folder that holds something else
@@ -94,7 +95,7 @@ class FrozenVAE(nn.Module):
             return cls(_load(str(folder), None, None))
         match = _HUB_ID.fullmatch(str(path))
         if match is None:
-            raise ValueError(f"no VAE at {str(path)!r}: {_nearest(str(path), _known_names())}")
+            raise UserError(f"no VAE at {str(path)!r}: {_nearest(str(path), _known_names())}")
         return cls(_load(match[1], match[2], revision))
 
     def train(self, mode: bool = True) -> FrozenVAE:
@@ -116,12 +117,12 @@ class FrozenVAE(nn.Module):
             Float32 moments (unscaled) and one map per level, [B, C_level, grid, grid].
 
         Raises:
-            ValueError: unknown level, or a size or grid that does not fit.
+            UserError: unknown level, or a size or grid that does not fit.
         """
         names = [level.name for level in self.levels]
         for name in levels:
             if name not in names:
-                raise ValueError(f"unknown VAE level {name!r}: {_nearest(name, names)}")
+                raise UserError(f"unknown VAE level {name!r}: {_nearest(name, names)}")
         size = self._pooled_size(image_BCHW, grid)
         with _pooled_levels(self.model, levels, size) as priors:
             posterior = self.model.encode(self._to_input(image_BCHW)).latent_dist
@@ -148,7 +149,7 @@ class FrozenVAE(nn.Module):
     def _pooled_size(self, image_BCHW: Tensor, grid: int | None) -> tuple[int, int]:
         height, width = image_BCHW.shape[-2:]
         if height % self.downsample or width % self.downsample:
-            raise ValueError(
+            raise UserError(
                 f"pictures of {height}x{width} do not divide by the VAE's downsampling of "
                 f"{self.downsample}"
             )
@@ -156,7 +157,7 @@ class FrozenVAE(nn.Module):
         if grid is None:
             return latent
         if not 1 <= grid <= min(latent):
-            raise ValueError(f"grid {grid} does not fit a latent of {latent[0]}x{latent[1]}")
+            raise UserError(f"grid {grid} does not fit a latent of {latent[0]}x{latent[1]}")
         return grid, grid
 
 
@@ -203,7 +204,7 @@ def _load(repository: str, subfolder: str | None, revision: str | None) -> Autoe
                 "local copy"
             ) from error
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"cannot load a VAE from {place!r}: {reason}") from error
+        raise UserError(f"cannot load a VAE from {place!r}: {reason}") from error
 
 
 def _identity(model: AutoencoderKL, config: dict[str, object]) -> str:

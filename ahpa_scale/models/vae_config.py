@@ -14,6 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ahpa_scale.errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -104,17 +106,17 @@ class LatentScaling:
 
     def __post_init__(self) -> None:
         if self.kind not in ("config", "channel"):
-            raise ValueError(f"scaling kind must be 'config' or 'channel', not {self.kind!r}")
+            raise UserError(f"scaling kind must be 'config' or 'channel', not {self.kind!r}")
         # JSON gives lists back; tuples keep the scaling hashable.
         object.__setattr__(self, "shift", tuple(float(value) for value in self.shift))
         object.__setattr__(self, "scale", tuple(float(value) for value in self.scale))
         if not self.shift or len(self.shift) != len(self.scale):
-            raise ValueError(
+            raise UserError(
                 f"scaling needs one shift and one scale per latent channel, "
                 f"not {len(self.shift)} and {len(self.scale)}"
             )
         if not all(value > 0 for value in self.scale):
-            raise ValueError(f"every scale must be above 0, not {min(self.scale)}")
+            raise UserError(f"every scale must be above 0, not {min(self.scale)}")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> LatentScaling:
@@ -140,7 +142,7 @@ class LatentScaling:
 
     def _columns(self, z_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if z_BCHW.shape[-3] != len(self.shift):
-            raise ValueError(
+            raise UserError(
                 f"latents have {z_BCHW.shape[-3]} channels, their scaling has {len(self.shift)}"
             )
         columns_2C11 = _columns(self.shift, self.scale, z_BCHW.device, z_BCHW.dtype)
@@ -191,10 +193,10 @@ def default_groups(levels: Sequence[str]) -> dict[str, tuple[str, ...]]:
     levels make fewer groups.
 
     Raises:
-        ValueError: no level was given.
+        UserError: no level was given.
     """
     if not levels:
-        raise ValueError("no levels to group: name at least one encoder level")
+        raise UserError("no levels to group: name at least one encoder level")
     count = min(len(GROUP_NAMES), len(levels))
     size, extra = divmod(len(levels), count)
     bounds = [i * size + min(i, extra) for i in range(count + 1)]
@@ -211,7 +213,7 @@ def load_vae_config(path: str | Path) -> dict[str, Any] | None:
         Architecture and scaling keys with defaults filled in; None for a hub id not in KNOWN_VAES.
 
     Raises:
-        ValueError: the folder has no readable config.json of an AutoencoderKL.
+        UserError: the folder has no readable config.json of an AutoencoderKL.
     """
     if str(path) in KNOWN_VAES:
         return dict(KNOWN_VAES[str(path)])
@@ -222,11 +224,11 @@ def load_vae_config(path: str | Path) -> dict[str, Any] | None:
         stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         kind = stored.get("_class_name", "AutoencoderKL")
     except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{folder} is not a diffusers VAE folder: no readable config.json"
         ) from error
     if kind != "AutoencoderKL":
-        raise ValueError(f"{folder} holds a {kind}; an AutoencoderKL is needed")
+        raise UserError(f"{folder} holds a {kind}; an AutoencoderKL is needed")
     return complete_config(stored)
 
 

@@ -13,6 +13,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ahpa_scale.errors import UserError
+
 _SMALLEST_TILE = 96
 _GAP = 2
 _FONT_SIZE = 14
@@ -51,19 +53,19 @@ def image_grid(
         An RGB picture.
 
     Raises:
-        ValueError: wrong dtype or shape, no picture, or a wrong number of labels.
+        UserError: wrong dtype or shape, no picture, or a wrong number of labels.
     """
     if images_B3HW.dtype != torch.uint8 or images_B3HW.ndim != 4 or images_B3HW.shape[1] != 3:
-        raise ValueError(
+        raise UserError(
             "image_grid needs uint8 pictures [B, 3, H, W],"
             f" got {images_B3HW.dtype} {list(images_B3HW.shape)}"
         )
     count, _, height, width = images_B3HW.shape
     if count < 1 or columns < 1:
-        raise ValueError(f"image_grid needs pictures and columns, got {count} and {columns}")
+        raise UserError(f"image_grid needs pictures and columns, got {count} and {columns}")
     rows = math.ceil(count / columns)
     if row_labels is not None and len(row_labels) != rows:
-        raise ValueError(f"image_grid has {rows} rows but {len(row_labels)} row labels")
+        raise UserError(f"image_grid has {rows} rows but {len(row_labels)} row labels")
     factor = max(1, _SMALLEST_TILE // min(height, width))
     tile = (width * factor, height * factor)
     font = ImageFont.load_default(_FONT_SIZE)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ahpa_scale.errors import UserError
 from ahpa_scale.models.flow import Path
 from ahpa_scale.models.randomness import normal, sample_key
 
@@ -59,7 +60,7 @@ def sample(
         float32 [B, C, H, W], in the scaled latent space the model was trained in.
 
     Raises:
-        ValueError: unknown method, or numbers out of range, or guidance without a null label.
+        UserError: unknown method, or numbers out of range, or guidance without a null label.
     """
     _check(labels_B, index_B, steps, method, guidance_interval, last_step)
     index_B = index_B.to(labels_B.device)
@@ -80,20 +81,20 @@ def _check(
 ) -> None:
     if method not in _METHODS:
         nearest = difflib.get_close_matches(method, _METHODS, n=1, cutoff=0.0)[0]
-        raise ValueError(
+        raise UserError(
             f"unknown sampler {method!r}: did you mean {nearest!r}? Valid: {', '.join(_METHODS)}"
         )
     if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+        raise UserError(f"steps must be at least 1, got {steps}")
     if labels_B.ndim != 1 or labels_B.shape != index_B.shape:
-        raise ValueError(
+        raise UserError(
             "labels and indices must be two lists of one length,"
             f" got shapes {list(labels_B.shape)} and {list(index_B.shape)}"
         )
     if not 0 <= interval[0] <= interval[1] <= 1:
-        raise ValueError(f"guidance_interval must be 0 <= low <= high <= 1, got {interval}")
+        raise UserError(f"guidance_interval must be 0 <= low <= high <= 1, got {interval}")
     if not 0 < last_step < 1:
-        raise ValueError(f"last_step must be between 0 and 1, got {last_step}")
+        raise UserError(f"last_step must be between 0 and 1, got {last_step}")
 
 
 def _guided(
@@ -104,7 +105,7 @@ def _guided(
     if scale == 1.0:
         return lambda x_BCHW, time: model(x_BCHW, _full_time(x_BCHW, time), labels_B).float()
     if null_label is None:
-        raise ValueError(
+        raise UserError(
             f"guidance_scale {scale} needs a model with a null class (class_dropout_prob > 0);"
             " use guidance_scale 1.0"
         )

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from ahpa_scale.errors import UserError
 from ahpa_scale.watch.client import Client
 from ahpa_scale.watch.hub import Hub
 from ahpa_scale.watch.messages import EXIT_CODE
@@ -26,7 +27,7 @@ _LOST = re.compile(
 )
 
 
-class WatchError(ValueError):
+class WatchError(UserError):
     """The watch can't start as it is configured."""
 
 

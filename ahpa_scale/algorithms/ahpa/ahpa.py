@@ -18,6 +18,7 @@ from ahpa_scale.algorithms.ahpa.report import Reporter
 from ahpa_scale.algorithms.ahpa.schedule import Release, Schedule
 from ahpa_scale.algorithms.ema import EMA
 from ahpa_scale.algorithms.timing import Every
+from ahpa_scale.errors import UserError
 from ahpa_scale.method import PriorAlignment
 from ahpa_scale.models.dit import DiT
 from ahpa_scale.models.generator import DiffusionGenerator
@@ -55,7 +56,7 @@ class AHPA(Algorithm):
         design: what is aligned, with what and how: everything that :class:`Design` takes.
 
     Raises:
-        ValueError: unknown kind, a group that names a level which the batches don't bring, or both
+        UserError: unknown kind, a group that names a level which the batches don't bring, or both
             a weight and a gradient ratio.
     """
 
@@ -76,7 +77,7 @@ class AHPA(Algorithm):
     ) -> None:
         self.design = Design(levels, **design)
         if weight is not None and gradient_ratio is not None:
-            raise ValueError("alignment has both weight and gradient_ratio: give one of them")
+            raise UserError("alignment has both weight and gradient_ratio: give one of them")
         if weight is None:
             weight = KINDS[self.design.kind].weight if gradient_ratio is None else 1.0
         self.weight = weight
@@ -130,7 +131,7 @@ class AHPA(Algorithm):
         if any(is_self_level(level) for level in alignment.levels):
             ema = next((one for one in state.algorithms if isinstance(one, EMA)), None)
             if ema is None:
-                raise ValueError(
+                raise UserError(
                     "levels self.<k> are blocks of the moving average: add the EMA algorithm "
                     "(ema.enabled=true)"
                 )
@@ -183,13 +184,13 @@ class AHPA(Algorithm):
         """Goes on with the release; refuses to resume a run that aligned something else.
 
         Raises:
-            ValueError: kind, tap, groups or grid differ from the checkpoint's.
+            UserError: kind, tap, groups or grid differ from the checkpoint's.
         """
         # Older checkpoints hold the shape's keys beside the rest.
         saved = state.get("shape", state)
         for key, now in self.design.shape().items():
             if key in saved and saved[key] != now:
-                raise ValueError(
+                raise UserError(
                     f"the checkpoint was trained with alignment.{key}={saved[key]}, "
                     f"this run has {now}; set it back to resume, or start a new run"
                 )
@@ -202,12 +203,10 @@ def unwrap(model: nn.Module) -> DiffusionGenerator:
     """The generator inside DDP or torch.compile.
 
     Raises:
-        ValueError: the model is something else.
+        UserError: the model is something else.
     """
     inner = getattr(model, "module", model)
     inner = getattr(inner, "_orig_mod", inner)
     if not isinstance(inner, DiffusionGenerator):
-        raise ValueError(
-            f"AHPA needs a DiffusionGenerator as the model, not {type(inner).__name__}"
-        )
+        raise UserError(f"AHPA needs a DiffusionGenerator as the model, not {type(inner).__name__}")
     return inner

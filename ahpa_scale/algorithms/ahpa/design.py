@@ -15,6 +15,7 @@ from ahpa_scale.algorithms.ahpa.shape import (
     per_group,
     self_channels,
 )
+from ahpa_scale.errors import UserError
 from ahpa_scale.method import (
     DynamicRouter,
     GapMap,
@@ -66,7 +67,7 @@ class Design:
         tap: filled by :meth:`build` where it was None.
 
     Raises:
-        ValueError: unknown kind, or a group that names a level which the batches don't bring.
+        UserError: unknown kind, or a group that names a level which the batches don't bring.
     """
 
     def __init__(
@@ -101,11 +102,11 @@ class Design:
             ("router objective", objective, ROUTERS),
         ):
             if value not in known:
-                raise ValueError(f"unknown {what} {value!r}; choose one of {', '.join(known)}")
+                raise UserError(f"unknown {what} {value!r}; choose one of {', '.join(known)}")
         if ceiling != "anywhere" and gap_map is None:
-            raise ValueError(f"ceiling {ceiling!r} needs a gap_map")
+            raise UserError(f"ceiling {ceiling!r} needs a gap_map")
         if gap_strength and objective != "gap":
-            raise ValueError(f"gap_strength needs objective='gap', not {objective!r}")
+            raise UserError(f"gap_strength needs objective='gap', not {objective!r}")
         defaults, routing = KINDS[kind], ROUTERS[objective]
         self.kind = kind
         self.channels = dict(levels)
@@ -148,9 +149,9 @@ class Design:
         for name in (one for group in self.groups.values() for one in group):
             if is_self_level(name):
                 if self.whiten is not None:
-                    raise ValueError(f"whiten needs statistics, and {name!r} changes as it trains")
+                    raise UserError(f"whiten needs statistics, and {name!r} changes as it trains")
             elif name not in self.channels and name != LATENT:
-                raise ValueError(
+                raise UserError(
                     f"kind {self.kind!r} aligns the level {name!r}, "
                     f"but the batches bring {', '.join(self.channels) or 'none'}"
                 )
@@ -166,7 +167,7 @@ class Design:
             plateau: the rule that its residual is judged by.
 
         Raises:
-            ValueError: a group, block, grid or level that this DiT or the data don't have.
+            UserError: a group, block, grid or level that this DiT or the data don't have.
         """
         default_tap = KINDS[self.kind].tap(dit.depth)
         if self.tap is None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ahpa_scale.errors import UserError
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -92,12 +94,12 @@ def self_groups(depth: int, tap: int) -> dict[str, tuple[str, ...]]:
         tap: the deepest block that is aligned, 1-based.
 
     Raises:
-        ValueError: nothing lies behind the tap.
+        UserError: nothing lies behind the tap.
     """
     wanted = {round(depth / 2), round(2 * depth / 3), depth - 1}
     blocks = sorted(block for block in wanted if block > tap) or [depth]
     if blocks[0] <= tap:
-        raise ValueError(f"kind 'self' aligns block {tap} with deeper ones, and there are {depth}")
+        raise UserError(f"kind 'self' aligns block {tap} with deeper ones, and there are {depth}")
     return {f"self.{block}": (f"self.{block}",) for block in blocks}
 
 
@@ -112,7 +114,7 @@ def kind_groups(
         level: for ``single``, the name of a group or of a level.
 
     Raises:
-        ValueError: a single level that is neither.
+        UserError: a single level that is neither.
     """
     fixed = KINDS[kind].level
     if fixed is not None:
@@ -125,7 +127,7 @@ def kind_groups(
         return {level: named[level]}
     if level is not None and level in levels:
         return {level: (level,)}
-    raise ValueError(
+    raise UserError(
         f"alignment.level {level!r} is neither a group nor a level; "
         f"choose one of {', '.join([*named, *levels])}"
     )

@@ -11,6 +11,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from ahpa_scale.algorithms.ahpa.kinds import is_self_level, self_groups
+from ahpa_scale.errors import UserError
 from ahpa_scale.method import Whitening, whitening
 from ahpa_scale.models.dit import DiT
 from ahpa_scale.models.prior_sources import self_block
@@ -25,11 +26,11 @@ def per_group(
     """One value per group, in their order; the default for those that `chosen` does not name.
 
     Raises:
-        ValueError: a name that is no group.
+        UserError: a name that is no group.
     """
     unknown = next((name for name in chosen if name not in groups), None)
     if unknown is not None:
-        raise ValueError(f"{what} names the group {unknown!r}; there are {', '.join(groups)}")
+        raise UserError(f"{what} names the group {unknown!r}; there are {', '.join(groups)}")
     return [chosen.get(name, default) for name in groups]
 
 
@@ -42,14 +43,14 @@ def self_channels(groups: Groups, taps: Sequence[int], dit: DiT) -> dict[str, in
     """Channels of each level ``self.<k>``: the DiT's width.
 
     Raises:
-        ValueError: a block that does not lie behind the group's own.
+        UserError: a block that does not lie behind the group's own.
     """
     found = {}
     for levels, tap in zip(groups.values(), taps, strict=True):
         for level in filter(is_self_level, levels):
             block = self_block(level)
             if block is None or not tap < block <= dit.depth:
-                raise ValueError(
+                raise UserError(
                     f"the level {level!r} must be a block behind the one it is aligned with: "
                     f"self.{min(tap + 1, dit.depth)} to self.{dit.depth}"
                 )
@@ -69,19 +70,19 @@ def build_whitening(
         statistics: ``<level>.mean`` ``[C]`` and ``<level>.covariance`` ``[C, C]``.
 
     Raises:
-        ValueError: a level without statistics, or with those of another width.
+        UserError: a level without statistics, or with those of another width.
     """
     built = {}
     for level in (one for levels in groups.values() for one in levels):
         mean_C = statistics.get(f"{level}.mean")
         if mean_C is None:
             known = [key.removesuffix(".mean") for key in statistics if key.endswith(".mean")]
-            raise ValueError(
+            raise UserError(
                 f"whiten needs the data set's statistics of {level!r}; it has those of "
                 f"{', '.join(known) or 'no level'}"
             )
         if mean_C.numel() != channels[level]:
-            raise ValueError(
+            raise UserError(
                 f"the data set's statistics of {level!r} have {mean_C.numel()} channels, and the "
                 f"target has {channels[level]}"
             )

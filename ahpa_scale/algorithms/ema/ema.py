@@ -27,6 +27,7 @@ from ahpa_scale.algorithms.ema.parameters import (
     whole,
 )
 from ahpa_scale.algorithms.timing import Every, parse_time
+from ahpa_scale.errors import UserError
 
 __all__ = ["EMA", "plain_name", "tracked_parameters", "update_ema"]
 
@@ -53,10 +54,10 @@ def update_ema(shadow: Sequence[Tensor], params: Sequence[Tensor], decay: float)
 def _check_names(model_names: Mapping[str, Any], ema_names: Mapping[str, Any]) -> None:
     missing = next((name for name in model_names if name not in ema_names), None)
     if missing is not None:
-        raise ValueError(f"the stored EMA lacks {missing!r}: it belongs to another model")
+        raise UserError(f"the stored EMA lacks {missing!r}: it belongs to another model")
     extra = next((name for name in ema_names if name not in model_names), None)
     if extra is not None:
-        raise ValueError(f"the stored EMA has an unexpected {extra!r}: it belongs to another model")
+        raise UserError(f"the stored EMA has an unexpected {extra!r}: it belongs to another model")
 
 
 class EMA(Algorithm):
@@ -71,7 +72,7 @@ class EMA(Algorithm):
         exclude: prefixes of parameter names that are not averaged.
 
     Raises:
-        ValueError: decay or a time string out of range, or both decay and half life.
+        UserError: decay or a time string out of range, or both decay and half life.
     """
 
     def __init__(
@@ -82,10 +83,10 @@ class EMA(Algorithm):
         exclude: Sequence[str] = ("attachments.",),
     ) -> None:
         if decay is not None and half_life is not None:
-            raise ValueError("EMA has both decay and half_life: give one of them")
+            raise UserError("EMA has both decay and half_life: give one of them")
         self.decay = 0.9999 if decay is None else decay
         if not 0.0 <= self.decay < 1.0:
-            raise ValueError(f"EMA decay is {decay}: give a number in [0, 1), such as 0.9999")
+            raise UserError(f"EMA decay is {decay}: give a number in [0, 1), such as 0.9999")
         self.half_life = None if half_life is None else parse_time(half_life, "half_life")
         self.update_due = Every(update_interval, "update_interval")
         self.exclude = tuple(exclude)
@@ -131,7 +132,7 @@ class EMA(Algorithm):
         Takes memory for one more copy of the weights. Under FSDP2 every rank must enter.
 
         Raises:
-            ValueError: the model has other parameters than the averages.
+            UserError: the model has other parameters than the averages.
         """
         if self.active:
             yield
@@ -147,7 +148,7 @@ class EMA(Algorithm):
         goes on to move; not to be written to.
 
         Raises:
-            ValueError: there are none yet (before training starts), or none of a DiT.
+            UserError: there are none yet (before training starts), or none of a DiT.
         """
         found = {
             name.removeprefix(BACKBONE): average
@@ -155,7 +156,7 @@ class EMA(Algorithm):
             if name.startswith(BACKBONE)
         }
         if not found:
-            raise ValueError("EMA has no averages of a DiT yet; they exist from fit's start on")
+            raise UserError("EMA has no averages of a DiT yet; they exist from fit's start on")
         return found
 
     def parts(self) -> Mapping[str, Tensor]:
@@ -184,10 +185,10 @@ class EMA(Algorithm):
         """Restore what `state_dict` gave, whole tensors or shards, before or after wrapping.
 
         Raises:
-            ValueError: not an EMA of ours, or one of a model with other parameter names.
+            UserError: not an EMA of ours, or one of a model with other parameter names.
         """
         if "shadow" not in state:
-            raise ValueError("the checkpoint's EMA state has no averages: another program wrote it")
+            raise UserError("the checkpoint's EMA state has no averages: another program wrote it")
         if self.shadow:
             _check_names(self.shadow, state["shadow"])
             for name, average in self.shadow.items():
@@ -235,7 +236,7 @@ class EMA(Algorithm):
         if self._unit != TimeUnit.EPOCH.value:
             return float(state.timestamp.get(self._unit).value)
         if state.dataloader_len is None:
-            raise ValueError("half_life is in epochs, whose length is unknown: give it in samples")
+            raise UserError("half_life is in epochs, whose length is unknown: give it in samples")
         return state.timestamp.batch.value / int(state.dataloader_len)
 
     @torch.no_grad()

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ahpa_scale.errors import UserError
+
 
 def plain_name(name: str) -> str:
     """A parameter's name without what DDP, torch.compile and checkpoint wrappers add to it."""
@@ -49,7 +51,7 @@ def tracked_parameters(model: nn.Module, exclude: Sequence[str] = ()) -> dict[st
     """The weights an average follows, by plain name: trainable and not under an excluded prefix.
 
     Raises:
-        ValueError: nothing is left.
+        UserError: nothing is left.
     """
     reshard(model)
     shards = shards_of(model)
@@ -61,7 +63,7 @@ def tracked_parameters(model: nn.Module, exclude: Sequence[str] = ()) -> dict[st
         named = {plain_name(name): parameter for name, parameter in trainable}
     found = {n: weight for n, weight in named.items() if not n.startswith(tuple(exclude))}
     if not found:
-        raise ValueError(f"EMA has no parameters to follow (exclude={list(exclude)})")
+        raise UserError(f"EMA has no parameters to follow (exclude={list(exclude)})")
     return found
 
 

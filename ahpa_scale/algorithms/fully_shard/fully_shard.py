@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from ahpa_scale.algorithms.fully_shard.gloo import mend_gloo
+from ahpa_scale.errors import UserError
 
 REPLICATE, SHARD = "replicate", "shard"
 
@@ -39,7 +40,7 @@ class FullyShard(Algorithm):
             which the optimizer updates, stay float32.
 
     Raises:
-        ValueError: on ``BEFORE_LOAD``: no process group, or a degree that doesn't divide the ranks.
+        UserError: on ``BEFORE_LOAD``: no process group, or a degree that doesn't divide the ranks.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ def _start_alike(model: nn.Module) -> None:
 
 def _mesh(device_type: str, replicate_degree: int) -> DeviceMesh:
     if not dist.is_initialized():
-        raise ValueError(
+        raise UserError(
             "FullyShard needs a process group: call composer.utils.dist.initialize_dist first"
         )
     world = dist.get_world_size()
@@ -124,7 +125,7 @@ def _mesh(device_type: str, replicate_degree: int) -> DeviceMesh:
             (n for n in range(1, world + 1) if world % n == 0),
             key=lambda n: abs(n - replicate_degree),
         )
-        raise ValueError(
+        raise UserError(
             f"replicate_degree {replicate_degree} does not divide the {world} ranks; "
             f"the nearest that does is {near}"
         )

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ahpa_scale.algorithms.timing import parse_time
+from ahpa_scale.errors import UserError
 
 BACKBONE = "backbone"
 
@@ -85,12 +86,12 @@ class GradClip(Algorithm):
             device, so it is not done for every batch.
 
     Raises:
-        ValueError: an option out of range.
+        UserError: an option out of range.
     """
 
     def __init__(self, max_norm: float | None, log_interval: str = "50ba") -> None:
         if max_norm is not None and not (max_norm > 0 and math.isfinite(max_norm)):
-            raise ValueError(f"max_norm is {max_norm}: give a finite number above 0, such as 1.0")
+            raise UserError(f"max_norm is {max_norm}: give a finite number above 0, such as 1.0")
         self.max_norm = max_norm
         self.log_every = parse_time(log_interval, "log_interval", units=["ba"]).value
         self._found: tuple[int, dict[str, Tensor]] | None = None
@@ -115,7 +116,7 @@ class GradClip(Algorithm):
         else:
             norms = clip_groups(groups, self.max_norm)
         if BACKBONE not in norms:
-            raise ValueError(
+            raise UserError(
                 "GradClip found no gradients of the backbone: ZeRO engines keep their own and clip "
                 "them by their own setting"
             )

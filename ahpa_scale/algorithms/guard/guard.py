@@ -26,6 +26,7 @@ from ahpa_scale.algorithms.guard.finite import (
 )
 from ahpa_scale.algorithms.guard.ledger import Journal, last_saved_batch, may_roll_back
 from ahpa_scale.algorithms.guard.spikes import Spikes, SpikeWatch
+from ahpa_scale.errors import UserError
 from ahpa_scale.requests import Requests
 from ahpa_scale.stops import RollBackError, RunStoppedError
 
@@ -55,7 +56,7 @@ class Guard(Algorithm):
             they do when time is up.
 
     Raises:
-        ValueError: an option out of range, or a rollback without a save_folder.
+        UserError: an option out of range, or a rollback without a save_folder.
     """
 
     def __init__(
@@ -71,12 +72,12 @@ class Guard(Algorithm):
         requests: Requests | None = None,
     ) -> None:
         if nonfinite not in POLICIES:
-            raise ValueError(f"nonfinite is {nonfinite!r}: choose one of {', '.join(POLICIES)}")
+            raise UserError(f"nonfinite is {nonfinite!r}: choose one of {', '.join(POLICIES)}")
         if patience < 1 or rollbacks < 1:
-            raise ValueError("patience and rollbacks of the guard must be at least 1")
+            raise UserError("patience and rollbacks of the guard must be at least 1")
         asks = "rollback" in (nonfinite, spikes.action if spikes else None)
         if asks and save_folder is None:
-            raise ValueError("rollback needs a save_folder to go back to")
+            raise UserError("rollback needs a save_folder to go back to")
         self.nonfinite, self.patience, self.rollbacks = nonfinite, patience, rollbacks
         self.save_folder = save_folder
         self.spikes = spikes

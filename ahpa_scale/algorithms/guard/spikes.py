@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ahpa_scale.errors import UserError
+
 Action = Literal["warn", "stop", "rollback"]
 SMALLEST_WINDOW = 10
 #: A normal distribution's standard deviation over its median absolute deviation.
@@ -28,7 +30,7 @@ class Spikes:
             would be its median themselves.
 
     Raises:
-        ValueError: an option out of range.
+        UserError: an option out of range.
     """
 
     action: Action = "warn"
@@ -38,11 +40,11 @@ class Spikes:
 
     def __post_init__(self) -> None:
         if self.window < SMALLEST_WINDOW:
-            raise ValueError(f"window is {self.window}: give at least {SMALLEST_WINDOW} batches")
+            raise UserError(f"window is {self.window}: give at least {SMALLEST_WINDOW} batches")
         if not (self.threshold > 0 and math.isfinite(self.threshold)):
-            raise ValueError(f"threshold is {self.threshold}: give a number above 0, such as 8")
+            raise UserError(f"threshold is {self.threshold}: give a number above 0, such as 8")
         if not 1 <= self.patience <= self.window // 2:
-            raise ValueError(
+            raise UserError(
                 f"patience is {self.patience}: give 1 to {self.window // 2}, half of the window"
             )
 

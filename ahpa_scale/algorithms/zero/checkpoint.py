@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ahpa_scale.algorithms.zero.front import ZeroFront
 from ahpa_scale.algorithms.zero.optimizer import ZeroStep
 from ahpa_scale.algorithms.zero.partition import Partition
+from ahpa_scale.errors import UserError
 
 
 def save_as_whole(state: State, partition: Partition) -> None:
@@ -66,7 +67,7 @@ def load_weights(
     """Takes whole weights into the shards.
 
     Raises:
-        ValueError: names that don't fit, if `strict`.
+        UserError: names that don't fit, if `strict`.
     """
     masters = partition.masters()
     entries = dict(_entries(model))
@@ -115,10 +116,10 @@ def load_moments(
     """Takes an optimizer's whole state into the shards.
 
     Raises:
-        ValueError: the checkpoint has no state for one of the parameters.
+        UserError: the checkpoint has no state for one of the parameters.
     """
     if saved is None:
-        raise ValueError("the checkpoint holds no state of this optimizer")
+        raise UserError("the checkpoint holds no state of this optimizer")
     for group, old in zip(optimizer.param_groups, saved["param_groups"], strict=True):
         group.update({key: value for key, value in old.items() if key != "params"})
     if not saved["state"]:
@@ -126,7 +127,7 @@ def load_moments(
     flats = partition.flats
     for name, one in partition.stretches.items():
         if name not in saved["state"]:
-            raise ValueError(f"the checkpoint's optimizer has no state for {name!r}")
+            raise UserError(f"the checkpoint's optimizer has no state for {name!r}")
         flat = flats[one.flat]
         entry = optimizer.state[flat]
         for key, value in saved["state"][name].items():
@@ -173,4 +174,4 @@ def _scatter(parameter: Any, value: Tensor) -> None:
 def _same_names(here: set[str], there: set[str]) -> None:
     for name in sorted(here ^ there):
         side = "lacks" if name in here else "has an unexpected"
-        raise ValueError(f"the checkpoint {side} {name!r}: it belongs to another model")
+        raise UserError(f"the checkpoint {side} {name!r}: it belongs to another model")

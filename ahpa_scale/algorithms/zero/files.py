@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ahpa_scale.errors import UserError
+
 #: Of each parameter that this rank updates: float32 weight, and two moments.
 _BYTES = 12
 
@@ -28,7 +30,7 @@ class MappedFiles:
         folder: on a local disk; made where it is missing.
 
     Raises:
-        ValueError: it can't be written to.
+        UserError: it can't be written to.
     """
 
     def __init__(self, folder: str) -> None:
@@ -38,7 +40,7 @@ class MappedFiles:
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            raise ValueError(f"offload_folder {folder}: {error.strerror}") from None
+            raise UserError(f"offload_folder {folder}: {error.strerror}") from None
 
     def check_room(self, numel: int) -> None:
         """Refuses, before anything is trained, a disk that is too small for this node's ranks.
@@ -47,12 +49,12 @@ class MappedFiles:
             numel: elements that this rank updates.
 
         Raises:
-            ValueError: it is.
+            UserError: it is.
         """
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         wanted, free = ranks * _BYTES * numel, shutil.disk_usage(self.folder).free
         if wanted > free:
-            raise ValueError(
+            raise UserError(
                 f"offload_folder {self.folder} has {free / 1e6:,.0f} MB free, and the node's ranks "
                 f"({ranks}) need {wanted / 1e6:,.0f} MB"
             )
@@ -98,7 +100,7 @@ def keep_in_files(zero: Any, files: MappedFiles, flats: list[Tensor], parameters
         parameters: whether weights that compute are offloaded as well (stage 3).
 
     Raises:
-        ValueError: too little room.
+        UserError: too little room.
         OSError: a disk that others have filled meanwhile.
     """
     files.check_room(sum(flat.numel() for flat in flats))

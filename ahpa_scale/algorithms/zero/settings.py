@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import torch
 
+from ahpa_scale.errors import UserError
+
 STAGES = (1, 2, 3)
 AUTOCAST = (None, torch.bfloat16, torch.float16)
 
@@ -31,7 +33,7 @@ class ZeroSettings:
             NVMe disk, or None for the host's memory alone.
 
     Raises:
-        ValueError: an option out of range, or one that this stage has no use for.
+        UserError: an option out of range, or one that this stage has no use for.
     """
 
     stage: int = 2
@@ -43,22 +45,22 @@ class ZeroSettings:
 
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
-            raise ValueError(f"there is no ZeRO stage {self.stage}; choose one of 1, 2, 3")
+            raise UserError(f"there is no ZeRO stage {self.stage}; choose one of 1, 2, 3")
         if self.bucket < 1:
-            raise ValueError(f"bucket is {self.bucket}: give a number of elements above 0")
+            raise UserError(f"bucket is {self.bucket}: give a number of elements above 0")
         if self.autocast not in AUTOCAST:
-            raise ValueError(
+            raise UserError(
                 f"autocast is {self.autocast}: choose torch.bfloat16, torch.float16 or None"
             )
         if self.low_precision_traffic and self.autocast is None:
-            raise ValueError("low_precision_traffic needs an autocast type, such as torch.bfloat16")
+            raise UserError("low_precision_traffic needs an autocast type, such as torch.bfloat16")
         if self.offload == "parameters" and self.stage < 3:
-            raise ValueError(
+            raise UserError(
                 f"stage {self.stage} can offload the optimizer only; take stage 3 for parameters"
             )
 
         if self.offload_folder is not None and self.offload is None:
-            raise ValueError("offload_folder is for what is offloaded: set offload as well")
+            raise UserError("offload_folder is for what is offloaded: set offload as well")
 
     def deepspeed(self, max_norm: float | None) -> dict[str, Any]:
         """DeepSpeed's configuration.

@@ -23,6 +23,7 @@ from ahpa_scale.algorithms.zero.optimizer import ZeroStep
 from ahpa_scale.algorithms.zero.partition import Partition
 from ahpa_scale.algorithms.zero.scaling import LossScale
 from ahpa_scale.algorithms.zero.settings import ZeroSettings
+from ahpa_scale.errors import UserError
 
 
 class ZeRO(Algorithm):
@@ -43,7 +44,7 @@ class ZeRO(Algorithm):
         scale: of the loss's gradient under float16, else None; part of the checkpoint.
 
     Raises:
-        ValueError: on ``BEFORE_LOAD``: no process group, a precision that Composer would scale the
+        UserError: on ``BEFORE_LOAD``: no process group, a precision that Composer would scale the
             loss for, or an offload folder that can't be written to or is too small.
     """
 
@@ -95,11 +96,11 @@ class ZeRO(Algorithm):
 
     def _hand_over(self, state: State) -> None:
         if not dist.is_initialized():
-            raise ValueError(
+            raise UserError(
                 "ZeRO needs a process group: call composer.utils.dist.initialize_dist first"
             )
         if state.precision == Precision.AMP_FP16:
-            raise ValueError(
+            raise UserError(
                 "ZeRO scales the loss itself: give the Trainer precision='fp32', and ZeroSettings "
                 "autocast=torch.float16"
             )
@@ -164,14 +165,14 @@ def _group_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str
     """What each optimizer group holds: the backbone, or which attachment.
 
     Raises:
-        ValueError: a group mixes them, so that they could not be clipped apart.
+        UserError: a group mixes them, so that they could not be clipped apart.
     """
     owner = {p: name for name, group in parameter_groups(model).items() for p in group}
     names = []
     for number, group in enumerate(optimizer.param_groups):
         found = sorted({owner[p] for p in group["params"]})
         if len(found) != 1:
-            raise ValueError(
+            raise UserError(
                 f"optimizer group {number} holds {' and '.join(found) or 'nothing'}: give the "
                 "backbone and each attachment groups of their own"
             )

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainValidator
 
 from ahpa_scale.config.schema.fields import List, Moment, Name, Section, Text
+from ahpa_scale.errors import UserError
 
 Kind = Literal["none", "ahpa", "uniform", "scheduled", "single", "latent", "repa", "self"]
 #: The kinds that read groups of levels; `single` reads one of them.
@@ -19,12 +20,12 @@ ROUTED_KINDS = frozenset({"ahpa", "self"})
 def _block(value: Any) -> int | dict[str, int]:
     blocks = list(value.values()) if isinstance(value, dict) else [value]
     if not blocks or any(isinstance(b, bool) or not isinstance(b, int) for b in blocks):
-        raise ValueError(
+        raise UserError(
             f"{value!r} is neither a block's number nor a list of 'group: number'; write 3, or "
             "{coarse_layout: 5}"
         )
     if min(blocks) < 1:
-        raise ValueError(f"{min(blocks)} must be at least 1: blocks count from 1")
+        raise UserError(f"{min(blocks)} must be at least 1: blocks count from 1")
     return value
 
 

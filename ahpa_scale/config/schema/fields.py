@@ -12,6 +12,7 @@ from typing import Annotated, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ahpa_scale.config.errors import nearest
+from ahpa_scale.errors import UserError
 
 ItemT = TypeVar("ItemT")
 
@@ -38,11 +39,11 @@ def parse_time(text: str) -> tuple[float, str]:
         The value and one of ``ep``, ``ba``, ``sp``, ``dur``.
 
     Raises:
-        ValueError: not such a string.
+        UserError: not such a string.
     """
     match = _TIME.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} is not a time: write a number and a unit, as in '1000ba'")
+        raise UserError(f"{text!r} is not a time: write a number and a unit, as in '1000ba'")
     whole, unit, share, dur = match.groups()
     return (float(whole), unit) if unit else (float(share), dur)
 
@@ -51,13 +52,13 @@ def parse_duration(text: str) -> float:
     """Seconds of a stretch of wall-clock time such as ``23h30m``, ``1d12h`` or ``84600s``.
 
     Raises:
-        ValueError: not such a string, or no time at all.
+        UserError: not such a string, or no time at all.
     """
     match = _DURATION.fullmatch(text)
     numbers = [int(number or 0) for number in match.groups()] if match else []
     seconds = sum(n * unit for n, unit in zip(numbers, (86400, 3600, 60, 1), strict=False))
     if seconds == 0:
-        raise ValueError(
+        raise UserError(
             f"{text!r} is not a stretch of time above 0: write days, hours, minutes or seconds, as "
             "in '23h30m' or '84600s'"
         )
@@ -78,12 +79,12 @@ def _time(units: tuple[str, ...], *, zero: bool) -> Callable[[str], str]:
         if unit not in units:
             close = nearest(unit.lower(), units, cutoff=0.3)
             hint = f", perhaps '{value}{close}'" if value and close else ""
-            raise ValueError(f"{text!r} needs one of the units {known}{hint}")
+            raise UserError(f"{text!r} needs one of the units {known}{hint}")
         number, unit = parse_time(text)
         if number == 0 and not zero:
-            raise ValueError(f"{text!r} must be above 0")
+            raise UserError(f"{text!r} must be above 0")
         if unit == "dur" and number > 1:
-            raise ValueError(f"{text!r} is a share of the run and must not exceed '1dur'")
+            raise UserError(f"{text!r} is a share of the run and must not exceed '1dur'")
         return text
 
     return check
@@ -91,7 +92,7 @@ def _time(units: tuple[str, ...], *, zero: bool) -> Callable[[str], str]:
 
 def _size(text: str) -> str:
     if _SIZE.fullmatch(text) is None:
-        raise ValueError(
+        raise UserError(
             f"{text!r} is not a size: write a whole number and b, kb, mb, gb, tb or pb, as in "
             "'500gb'"
         )
@@ -100,7 +101,7 @@ def _size(text: str) -> str:
 
 def _name(text: str) -> str:
     if _NAME.fullmatch(text) is None:
-        raise ValueError(
+        raise UserError(
             f"{text!r} is not a name: use letters, digits, '.', '_' and '-', and no '.' in front"
         )
     return text

@@ -18,6 +18,7 @@ from ahpa_scale.data.demo.shapes import REACH, SHAPE_NAMES, SHAPES
 from ahpa_scale.data.demo.spec import RULES, DemoSpec, class_names
 from ahpa_scale.data.demo.textures import HUE_NAMES, HUES, TEXTURE_NAMES, TEXTURES, background
 from ahpa_scale.data.demo.textures import colour as to_rgb
+from ahpa_scale.errors import UserError
 
 Array = NDArray[np.float32]
 
@@ -56,10 +57,10 @@ def render(spec: DemoSpec, seed: int, index: int) -> DemoPicture:
         index: which picture of the set, 0 or more.
 
     Raises:
-        ValueError: negative seed or index.
+        UserError: negative seed or index.
     """
     if seed < 0 or index < 0:
-        raise ValueError(f"seed and index must be 0 or more, not {seed} and {index}")
+        raise UserError(f"seed and index must be 0 or more, not {seed} and {index}")
     generator = np.random.Generator(np.random.PCG64([seed, index]))
     head = generator.random(32)
     label = int(head[0] * spec.num_classes)

@@ -10,6 +10,7 @@ from typing import Any
 
 from ahpa_scale.data.demo.shapes import SHAPE_NAMES
 from ahpa_scale.data.demo.textures import HUE_NAMES, TEXTURE_NAMES
+from ahpa_scale.errors import UserError
 
 #: Rules that bind the second object to the first, in the order classes take them.
 RULES = ("mirrored across", "same hue", "mirrored down", "half size", "opposite hue", "same size")
@@ -58,25 +59,25 @@ class DemoSpec:
         pairs = self.num_shapes * len(HUE_NAMES)
         _within("num_classes", self.num_classes, 1, pairs if self.label_informative else MAX_PLACES)
         if len(self.objects) != 2 or not 1 <= self.objects[0] <= self.objects[1] <= MAX_OBJECTS:
-            raise ValueError(
+            raise UserError(
                 f"objects must be (fewest, most) within 1 to {MAX_OBJECTS}, not {self.objects}"
             )
         if self.relations not in ("none", "label"):
-            raise ValueError(f"relations must be 'none' or 'label', not {self.relations!r}")
+            raise UserError(f"relations must be 'none' or 'label', not {self.relations!r}")
         if self.relations == "label" and self.objects[0] < 2:
-            raise ValueError("relations 'label' needs at least 2 objects: set objects to (2, 2)")
+            raise UserError("relations 'label' needs at least 2 objects: set objects to (2, 2)")
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> DemoSpec:
         """A named starting point: 'easy', 'medium' or 'hard', with fields replaced by changes.
 
         Raises:
-            ValueError: unknown preset, or a value out of range.
+            UserError: unknown preset, or a value out of range.
         """
         if name not in PRESETS:
             close = get_close_matches(name, PRESETS, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(PRESETS)}"
-            raise ValueError(f"unknown demo preset {name!r}: {hint}")
+            raise UserError(f"unknown demo preset {name!r}: {hint}")
         return replace(PRESETS[name], **changes)
 
     def shape_and_hue(self, label: int) -> tuple[int, int]:
@@ -94,9 +95,9 @@ class DemoSpec:
 def _within(name: str, value: float, low: float, high: float) -> None:
     whole = isinstance(low, int)
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-        raise ValueError(f"{name} must be a {'whole ' if whole else ''}number, not {value!r}")
+        raise UserError(f"{name} must be a {'whole ' if whole else ''}number, not {value!r}")
     if not low <= value <= high:
-        raise ValueError(f"{name} must be within {low} to {high}, not {value}")
+        raise UserError(f"{name} must be within {low} to {high}, not {value}")
 
 
 PRESETS: dict[str, DemoSpec] = {
