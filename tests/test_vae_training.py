@@ -55,7 +55,13 @@ class Noise:
 
 
 SMALL = VAETraining(
-    block_out_channels=(8, 16), norm_num_groups=4, steps=3, batch_size=4, pool=8, unseen=4
+    block_out_channels=(8, 16),
+    norm_num_groups=4,
+    steps=3,
+    batch_size=4,
+    pool=8,
+    unseen=4,
+    precision="fp32",
 )
 
 

@@ -52,7 +52,8 @@ class VAETraining:
         seed: initialisation, order of pictures and noise; unseen pictures come from seed + 1.
         pool: demo pictures drawn per preset at 32 pixels.
         unseen: pictures per set that PSNR is measured on.
-        precision: 'bf16' (autocast, on a CPU only where it has it) or 'fp32'.
+        precision: 'bf16' (autocast, on a CPU only where it has it) or 'fp32'. Only the latter
+            gives the same VAE in every run on a processor with AMX.
         device: torch device to train on.
     """
 

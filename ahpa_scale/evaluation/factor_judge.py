@@ -21,7 +21,6 @@ from ahpa_scale.data.demo.shapes import SHAPE_NAMES
 from ahpa_scale.data.demo.spec import MAX_OBJECTS
 from ahpa_scale.evaluation.classifier import Residual, to_pictures
 from ahpa_scale.evaluation.training import ShuffledBatches, fit
-from ahpa_scale.precision import inference_autocast
 
 _CELL = 2
 _HEAT_THRESHOLD = 0.4
@@ -157,15 +156,14 @@ class FactorJudge(nn.Module):
 def train_factor_judge(
     spec: DemoSpec, pictures: Rendered, *, steps: int, batch_size: int, seed: int, progress: bool
 ) -> FactorJudge:
-    """Train on rendered pictures of one spec, on a CPU in its fastest arithmetic."""
+    """Train on rendered pictures of one spec, in float32 as `train_classifier` does."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         judge = FactorJudge(spec.num_shapes)
     batches = ShuffledBatches(pictures.images_N3SS, batch_size, seed, shift=0)
 
     def loss(image_B3SS: Tensor, index_B: Tensor) -> Tensor:
-        with inference_autocast(torch.device("cpu")):
-            maps = judge(image_B3SS)
+        maps = judge(image_B3SS)
         return _loss(maps, pictures.objects.part(index_B), pictures.shape_Nhw[index_B])
 
     fit(judge, batches, loss, lr=3e-3, steps=steps, desc="factor judge", progress=progress)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from ahpa_scale.errors import UserError
 from ahpa_scale.evaluation.classifier import Classifier, to_pictures
-from ahpa_scale.precision import inference_autocast
 from ahpa_scale.progress import progress_bar
 
 _SHIFT = 2
@@ -40,9 +39,10 @@ def train_classifier(
 ) -> Classifier:
     """Train a classifier with AdamW and one learning-rate cycle.
 
-    Pictures are shifted by up to two pixels where they come round often, see `largest_shift`. On a
-    CPU the passes run in its fastest arithmetic. The result depends on the arguments alone, and
-    the caller's random state is left as it was.
+    Pictures are shifted by up to two pixels where they come round often, see `largest_shift`. The
+    passes run in float32: bfloat16 convolutions differ from run to run on processors with AMX. So
+    the result depends on the arguments alone, and on a processor of another kind it differs by
+    rounding. The caller's random state is left as it was.
 
     Args:
         images_NSS3: uint8 [N, S, S, 3].
@@ -73,8 +73,7 @@ def train_classifier(
     batches = ShuffledBatches(images_N3SS, batch_size, seed, shift)
 
     def loss(image_B3SS: Tensor, index_B: Tensor) -> Tensor:
-        with inference_autocast(torch.device("cpu")):
-            logits_BK = model.logits(image_B3SS)
+        logits_BK = model.logits(image_B3SS)
         return F.cross_entropy(logits_BK, labels[index_B], label_smoothing=_SMOOTHING)
 
     fit(model, batches, loss, lr=lr, steps=steps, desc=f"{arch} classifier", progress=progress)
