@@ -56,23 +56,36 @@ def exists(url: str | os.PathLike[str]) -> bool:
         return bool(_filesystem(url).exists(str(url)))
 
 
-def read_bytes(url: str | os.PathLike[str]) -> bytes:
+def read_bytes(url: str | os.PathLike[str], limit: int | None = None) -> bytes:
     """The whole content of a file or object.
+
+    Args:
+        url: what to read.
+        limit: bytes that it may have; no more than one above is taken into memory.
 
     Raises:
         FileNotFoundError: nothing of this name exists.
-        UserError: unknown scheme, or the scheme's package is not installed.
+        UserError: unknown scheme, the scheme's package is not installed, or above the limit.
         OSError: the store refused or could not be reached.
     """
+    most = -1 if limit is None else limit + 1
     if not is_remote(url):
-        return local_path(url).read_bytes()
-    with _clear_errors(url):
-        return bytes(_filesystem(url).cat_file(str(url)))
+        with local_path(url).open("rb") as file:
+            content = file.read(most)
+    else:
+        with _clear_errors(url):
+            if limit is None:
+                return bytes(_filesystem(url).cat_file(str(url)))
+            with _filesystem(url).open(str(url), "rb") as remote:
+                content = bytes(remote.read(most))
+    if limit is not None and len(content) > limit:
+        raise UserError(f"{url} has more than {limit} bytes, too many for what it should be")
+    return content
 
 
-def read_text(url: str | os.PathLike[str]) -> str:
-    """The content of a UTF-8 file or object; errors as `read_bytes`."""
-    return read_bytes(url).decode("utf-8")
+def read_text(url: str | os.PathLike[str], limit: int | None = None) -> str:
+    """The content of a UTF-8 file or object; arguments and errors as `read_bytes`."""
+    return read_bytes(url, limit).decode("utf-8")
 
 
 def write_bytes(url: str | os.PathLike[str], content: bytes) -> None:

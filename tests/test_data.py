@@ -203,7 +203,7 @@ def test_a_card_comes_back_and_a_strange_one_is_refused(prepared, tmp_path):
             DatasetCard.from_json(json.dumps(changed), "here.json")
         assert str(caught.value).startswith("here.json")
         assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="is not a card"):
+    with pytest.raises(ValueError, match="is not JSON"):
         DatasetCard.from_json("{", "here.json")
 
 

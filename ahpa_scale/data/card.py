@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from ahpa_scale import storage
+from pydantic import Field
+
+from ahpa_scale import storage, typed_json
 from ahpa_scale.errors import UserError
 from ahpa_scale.models.vae_config import LatentScaling
 
@@ -27,6 +29,19 @@ SHARD_HASH = "xxh64"
 PRIOR_DTYPES = ("float16", "bfloat16")
 
 
+def _one_of(words: tuple[str, ...]) -> Any:
+    return Field(pattern=f"^({'|'.join(words)})$")
+
+
+# Bounds of what a card may say: a reader takes memory by these numbers.
+_Count = Annotated[int, Field(ge=1, le=10**10)]
+_Side = Annotated[int, Field(ge=1, le=1 << 14)]
+_Text = Annotated[str, Field(max_length=4096)]
+_LevelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$", max_length=200)]
+#: It names the folder of the set's cached shards.
+_Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{16,64}$")]
+
+
 @dataclass(frozen=True)
 class VaeInfo:
     """The frozen autoencoder that a data set belongs to.
@@ -38,18 +53,22 @@ class VaeInfo:
         latent_channels: channels of the latent.
     """
 
-    path: str
-    identity: str
-    downsample: int
-    latent_channels: int
+    __pydantic_config__ = typed_json.STRICT
+
+    path: _Text
+    identity: _Text
+    downsample: _Side
+    latent_channels: _Side
 
 
 @dataclass(frozen=True)
 class LevelInfo:
     """One encoder level: its diffusers module path and its channels."""
 
-    name: str
-    channels: int
+    __pydantic_config__ = typed_json.STRICT
+
+    name: _LevelName
+    channels: _Side
 
 
 @dataclass(frozen=True)
@@ -73,20 +92,22 @@ class DatasetCard:
         version: of the package that wrote the set.
     """
 
-    kind: str
-    num_samples: int
-    classes: tuple[str, ...]
-    image_size: int
-    latent_shape: tuple[int, int, int]
-    grid: int
+    __pydantic_config__ = typed_json.STRICT
+
+    kind: Annotated[str, _one_of(KINDS)]
+    num_samples: _Count
+    classes: Annotated[tuple[_Text, ...], Field(min_length=1, max_length=10**6)]
+    image_size: _Side
+    latent_shape: tuple[_Side, _Side, _Side]
+    grid: _Side
     vae: VaeInfo
     scaling: LatentScaling
-    levels: tuple[LevelInfo, ...]
-    prior_dtype: str
-    external_channels: int | None
-    source: str
-    fingerprint: str
-    version: str
+    levels: Annotated[tuple[LevelInfo, ...], Field(max_length=64)]
+    prior_dtype: Annotated[str, _one_of(PRIOR_DTYPES)]
+    external_channels: _Side | None
+    source: _Text
+    fingerprint: _Digest
+    version: _Text
 
     @property
     def num_classes(self) -> int:
@@ -103,20 +124,19 @@ class DatasetCard:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, where: str = CARD_NAME) -> DatasetCard:
+    def from_json(cls, text: str | bytes, where: str = CARD_NAME) -> DatasetCard:
         """Read a card's text.
 
         Raises:
             UserError: not JSON, another format, or a key or value that does not fit.
         """
-        try:
-            content = json.loads(text)
-            if not isinstance(content, dict):
-                raise TypeError("it is not a JSON object")
-            _check_format(content.pop("format", None), where)
-            return cls(**_typed(content))
-        except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{where} is not a card of a data set: {error}") from error
+        content = typed_json.parse(text, where)
+        if not isinstance(content, dict):
+            raise UserError(f"{where} is not a card of a data set: it is not a JSON object")
+        _check_format(content.pop("format", None), where)
+        card = typed_json.fit(cls, content, f"{where} is not a card of a data set")
+        _check_sense(card, where)
+        return card
 
 
 def read_card(url: str | os.PathLike[str]) -> DatasetCard:
@@ -127,7 +147,7 @@ def read_card(url: str | os.PathLike[str]) -> DatasetCard:
     """
     where = storage.join(url, CARD_NAME)
     try:
-        text = storage.read_text(where)
+        text = storage.read_bytes(where, typed_json.LIMIT)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(_missing(str(url))) from error
     return DatasetCard.from_json(text, where)
@@ -179,18 +199,19 @@ def _check_format(found: Any, where: str) -> None:
         )
 
 
-def _typed(content: dict[str, Any]) -> dict[str, Any]:
-    """JSON values as the dataclass wants them."""
-    if content["kind"] not in KINDS or content["prior_dtype"] not in PRIOR_DTYPES:
-        raise TypeError("its `kind` or `prior_dtype` is unknown")
-    scaling = content["scaling"]
-    return {
-        **content,
-        "classes": tuple(content["classes"]),
-        "latent_shape": tuple(content["latent_shape"]),
-        "vae": VaeInfo(**content["vae"]),
-        "scaling": LatentScaling(
-            kind=scaling["kind"], shift=tuple(scaling["shift"]), scale=tuple(scaling["scale"])
-        ),
-        "levels": tuple(LevelInfo(**level) for level in content["levels"]),
-    }
+def _check_sense(card: DatasetCard, where: str) -> None:
+    """Refuses numbers that contradict each other."""
+    channels, height, width = card.latent_shape
+    side = card.image_size // card.vae.downsample
+    names = [level.name for level in card.levels]
+    problem = None
+    if (height, width) != (side, side):
+        problem = f"pictures of {card.image_size} have no latent of {height}x{width}"
+    elif card.grid > side:
+        problem = f"grid {card.grid} is finer than the latent of {side}x{side}"
+    elif not channels == card.vae.latent_channels == len(card.scaling.shift):
+        problem = "latent_shape, vae and scaling differ in the latent's channels"
+    elif len(set(names)) != len(names) or "external" in names:
+        problem = "a level comes twice, or is called external"
+    if problem is not None:
+        raise UserError(f"{where} is not a card of a data set: {problem}")

@@ -15,10 +15,11 @@ from typing import Any
 
 import safetensors.torch as safetensors
 
-from ahpa_scale import storage
+from ahpa_scale import storage, typed_json
 from ahpa_scale.data.card import CARD_NAME, DatasetCard, read_card
 from ahpa_scale.data.encode import BatchEncoder
-from ahpa_scale.data.prepare import INDEX_NAME, check_device, finish, plan, write_shards
+from ahpa_scale.data.index import INDEX_NAME, parse_index
+from ahpa_scale.data.prepare import check_device, finish, plan, write_shards
 from ahpa_scale.data.settings import Part, PrepareSettings
 from ahpa_scale.data.sources import Picture, Source
 from ahpa_scale.errors import UserError
@@ -26,6 +27,8 @@ from ahpa_scale.models.vae import FrozenVAE
 
 PART_NAME = "part.json"
 _STATISTICS = "statistics.safetensors"
+#: Bytes of `part.json`.
+_PART_LIMIT = 1 << 16
 
 
 class _Share:
@@ -109,7 +112,8 @@ def _made(out: str, part: Part, identity: str) -> bool:
     where = storage.join(out, part.folder, PART_NAME)
     if not storage.exists(where):
         return False
-    if json.loads(storage.read_text(where)) != {"identity": identity}:
+    told = typed_json.parse(storage.read_bytes(where, _PART_LIMIT), where, _PART_LIMIT)
+    if told != {"identity": identity}:
         raise UserError(
             f"{where} belongs to a preparation with other options, pictures or VAE: "
             "remove its folder, or choose another out"
@@ -151,10 +155,10 @@ def _merge(
     for part in parts:
         folder = storage.join(settings.out, part.folder)
         encoder.merge_state(safetensors.load(storage.read_bytes(storage.join(folder, _STATISTICS))))
-        index = json.loads(storage.read_text(storage.join(folder, INDEX_NAME)))
-        for shard in index["shards"]:
+        where = storage.join(folder, INDEX_NAME)
+        for shard in parse_index(storage.read_bytes(where), where).model_dump()["shards"]:
             shard["raw_data"]["basename"] = f"{part.folder}/{shard['raw_data']['basename']}"
             shards.append(shard)
-    whole = json.dumps({"version": index["version"], "shards": shards}, sort_keys=True)
+    whole = json.dumps({"version": 2, "shards": shards}, sort_keys=True)
     storage.write_text(storage.join(settings.out, INDEX_NAME), whole)
     return finish(settings.out, card, encoder)

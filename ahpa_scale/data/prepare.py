@@ -6,8 +6,6 @@ Shapes: B batch, H W picture sides, C channels, g the token grid's side.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -34,14 +32,13 @@ from ahpa_scale.data.card import (
     write_card,
 )
 from ahpa_scale.data.encode import BatchEncoder
+from ahpa_scale.data.index import INDEX_NAME, index_digest, parse_index
 from ahpa_scale.data.settings import DEMO, PrepareSettings
 from ahpa_scale.data.sources import DemoSource, FolderSource, Picture, Source
 from ahpa_scale.errors import UserError
 from ahpa_scale.models.vae import FrozenVAE
 from ahpa_scale.models.vae_config import LatentScaling
 from ahpa_scale.progress import progress_bar
-
-INDEX_NAME = "index.json"
 
 
 def prepare(source: str | ArraySource, out: str, **options: Any) -> DatasetCard:
@@ -260,12 +257,13 @@ def finish(out: str, card: DatasetCard, encoder: BatchEncoder) -> DatasetCard:
     if statistics:
         storage.write_bytes(storage.join(out, PRIOR_STATISTICS), safetensors.save(statistics))
     index = storage.read_bytes(storage.join(out, INDEX_NAME))
-    fingerprint = hashlib.sha256(index).hexdigest()[:16]
-    card = replace(card, scaling=encoder.scaling(), fingerprint=fingerprint)
+    card = replace(card, scaling=encoder.scaling(), fingerprint=index_digest(index))
     write_card(out, card)
     return card
 
 
 def _shard_names(out: str) -> set[str]:
-    index = json.loads(storage.read_text(storage.join(out, INDEX_NAME)))
-    return {shard["raw_data"]["basename"] for shard in index["shards"]}
+    where = storage.join(out, INDEX_NAME)
+    return {
+        shard.raw_data.basename for shard in parse_index(storage.read_bytes(where), where).shards
+    }

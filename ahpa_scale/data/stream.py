@@ -22,6 +22,7 @@ from ahpa_scale import storage
 from ahpa_scale.data import codec
 from ahpa_scale.data.card import SHARD_HASH, DatasetCard, read_card
 from ahpa_scale.data.host_lock import alone_on_host
+from ahpa_scale.data.index import settle_index
 from ahpa_scale.errors import UserError
 
 _living: WeakSet[LatentStream] = WeakSet()
@@ -218,10 +219,12 @@ def build_loader(
     card = read_card(remote)
     if clean_stale:
         _clean_stale()
+    places = _places(remote, local, card)
+    settle_index(remote, card, None if places["remote"] is None else places["local"])
     data = _open_stream(
         card,
         levels,
-        **_places(remote, local, card),
+        **places,
         batch_size=batch_size,
         shuffle=shuffle,
         shuffle_seed=seed,
