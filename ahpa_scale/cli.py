@@ -224,6 +224,7 @@ def launch(
     ] = False,
 ) -> None:
     """Start this node's ranks as the scheduler's variables say."""
+    from ahpa_scale.config.folders import check_folders
     from ahpa_scale.launch import command, environment, flags
 
     given = (nnodes, node_rank, master_addr, master_port)
@@ -235,6 +236,7 @@ def launch(
     config = command.check_run(placement, script, words)
     chosen = command.command_for(placement, script, words)
     if not dry_run:
+        check_folders(config)
         console.set_up(config.logging.format, rank=placement.rank, node=placement.node_rank)
     console.say(f"{placement.source}: {chosen}", stream=sys.stdout)
     if dry_run:

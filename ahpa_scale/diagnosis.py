@@ -32,6 +32,7 @@ from ahpa_scale.evaluation.recoverability import RecoverabilityMap, recoverabili
 from ahpa_scale.models.generator import DiffusionGenerator
 from ahpa_scale.models.prior_sources import self_block
 from ahpa_scale.models.vae import FrozenVAE
+from ahpa_scale.writable import try_to_write
 
 NAMES = ("recoverability.json", "recoverability.png")
 _BATCH = 64
@@ -42,8 +43,10 @@ def diagnose(wanted: Diagnosis, out: str) -> RecoverabilityMap:
 
     Raises:
         UserError: checkpoint, configuration, data set, levels or device that do not fit.
+        OSError: `out` can't be written to.
     """
     check_device(wanted.device)
+    try_to_write(out)
     config, place = find_run(wanted.checkpoint, wanted.config)
     card = read_card(wanted.data)
     check_data(unaligned(config, card), card)

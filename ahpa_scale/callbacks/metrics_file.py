@@ -11,7 +11,7 @@ import math
 import numbers
 import os
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from composer.core import Event, State
@@ -25,6 +25,7 @@ from ahpa_scale.callbacks.common import (
     router_summary,
     writes_files,
 )
+from ahpa_scale.log_files import append_line, going_on_without
 
 LOSS_KEYS = ("loss/train/total", "loss/train/flow", "loss/train/alignment")
 # Clocks have keys of their own in a row, and so does the router, as one record.
@@ -38,7 +39,8 @@ class MetricsFile(LoggerDestination):
     training, the ``lr`` and the losses of the batch (null where there is none), the newest value of
     anything else logged since the last row and, every ``router_interval``, ``router`` (the summary
     of the alignment: levels, weight_GT, loss_GT, count_T). Numbers that are not finite are null and
-    named in ``nonfinite``. Rows of later batches are removed when training starts or resumes.
+    named in ``nonfinite``. Rows of later batches are removed when training starts or resumes. A
+    disk that takes no row costs that row, which is said once.
 
     Args:
         output_dir: local folder.
@@ -56,7 +58,7 @@ class MetricsFile(LoggerDestination):
         self.evaluation_path = Path(output_dir) / EVALUATION_FILE
         self.row_due = Every(interval)
         self.router_due = Every(router_interval, "router_interval")
-        self._file: IO[bytes] | None = None
+        self._writing = False
         self._values: dict[str, Any] = {}
         self._router: dict[str, Any] | None = None
         self._evaluation: dict[str, Any] | None = None
@@ -70,7 +72,7 @@ class MetricsFile(LoggerDestination):
 
     def run_event(self, event: Event, state: State, logger: Logger) -> None:
         """Write at the end of a batch or epoch, then as any callback."""
-        if self._file is not None:
+        if self._writing:
             if self.router_due(event, state):
                 self._router = router_summary(state.model)
             if self.row_due(event, state):
@@ -83,11 +85,13 @@ class MetricsFile(LoggerDestination):
         if not writes_files():
             return
         batch = state.timestamp.batch.value
-        drop_rows_after(self.path, batch)
-        drop_rows_after(self.evaluation_path, batch)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._shut()
-        self._file = self.path.open("ab")
+        for path in (self.path, self.evaluation_path):
+            with going_on_without(path):
+                drop_rows_after(path, batch)
+        with going_on_without(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch()
+        self._writing = True
 
     def batch_start(self, state: State, logger: Logger) -> None:
         del logger
@@ -104,28 +108,19 @@ class MetricsFile(LoggerDestination):
         del logger
         values, self._evaluation = self._evaluation or {}, None
         if values and writes_files():
-            self.evaluation_path.parent.mkdir(parents=True, exist_ok=True)
-            with self.evaluation_path.open("ab") as file:
-                file.write(encode_row(_clock(state) | values))
+            append_line(self.evaluation_path, encode_row(_clock(state) | values))
 
     def close(self, state: State, logger: Logger) -> None:
         del state, logger
-        self._shut()
+        self._writing = False
 
     def _write_row(self, state: State) -> None:
-        assert self._file is not None
         row = _clock(state) | {"lr": self._lr} | dict.fromkeys(LOSS_KEYS) | self._values
         if self._router is not None:
             row["router"] = self._router
-        self._file.write(encode_row(row))
-        self._file.flush()  # a killed process loses no finished row
+        append_line(self.path, encode_row(row))
         self._values.clear()
         self._router = None
-
-    def _shut(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
 
 def _clock(state: State) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from matplotlib.ticker import MaxNLocator
 from ahpa_scale import storage
 from ahpa_scale.algorithms.timing import Every
 from ahpa_scale.callbacks.common import ROUTER_FILE, router_summary, writes_files
+from ahpa_scale.log_files import going_on_without
 
 # Okabe and Ito's colours, which stay apart in the common kinds of colour blindness; the markers
 # tell lines apart without any colour.
@@ -55,7 +56,8 @@ class RouterFigure(Callback):
         if summary is None:
             return
         self._record(state.timestamp.batch.value, summary)
-        save_figure(draw_router(summary, self.history), self.path)
+        with going_on_without(self.path):
+            save_figure(draw_router(summary, self.history), self.path)
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history}

@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Composer's TensorBoard logger that goes on with a run's curves where its checkpoint was taken."""
+"""Composer's TensorBoard logger that goes on with a run's curves where its checkpoint was taken. A
+disk that takes nothing ends the curves, not the run.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from composer.loggers import TensorboardLogger
+from composer.core import Event, State
+from composer.loggers import Logger, TensorboardLogger
 from composer.utils import dist
+
+from ahpa_scale.log_files import going_on_without
 
 
 class TensorBoard(TensorboardLogger):
@@ -21,6 +28,34 @@ class TensorBoard(TensorboardLogger):
     def __init__(self, log_dir: str | os.PathLike[str], purge_step: int | None = None) -> None:
         super().__init__(log_dir=str(log_dir))
         self.purge_step = purge_step
+        self._failed = False
+
+    def run_event(self, event: Event, state: State, logger: Logger) -> None:
+        """As any callback, while the disk takes it."""
+        self._try(super().run_event, event, state, logger)
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """As Composer's, while the disk takes it."""
+        self._try(super().log_metrics, metrics, step)
+
+    def log_images(self, *arguments: Any, **options: Any) -> None:
+        """As Composer's, while the disk takes it."""
+        self._try(super().log_images, *arguments, **options)
+
+    def close(self, state: State, logger: Logger) -> None:
+        """As Composer's, while the disk takes it."""
+        self._try(super().close, state, logger)
+
+    def _try(self, act: Callable[..., None], *arguments: Any, **options: Any) -> None:
+        if self._failed:  # a writer of TensorBoard's that has failed once fails for good
+            return
+        assert self.log_dir is not None
+        with going_on_without(Path(self.log_dir)):
+            try:
+                act(*arguments, **options)
+            except OSError:
+                self._failed = True
+                raise
 
     def _initialize_summary_writer(self) -> None:
         # Composer 0.32.1 has no argument for it.

@@ -45,13 +45,27 @@ def read_data_card(config: Config) -> DatasetCard:
     key = "data.local" if config.data.remote is None else "data.remote"
     url = config.data.remote or config.data.local
     assert url is not None, "check_static demands data.local"
-    for place, text in ((key, url), ("checkpoint.save_folder", config.checkpoint.save_folder)):
-        if text is not None and PLACEHOLDER in text:
-            raise _error(config, place, f"put your own bucket in place of {PLACEHOLDER} in {text}")
+    check_placeholders(config)
     try:
         return read_card(url)
     except ValueError as error:
         raise _error(config, key, str(error)) from None
+
+
+def check_placeholders(config: Config) -> None:
+    """Refuse the names of places that only the user knows.
+
+    Raises:
+        ConfigError: one still stands there.
+    """
+    places = {
+        "data.local": config.data.local,
+        "data.remote": config.data.remote,
+        "checkpoint.save_folder": config.checkpoint.save_folder,
+    }
+    for key, place in places.items():
+        if place is not None and PLACEHOLDER in place:
+            raise _error(config, key, f"put your own bucket in place of {PLACEHOLDER} in {place}")
 
 
 def check_data(config: Config, card: DatasetCard) -> None:

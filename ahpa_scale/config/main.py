@@ -16,10 +16,12 @@ from ahpa_scale.checkpoint.find import holds_checkpoints
 from ahpa_scale.config.card import check_data, read_data_card
 from ahpa_scale.config.checks import config_error
 from ahpa_scale.config.errors import exit_on_user_error, leave, speaks_for_all_ranks
+from ahpa_scale.config.folders import check_folders
 from ahpa_scale.config.load import load_config, to_yaml
 from ahpa_scale.config.schema import Config, parse_duration
 from ahpa_scale.config.serve import serve_metrics, set_up_console
 from ahpa_scale.config.watch import watch_ranks
+from ahpa_scale.log_files import going_on_without
 from ahpa_scale.requests import Requests, listening
 from ahpa_scale.stops import NOT_SAVED, PREEMPTED, ROLL_BACK, STOPPED, RunStoppedError
 from ahpa_scale.watch import Pulse
@@ -46,6 +48,8 @@ def main(argv: Sequence[str]) -> None:
         with exit_on_user_error():
             config = load_config(argv)
             set_up_console(config)
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                check_folders(config)
             card = read_data_card(config)
             check_data(config, card)
             check_output(config)
@@ -68,7 +72,9 @@ def main(argv: Sequence[str]) -> None:
                 board=board,
             )
         if speaks_for_all_ranks():
-            storage.write_text(Path(config.output_dir) / RESOLVED, to_yaml(config))
+            resolved = Path(config.output_dir) / RESOLVED
+            with going_on_without(resolved):
+                storage.write_text(resolved, to_yaml(config))
         end: tuple[str, int] | None = None
         try:
             if _finished(trainer):

@@ -29,6 +29,7 @@ from ahpa_scale.evaluate.measure import Subject, pictures_of
 from ahpa_scale.evaluate.rows import Row, Rows, Settings, checkpoint_digest, settings_digest
 from ahpa_scale.evaluation.curves import draw_evaluation
 from ahpa_scale.evaluation.fidelity import Folder, Inception, RealPictures, read_statistics
+from ahpa_scale.writable import try_to_write
 
 FIGURE, SAMPLES = "evaluation.png", "samples"
 Say = Callable[[str], None]
@@ -90,8 +91,7 @@ def _first_look(wanted: Evaluation, tell: Say) -> tuple[DatasetCard, Rows]:
         raise UserError(f"--follow: {url} is a checkpoint itself: name the folder that holds it")
     if not found:
         tell(f"waiting for the first checkpoint at {url}")
-    if not storage.is_remote(wanted.out):
-        storage.local_path(wanted.out).mkdir(parents=True, exist_ok=True)
+    try_to_write(wanted.out)
     return card, Rows(wanted.out)
 
 

@@ -17,6 +17,7 @@ from composer.core import State
 from composer.utils import dist
 
 from ahpa_scale import storage
+from ahpa_scale.log_files import append_line
 
 GUARD_FILE = "guard.jsonl"
 ROLLBACKS_FILE = "rollbacks.json"
@@ -34,7 +35,7 @@ class Journal:
         self.path = None if output_dir is None else Path(output_dir) / GUARD_FILE
 
     def note(self, text: str, record: dict[str, Any]) -> None:
-        """One line in each; whole on disk before it returns."""
+        """One line in each; whole on disk before it returns, where the disk takes it."""
         if dist.get_global_rank() != 0:
             return
         told: dict[str, object] = {
@@ -43,11 +44,8 @@ class Journal:
         _log.warning("guard: %s", text, extra=told)
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps({"time": round(time.time(), 3), **record}, allow_nan=False)
-        with self.path.open("a") as file:
-            file.write(line + "\n")
-            file.flush()
+        append_line(self.path, f"{line}\n".encode())
 
 
 def may_roll_back(state: State, save_folder: str, most: int) -> bool:
