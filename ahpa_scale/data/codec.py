@@ -67,8 +67,16 @@ def encode_prior(map_BCgg: Tensor, name: str, dtype: str) -> NDArray[Any]:
 
 
 def decode(column: str, value: Any, prior_dtype: str) -> Tensor:
-    """One stored value as a writable tensor: uint8 picture [3, S, S] or array [C, H, W]."""
+    """One stored value as a writable tensor: uint8 picture [3, S, S] or array [C, H, W].
+
+    Raises:
+        UserError: a stored picture is no PNG.
+    """
     if isinstance(value, Image.Image):
+        # The streaming library opens whatever it finds, and another format's decoder may run
+        # programs; nothing is decoded before `convert`.
+        if value.format != "PNG":
+            raise UserError(f"column {column} holds a picture in {value.format}, and not in PNG")
         return torch.from_numpy(np.array(value.convert("RGB"))).permute(2, 0, 1).contiguous()
     # Columns of picture data sets come as read-only arrays; torch wants memory it may write to.
     array = torch.from_numpy(value if value.flags.writeable else np.array(value))

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ahpa_scale.data.pictures.files import open_regular
 from ahpa_scale.errors import UserError
 
 # What numpy raises on damaged files, depending on where the damage is.
@@ -29,7 +30,8 @@ def read_features(path: Path, grid: int) -> NDArray[np.float32]:
         UserError: missing, not a plain float array, or not on this grid.
     """
     try:
-        content = io.BytesIO(path.read_bytes())
+        with open_regular(path) as file:
+            content = io.BytesIO(file.read())
         with _PARSING:
             found = np.load(content, allow_pickle=False)
     except FileNotFoundError as error:

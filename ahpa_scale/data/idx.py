@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ahpa_scale import storage
+from ahpa_scale.data.pictures.files import open_regular
 from ahpa_scale.errors import UserError
 
 NAMES = {
@@ -100,7 +101,10 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         UserError: damaged, or no idx file of bytes.
     """
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with open_regular(path) as file:
+            content = file.read()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"cannot read {path}: {error}") from error
     # Two zero bytes, type 8 (unsigned byte), number of axes; then a big-endian uint32 per axis.

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -18,17 +16,16 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ahpa_scale.data import demo
 from ahpa_scale.data.demo import DemoSpec
 from ahpa_scale.data.features import read_features
+from ahpa_scale.data.pictures.crop import center_crop
+from ahpa_scale.data.pictures.decode import SUFFIXES, open_image, read_square
 from ahpa_scale.data.settings import DEMO
 from ahpa_scale.errors import UserError
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-# What Pillow raises on damaged files, depending on format and on where the damage is.
-BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error)
+__all__ = ["DemoSource", "FolderSource", "Picture", "Source", "center_crop", "open_image"]
 
 
 @dataclass(frozen=True)
@@ -60,44 +57,6 @@ class Source(Protocol):
     def read(self, position: int) -> Picture:
         """The picture at this position."""
         ...
-
-
-def open_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Read a picture as RGB: grey, palette and 16-bit grey are converted, what is transparent is
-    laid on white.
-
-    Raises:
-        UserError: the file is no picture or is damaged; the line names it.
-    """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            if image.mode.startswith("I"):
-                # Pillow would clip 16-bit grey at 255 rather than scale it.
-                image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
-            if image.has_transparency_data:
-                # Below full transparency editors leave streaks of colour that nobody is to see.
-                white = Image.new("RGBA", image.size, "white")
-                image = Image.alpha_composite(white, image.convert("RGBA"))
-            return image.convert("RGB")
-    except (*BROKEN, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read the picture {os.fspath(path)}: {error}") from error
-
-
-def center_crop(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """Scale the short side to `size` and cut out the middle square, as uint8 [size, size, 3].
-
-    The convention of ADM (Dhariwal & Nichol 2021, arXiv 2105.05233, guided-diffusion's image
-    data set): halve with a box filter while the short side stays at least twice the target, then
-    one bicubic step, then the central crop. Its published ImageNet statistics assume it.
-    """
-    while min(image.size) >= 2 * size:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    factor = size / min(image.size)
-    scaled = (round(image.width * factor), round(image.height * factor))
-    image = image.resize(scaled, Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return np.array(image.crop((left, top, left + size, top + size)))
 
 
 class FolderSource:
@@ -147,7 +106,7 @@ class FolderSource:
     def read(self, position: int) -> Picture:
         """Read and crop one picture, and its features where asked for."""
         name, label = self._files[position]
-        image_HWC = center_crop(open_image(self.root / name), self._size)
+        image_HWC = read_square(self.root, name, self._size)
         external_Cgg = self._external(name) if self._features is not None else None
         return Picture(name, image_HWC, label, external_Cgg)
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ahpa_scale import storage
-from ahpa_scale.data.sources import SUFFIXES, center_crop, open_image
+from ahpa_scale.data.pictures.decode import SUFFIXES, read_square
 from ahpa_scale.errors import UserError
 from ahpa_scale.progress import progress_bar
 
@@ -191,7 +191,7 @@ class Folder:
         with progress_bar(total=len(self), unit="picture", desc=desc, shown=shown) as bar:
             for first in range(0, len(self), batch_size):
                 names = self._names[first : first + batch_size]
-                images = [center_crop(open_image(self._root / name), self._size) for name in names]
+                images = [read_square(self._root, name, self._size) for name in names]
                 yield torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
                 bar.update(len(names))
 

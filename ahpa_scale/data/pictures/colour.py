@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Any mode that Pillow reads a picture in -> RGB on white.
+
+Shapes: H W the picture's sides.
+"""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile
+
+#: Pixels that are converted at a time, so that a large picture has no second copy in RGBA.
+_AT_A_TIME = 1 << 22
+#: What Pillow multiplies a grey of a PNG by that has fewer than eight bits, but not its tRNS.
+_SPREAD = {"1": 255, "L;2": 85, "L;4": 17}
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """As RGB: 16-bit grey is scaled down, and what is transparent is laid on white."""
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    rows = max(1, _AT_A_TIME // image.width)
+    if image.height <= rows:
+        return _converted(image)
+    whole = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        whole.paste(_converted(image.crop(box)), box)
+    return whole
+
+
+def _converted(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # Pillow would clip 16-bit grey at 255 rather than scale it, and drop its tRNS.
+        grey_HW = np.asarray(image)
+        white_HW = (grey_HW // 256).clip(0, 255).astype(np.uint8)
+        if "transparency" in image.info:
+            white_HW[grey_HW == image.info["transparency"]] = 255
+        return Image.fromarray(white_HW).convert("RGB")
+    if image.has_transparency_data:
+        # Below full transparency editors leave streaks of colour that nobody is to see.
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def load_png(image: ImageFile.ImageFile, file: BinaryIO) -> None:
+    """Load a PNG so that the one colour that its tRNS calls transparent is found in its pixels.
+
+    Pillow keeps that colour in the file's own depth and the pixels in eight bits.
+
+    Args:
+        image: opened, not yet loaded.
+        file: what it was opened from.
+    """
+    colour = image.info.get("transparency")
+    rawmode = image.tile[0].args if image.tile else None
+    if colour is None or rawmode not in (*_SPREAD, "RGB;16B"):
+        image.load()
+        return
+    if isinstance(colour, int):
+        image.info["transparency"] = colour * _SPREAD[str(rawmode)]
+        image.load()
+        return
+    image.load()
+    del image.info["transparency"]
+    _whiten(image, colour, _low_bytes(file))
+
+
+def _low_bytes(file: BinaryIO) -> Image.Image:
+    """The lower half of each 16-bit colour, which Pillow leaves out."""
+    file.seek(0)
+    low = Image.open(file, formats=("PNG",))
+    low.tile = [low.tile[0]._replace(args="RGB;16L")]
+    low.load()
+    return low
+
+
+def _whiten(image: Image.Image, colour: tuple[int, int, int], low: Image.Image) -> None:
+    """Paints white what has this 16-bit colour."""
+    rows = max(1, _AT_A_TIME // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        same_HW: NDArray[np.bool_] = np.ones((box[3] - top, image.width), bool)
+        for channel, value in enumerate(colour):
+            high_HW, low_HW = (
+                np.asarray(half.crop(box).getchannel(channel)) for half in (image, low)
+            )
+            same_HW &= (high_HW == value >> 8) & (low_HW == value & 255)
+        image.paste("white", box, Image.fromarray(same_HW))
