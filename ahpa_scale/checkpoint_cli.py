@@ -21,6 +21,7 @@ from ahpa_scale.checkpoint import content, table
 from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.find import Found, some_checkpoints_at
 from ahpa_scale.checkpoint.retention import Retention, remove_checkpoint
+from ahpa_scale.config import options
 from ahpa_scale.errors import UserError
 from ahpa_scale.progress import progress_bar
 
@@ -32,7 +33,11 @@ app = typer.Typer(
 )
 
 Url = Annotated[
-    str, typer.Argument(help="A run's save_folder or one checkpoint: local path, s3://, gs:// ...")
+    str,
+    typer.Argument(
+        help="A run's save_folder or one checkpoint: local path, s3://, gs:// ...",
+        callback=options.ANY,
+    ),
 ]
 Progress = Annotated[bool, typer.Option(help="Show rate and time left of long work.")]
 
@@ -96,14 +101,15 @@ def verify(url: Url, progress: Progress = True) -> None:
 @app.command()
 def pull(
     url: Url,
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="New local folder.")],
+    folder: Annotated[
+        str, typer.Argument(metavar="DIR", help="New local folder.", callback=options.LOCAL)
+    ],
     progress: Progress = True,
 ) -> None:
     """Copy a checkpoint, or the newest whole one of a folder, to a local folder, verified.
 
     The folder appears whole or not at all; one that holds something already is refused.
     """
-    _only_local(folder, "pull copies to")
     found = some_checkpoints_at(url)
     with (
         storage.atomic_folder(folder) as room,
@@ -117,7 +123,7 @@ def pull(
 
 @app.command()
 def prune(
-    url: Annotated[str, typer.Argument(help="A run's save_folder.")],
+    url: Annotated[str, typer.Argument(help="A run's save_folder.", callback=options.ANY)],
     keep: Annotated[int, typer.Option(help="The newest so many stay.")],
     every: Annotated[
         Optional[str],  # noqa: UP045
@@ -176,7 +182,12 @@ def prune(
 @app.command()
 def export(
     url: Url,
-    out: Annotated[str, typer.Argument(metavar="OUT.safetensors", help="Local file to write.")],
+    out: Annotated[
+        str,
+        typer.Argument(
+            metavar="OUT.safetensors", help="Local file to write.", callback=options.LOCAL
+        ),
+    ],
     kind: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="'ema' or 'model' (default: the averages where there are any)."),
@@ -189,7 +200,6 @@ def export(
     The names are the official DiT's and SiT's; what is attached for alignment is left out. Every
     byte is verified first.
     """
-    _only_local(out, "export writes to")
     chosen_kind = _weights_kind(kind)
     target = storage.local_path(out)
     if target.suffix != ".safetensors":
@@ -244,11 +254,6 @@ def _moving(
             bar.update(done // mega - bar.n)
 
         yield moved, bar.write
-
-
-def _only_local(place: str, what: str) -> None:
-    if storage.is_remote(place):
-        raise UserError(f"{what} a local disk, not to {place}")
 
 
 def _batches(text: str) -> int:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from ahpa_scale import checkpoint_cli, console, pictures_cli
+from ahpa_scale.config import options
 from ahpa_scale.errors import UserError
 from ahpa_scale.evaluate import cli as evaluate_cli
 from ahpa_scale.unreachable import TRY_AGAIN, UnreachableError
@@ -32,9 +33,17 @@ Limit = Annotated[Optional[int], typer.Option(help="At most this many pictures."
 
 @app.command()
 def prepare(
-    source: Annotated[str, typer.Argument(help="Folder of class sub-folders, or 'demo'.")],
-    out: Annotated[str, typer.Option(help="Local folder, s3:// or gs:// URL to write.")],
-    vae: Annotated[str, typer.Option(help="Diffusers folder, hub id, or 'demo'.")] = "demo",
+    source: Annotated[
+        str,
+        typer.Argument(help="Folder of class sub-folders, or 'demo'.", callback=options.LOCAL),
+    ],
+    out: Annotated[
+        str,
+        typer.Option(help="Local folder, s3:// or gs:// URL to write.", callback=options.ANY),
+    ],
+    vae: Annotated[
+        str, typer.Option(help="Diffusers folder, hub id, or 'demo'.", callback=options.VAE)
+    ] = "demo",
     size: Annotated[int, typer.Option(help="Side of the cropped pictures, in pixels.")] = 256,
     grid: Annotated[
         Optional[int],  # noqa: UP045
@@ -53,7 +62,10 @@ def prepare(
     prior_dtype: Annotated[str, typer.Option(help="'float16' or 'bfloat16'.")] = "float16",
     features: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Folder of .npy features of another encoder; 'oracle' for the demo."),
+        typer.Option(
+            help="Folder of .npy features of another encoder; 'oracle' for the demo.",
+            callback=options.LOCAL,
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures per encoder call.")] = 64,
     limit: Limit = None,
@@ -89,23 +101,23 @@ def prepare(
     progress: Progress = True,
 ) -> None:
     """Encode pictures once into shards of latents and encoder levels."""
-    options = dict(locals())
-    options["vae_path"] = options.pop("vae")
-    options["levels"] = tuple(options.pop("level") or ()) or None
-    count, index = options.pop("parts"), options.pop("part")
+    given = dict(locals())
+    given["vae_path"] = given.pop("vae")
+    given["levels"] = tuple(given.pop("level") or ()) or None
+    count, index = given.pop("parts"), given.pop("part")
     from ahpa_scale.data.settings import PrepareSettings, chosen_part
 
     # Wrong options are refused before the slow imports.
-    PrepareSettings(**options)
+    PrepareSettings(**given)
     chosen = chosen_part(index, count)
     if chosen is None:
         from ahpa_scale.data.prepare import prepare as prepare_all
 
-        card = prepare_all(**options)
+        card = prepare_all(**given)
     else:
         from ahpa_scale.data.parts import prepare_part
 
-        found = prepare_part(part=chosen, **options)
+        found = prepare_part(part=chosen, **given)
         if found is None:
             typer.echo(f"{out}: part {chosen.index} of {chosen.count} is there; others are missing")
             return
@@ -120,13 +132,27 @@ def prepare(
 @app.command()
 def diagnose(
     checkpoint: Annotated[
-        str, typer.Argument(help="A run's checkpoint or output folder, or a DiT's safetensors.")
+        str,
+        typer.Argument(
+            help="A run's checkpoint or output folder, or a DiT's safetensors.",
+            callback=options.ANY,
+        ),
     ],
-    data: Annotated[str, typer.Option(help="Prepared data set: local folder, s3:// or gs:// URL.")],
-    out: Annotated[str, typer.Option(help="Folder for the map and its figure.")] = "recoverability",
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Prepared data set: local folder, s3:// or gs:// URL.", callback=options.DATA
+        ),
+    ],
+    out: Annotated[
+        str, typer.Option(help="Folder for the map and its figure.", callback=options.ANY)
+    ] = "recoverability",
     config: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="The run's config.yaml (default: beside the checkpoint or above it)."),
+        typer.Option(
+            help="The run's config.yaml (default: beside the checkpoint or above it).",
+            callback=options.LOCAL,
+        ),
     ] = None,
     levels: Annotated[
         Optional[str],  # noqa: UP045
@@ -158,8 +184,11 @@ def diagnose(
 
 @app.command("train-vae")
 def train_vae(
-    out: Annotated[str, typer.Option(help="Diffusers folder to write.")],
-    source: Annotated[str, typer.Argument(help="Folder of class sub-folders, or 'demo'.")] = "demo",
+    out: Annotated[str, typer.Option(help="Diffusers folder to write.", callback=options.LOCAL)],
+    source: Annotated[
+        str,
+        typer.Argument(help="Folder of class sub-folders, or 'demo'.", callback=options.LOCAL),
+    ] = "demo",
     size: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(help="Folders only: side of the cropped pictures, in pixels."),
@@ -203,7 +232,9 @@ def train_vae(
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def launch(
-    script: Annotated[str, typer.Argument(help="The training script, train.py.")],
+    script: Annotated[
+        str, typer.Argument(help="The training script, train.py.", callback=options.LOCAL)
+    ],
     arguments: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Argument(help="Its arguments: a YAML file, then any number of key=value."),

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from ahpa_scale.config import options
+
 if TYPE_CHECKING:
     from ahpa_scale.data.demo import DemoPicture
 
@@ -16,8 +18,13 @@ SHEET = 64  # pictures on a contact sheet
 
 
 def unpack_idx(
-    folder: Annotated[str, typer.Argument(help="Folder of the four idx files, gzipped or not.")],
-    out: Annotated[str, typer.Option(help="Image folder to make.")],
+    folder: Annotated[
+        str,
+        typer.Argument(
+            help="Folder of the four idx files, gzipped or not.", callback=options.LOCAL
+        ),
+    ],
+    out: Annotated[str, typer.Option(help="Image folder to make.", callback=options.LOCAL)],
     names: Annotated[str, typer.Option(help="Class names: 'fashion' or 'digits'.")] = "fashion",
     limit: Annotated[Optional[int], typer.Option(help="At most this many pictures.")] = None,  # noqa: UP045
 ) -> None:
@@ -29,7 +36,7 @@ def unpack_idx(
 
 
 def demo_images(
-    out: Annotated[str, typer.Option(help="Folder to make.")],
+    out: Annotated[str, typer.Option(help="Folder to make.", callback=options.LOCAL)],
     preset: Annotated[str, typer.Option(help="easy, medium or hard.")] = "easy",
     num_samples: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 64,
     size: Annotated[int, typer.Option(help="Side of the pictures, in pixels.")] = 32,

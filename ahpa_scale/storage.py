@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ahpa_scale import paths
 from ahpa_scale.errors import UserError
 
 #: Extras of this package by URL scheme; s3 comes with every install.
@@ -24,21 +25,21 @@ _PART = 8 << 20
 
 def scheme(url: str | os.PathLike[str]) -> str:
     """The URL's scheme in lower case, or '' for a local path (`file://` counts as local)."""
-    head, separator, _ = str(url).partition("://")
-    if not separator or head.lower() == "file":
-        return ""
-    return head.lower()
+    return str(url).partition("://")[0].lower() if paths.is_url(url) else ""
 
 
 def is_remote(url: str | os.PathLike[str]) -> bool:
     """Whether `url` names an object store rather than a local path."""
-    return scheme(url) != ""
+    return paths.is_url(url)
 
 
 def local_path(url: str | os.PathLike[str]) -> Path:
-    """The local path that `url` names, with `~` expanded."""
-    assert not is_remote(url)
-    return Path(str(url).removeprefix("file://")).expanduser()
+    """The local path that `url` names, with `~` expanded.
+
+    Raises:
+        UserError: it names none, see `paths.resolve`.
+    """
+    return Path(paths.local(url))
 
 
 def join(url: str | os.PathLike[str], *parts: str) -> str:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ahpa_scale.config.errors import exit_on_user_error
+from ahpa_scale.config.options import local_arguments
+from ahpa_scale.errors import UserError
 from experiments.study import Cell, Study, load_study
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     status = 0
     with exit_on_user_error():
+        local_arguments(given)
         if given.command == "report":
             from experiments.report import report
 
@@ -131,7 +134,7 @@ def _places(given: argparse.Namespace) -> Places:
     from experiments.runner import RESULTS, Places
 
     if given.jobs < 1:
-        raise ValueError(f"--jobs must be at least 1, not {given.jobs}")
+        raise UserError(f"--jobs must be at least 1, not {given.jobs}")
     return Places(given.work.absolute(), (given.results or RESULTS).absolute())
 
 
@@ -151,7 +154,7 @@ def _work(given: argparse.Namespace) -> None:
 def _cell(study: Study, text: str) -> Cell:
     found = study.cells([text])
     if len(found) > 1:
-        raise ValueError(f"{text} names {len(found)} runs, and one is wanted: {found[0]}, say")
+        raise UserError(f"{text} names {len(found)} runs, and one is wanted: {found[0]}, say")
     return found[0]
 
 

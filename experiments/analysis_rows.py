@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ahpa_scale.config.errors import ConfigError, choices
+from ahpa_scale.errors import UserError
 
 _FIELDS: dict[str, tuple[str, ...]] = {
     "run": ("dataset", "variant", "seed", "step", "images", "digest", "build", "metrics", "curves"),
@@ -167,7 +168,7 @@ def _router(router: Any) -> dict[str, Any] | None:
     for name in ("weight_GT", "loss_GT"):
         table[name] = [[_number(value) for value in row] for row in router[name]]
         if len(table[name]) != len(levels) or len({len(row) for row in table[name]}) != 1:
-            raise ValueError(f"router.{name} needs one row of equal length for each level")
+            raise UserError(f"router.{name} needs one row of equal length for each level")
     return {"levels": levels, **table}
 
 
@@ -178,5 +179,5 @@ def _map(found: Any) -> tuple[Any, Any, Any]:
     r2_LDT = tuple(tuple(tuple(map(_number, t)) for t in level) for level in found["r2_LDT"])
     shapes = {(len(level), len(row)) for level in r2_LDT for row in level}
     if len(r2_LDT) != len(levels) or shapes != {(len(blocks), bins)}:
-        raise ValueError(f"r2_LDT must be {len(levels)} x {len(blocks)} x {bins}")
+        raise UserError(f"r2_LDT must be {len(levels)} x {len(blocks)} x {bins}")
     return levels, blocks, r2_LDT

@@ -15,8 +15,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from ahpa_scale import storage
 from ahpa_scale.config.load import ConfigError, load_yaml
 from ahpa_scale.config.schema import Config, parse_time
+from ahpa_scale.errors import UserError
 from experiments.datasets import DataFolder, data_folder
 from experiments.recipes import VaeRecipe
 from experiments.study import Cell, Overrides, Study
@@ -84,14 +86,14 @@ class Planner:
         """Check a cell and say all about it.
 
         Raises:
-            ValueError: the cell's configuration is wrong; the line names the cell and the key.
+            UserError: the cell's configuration is wrong; the line names the cell and the key.
         """
         folder = self.work / "runs" / self.study.name / str(cell)
         try:
             config = self._config(cell, folder)
         except ConfigError as error:
             problem = ": ".join(part for part in (error.key, error.problem) if part)
-            raise ValueError(f"{self.study.path}: cell {cell}: {problem}") from None
+            raise UserError(f"{self.study.path}: cell {cell}: {problem}") from None
         self._check(cell, config)
         data = self._data(cell.dataset, config.model.geometry().grid)
         # The folder is known only now: it is named by the grid as well.
@@ -145,15 +147,15 @@ class Planner:
         where = f"{self.study.path}: cell {cell}"
         value, unit = parse_time(config.logging.router_interval)
         if unit != "ba" or self.study.stride % value:
-            raise ValueError(
+            raise UserError(
                 f"{where}: logging.router_interval: {config.logging.router_interval!r} must be "
                 f"batches that divide {self.study.stride}, so that every checkpoint sees the router"
             )
         if not config.ema.enabled:
-            raise ValueError(f"{where}: ema.enabled: judging uses the EMA's weights; set it true")
+            raise UserError(f"{where}: ema.enabled: judging uses the EMA's weights; set it true")
         guided = self.study.samples.guidance_scale > 1
         if guided and (config.model.unconditional or not config.model.label_dropout):
-            raise ValueError(
+            raise UserError(
                 f"{where}: samples.guidance_scale: guidance needs classes and "
                 "model.label_dropout above 0"
             )
@@ -170,7 +172,7 @@ class Planner:
                 continue
             heldout = self.study.datasets[cell.dataset].heldout
             if min(wanted.pictures, heldout) < least:
-                raise ValueError(
+                raise UserError(
                     f"{where}: maps.pictures: {min(wanted.pictures, heldout)} held-out pictures "
                     f"are too few to read {geometry.width} channels; {least} are needed"
                 )
@@ -189,7 +191,7 @@ class Planner:
         gap_map = told["alignment"]["router"].get("gap_map")
         if gap_map is not None:
             # A measured map says what it says wherever it lies.
-            content = Path(gap_map).expanduser().read_bytes()
+            content = storage.read_bytes(gap_map)
             told["alignment"]["router"]["gap_map"] = hashlib.sha256(content).hexdigest()[:16]
         return told
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ahpa_scale import storage
+from ahpa_scale.errors import UserError
 from experiments.assets import take_kept
 from experiments.pictures import Pictures, collect
 from experiments.recipes import Common, DemoRecipe, VaeRecipe
@@ -91,13 +92,13 @@ def data_folder(study: Study, name: str, work: Path, grid: int) -> DataFolder:
     """The folder of one data set, named by what its recipe says and its input holds.
 
     Raises:
-        ValueError: the recipe's input is not there.
+        UserError: the recipe's input is not there.
     """
     recipe = study.datasets[name]
     try:
         digest = recipe.digest()
     except ValueError as error:
-        raise ValueError(f"{study.path}: datasets.{name}: {error}") from None
+        raise UserError(f"{study.path}: datasets.{name}: {error}") from None
     return DataFolder(work / "data" / f"{name}-{digest}-g{grid}", recipe, grid)
 
 
@@ -110,7 +111,7 @@ def build(data: DataFolder, say: Callable[[str], None], *, floor_count: int) -> 
         floor_count: pictures that the floors are measured on, the studies' number of samples.
 
     Raises:
-        ValueError: input that does not fit.
+        UserError: input that does not fit.
     """
     stages: list[tuple[str, Callable[[DataFolder], None]]] = [
         ("pictures", _build_pictures),

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ahpa_scale.data import idx
 from ahpa_scale.data.demo import DemoSpec, class_names, render
 from ahpa_scale.data.sources import FolderSource, oracle_maps
+from ahpa_scale.errors import UserError
 from experiments.recipes import Common, DemoRecipe, FashionRecipe, FolderRecipe
 
 SPLITS = ("train", "test")
@@ -65,7 +66,7 @@ def collect(recipe: Common, grid: int) -> tuple[dict[str, Pictures], list[str]]:
     """Both parts of a recipe's pictures, and the class names.
 
     Raises:
-        ValueError: the input is missing, damaged or too small.
+        UserError: the input is missing, damaged or too small.
     """
     if isinstance(recipe, FashionRecipe):
         return _fashion(recipe), list(idx.NAMES["fashion"])
@@ -121,7 +122,7 @@ def _folder(recipe: FolderRecipe) -> tuple[dict[str, Pictures], list[str]]:
             labels[split].append(picture.label)
     for split in SPLITS:
         if len(labels[split]) < 8:
-            raise ValueError(
+            raise UserError(
                 f"{recipe.folder}: {len(labels[split])} {split} pictures are too few; 8 are needed"
             )
     parts = {s: Pictures(np.stack(images[s]), np.array(labels[s], np.int64)) for s in SPLITS}

@@ -11,10 +11,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from ahpa_scale import storage
 from ahpa_scale.config.errors import choices
 from ahpa_scale.config.schema.fields import List, Section
 from ahpa_scale.data.demo import DemoSpec
 from ahpa_scale.data.idx import NAMES
+from ahpa_scale.errors import UserError
 from ahpa_scale.models.vae_config import DEMO_VAE, complete_config, downsample, load_vae_config
 
 #: Raise it when the code that builds data sets changes what it builds.
@@ -69,13 +71,13 @@ class Common(Section):
         """Architecture of the autoencoder.
 
         Raises:
-            ValueError: no such folder.
+            UserError: no such folder.
         """
         if isinstance(self.vae, VaeRecipe):
             return self.vae.config()
         found = load_vae_config(self.vae)
         if found is None:
-            raise ValueError(f"vae {self.vae!r} is neither 'demo' nor a folder")
+            raise UserError(f"vae {self.vae!r} is neither 'demo' nor a folder")
         return found
 
     @property
@@ -87,7 +89,7 @@ class Common(Section):
         """Classes of the pictures.
 
         Raises:
-            ValueError: the input is not there, or the recipe's own numbers don't fit.
+            UserError: the input is not there, or the recipe's own numbers don't fit.
         """
         raise NotImplementedError
 
@@ -99,11 +101,11 @@ class Common(Section):
         """16 hex that name what this recipe builds, wherever its input lies.
 
         Raises:
-            ValueError: the input is not there.
+            UserError: the input is not there.
         """
         told = self.model_dump(mode="json", exclude={"overrides", "folder"})
         if isinstance(self.vae, str) and self.vae != DEMO_VAE:
-            told["vae"] = _files_digest(Path(self.vae).expanduser(), ("*.json", "*.safetensors"))
+            told["vae"] = _files_digest(storage.local_path(self.vae), ("*.json", "*.safetensors"))
         told |= {"format": FORMAT, "material": self.material()}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -118,7 +120,7 @@ class FashionRecipe(Common):
         return len(NAMES["fashion"])
 
     def material(self) -> Any:
-        return _files_digest(Path(self.folder).expanduser(), ("*-ubyte*",))
+        return _files_digest(storage.local_path(self.folder), ("*-ubyte*",))
 
 
 class DemoRecipe(Common):
@@ -142,12 +144,12 @@ class DemoRecipe(Common):
         """The pictures' specification.
 
         Raises:
-            ValueError: an unknown knob, or a value out of range.
+            UserError: an unknown knob, or a value out of range.
         """
         known = [field.name for field in fields(DemoSpec) if field.name != "size"]
         for name in self.spec:
             if name not in known:
-                raise ValueError(f"spec: no knob {name!r}; {choices(name, known)}")
+                raise UserError(f"spec: no knob {name!r}; {choices(name, known)}")
         return DemoSpec.preset(self.preset, **{**self.spec, "size": self.size})
 
     def num_classes(self) -> int:
@@ -168,9 +170,9 @@ class FolderRecipe(Common):
         return sum(1 for path in self._root().iterdir() if _is_class(path))
 
     def _root(self) -> Path:
-        root = Path(self.folder).expanduser()
+        root = storage.local_path(self.folder)
         if not root.is_dir():
-            raise ValueError(f"no folder {root}")
+            raise UserError(f"no folder {root}")
         return root
 
     def material(self) -> Any:
@@ -186,7 +188,7 @@ def _is_class(path: Path) -> bool:
 def _files_digest(folder: Path, patterns: tuple[str, ...]) -> str:
     files = sorted({path for pattern in patterns for path in folder.glob(pattern)})
     if not files:
-        raise ValueError(f"nothing like {' or '.join(patterns)} in {folder}")
+        raise UserError(f"nothing like {' or '.join(patterns)} in {folder}")
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from ahpa_scale.errors import UserError
 from experiments.analysis import Group, load_results
 from experiments.runner import Places, run_study
 from experiments.statistics import Bounds, estimate
@@ -57,16 +58,16 @@ def reproduce(study: Study, cell: Cell, work: Path, results: Path) -> list[Compa
         Every checkpoint that is stored of the cell; None where the run failed, which has been told.
 
     Raises:
-        ValueError: nothing is stored of the cell, or of its variant one seed only; the folder is
+        UserError: nothing is stored of the cell, or of its variant one seed only; the folder is
             not new.
     """
     stored = load_results([results / f"{study.name}.jsonl"]).group(study.name, cell.dataset)
     steps = [step for step in study.checkpoints if stored.run(cell.variant, cell.seed, step)]
     if not steps:
-        raise ValueError(f"nothing is stored of {cell}")
+        raise UserError(f"nothing is stored of {cell}")
     intervals = {step: one_more(stored, cell, step) for step in steps}
     if work.exists() and any(work.iterdir()):
-        raise ValueError(f"{work} is not empty: what lies there could be taken over; take another")
+        raise UserError(f"{work} is not empty: what lies there could be taken over; take another")
     places = Places(work, work / "results")
     if run_study(study, places, jobs=1, only=[str(cell)]):
         return None
@@ -81,12 +82,12 @@ def one_more(stored: Group, cell: Cell, step: int) -> Bounds:
     """Where one more run of the variant lies with 95 %: Student's prediction interval.
 
     Raises:
-        ValueError: one seed only.
+        UserError: one seed only.
     """
     values = list(stored.values(cell.variant, METRIC, step).values())
     found = estimate(values)
     if found.student is None:
-        raise ValueError(f"{cell.dataset}/{cell.variant}: one seed at step {step}, no interval")
+        raise UserError(f"{cell.dataset}/{cell.variant}: one seed at step {step}, no interval")
     # From the interval of the mean to that of one value: its own scatter comes on top.
     half = (found.student[1] - found.mean) * math.sqrt(found.count + 1)
     return found.mean - half, found.mean + half

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ahpa_scale import storage
+from ahpa_scale.errors import UserError
 
 #: What makes a row one of a kind.
 KEYS = {
@@ -55,7 +56,7 @@ class ResultFile:
         """All whole rows, in file order.
 
         Raises:
-            ValueError: a line that is no row.
+            UserError: a line that is no row.
         """
         if not self.path.exists():
             return []
@@ -67,7 +68,7 @@ class ResultFile:
                 row = json.loads(line)
                 key_of(row)
             except (ValueError, KeyError, TypeError):
-                raise ValueError(f"{self.path}:{number}: this is no row of a study") from None
+                raise UserError(f"{self.path}:{number}: this is no row of a study") from None
             rows.append(row)
         return rows
 
@@ -75,7 +76,7 @@ class ResultFile:
         """Add a row, unless one with its key is there; says whether it was added.
 
         Raises:
-            ValueError: the file holds something else than rows.
+            UserError: the file holds something else than rows.
         """
         row = rounded(row)
         line = json.dumps(row, sort_keys=True, allow_nan=False).encode() + b"\n"

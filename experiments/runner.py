@@ -15,6 +15,7 @@ from typing import Any
 from ahpa_scale import storage
 from ahpa_scale.config.checks import check_data, read_data_card
 from ahpa_scale.config.load import ConfigError
+from ahpa_scale.errors import UserError
 from experiments.adoption import adopt
 from experiments.builds import strangers
 from experiments.cells import Plan, Planner, difference
@@ -78,7 +79,7 @@ def run_study(
         0: all is there, or the limit came first; 1: a worker failed.
 
     Raises:
-        ValueError: a mistake in the study, a cell or the stored rows, in one line.
+        UserError: a mistake in the study, a cell or the stored rows, in one line.
     """
     deadline = None if limit_minutes is None else time.monotonic() + 60 * limit_minutes
     planner = Planner(study, places.work)
@@ -140,7 +141,7 @@ def _settle(
             elif replace:
                 unwanted |= {key for key, one in found[cell].items() if one == digest}
             else:
-                raise ValueError(
+                raise UserError(
                     f"{file.path}: the rows of {cell} were made with another configuration: "
                     f"{changed}; set it back, or pass --replace to throw them away"
                 )
@@ -213,12 +214,12 @@ def _expel_strangers(file: ResultFile, left: Sequence[Plan], replace: bool) -> i
     """Whether rows were thrown away that another build judged, beside cells that are to be run.
 
     Raises:
-        ValueError: there are some, and nobody said to throw them away.
+        UserError: there are some, and nobody said to throw them away.
     """
     found = strangers(file.read(), left)
     if found and not replace:
         row = next(iter(found.values()))
-        raise ValueError(
+        raise UserError(
             f"{file.path}: the rows of {row['dataset']}, seed {row['seed']}, were judged by "
             "another build of its autoencoder and judges (another machine?) and would not compare; "
             "take seeds without rows, or pass --replace to throw these away"
@@ -232,7 +233,7 @@ def _check_against_data(study: Study, plans: Iterable[Plan]) -> None:
             check_data(plan.config, read_data_card(plan.config))
         except ConfigError as error:
             text = f"{error.key}: {error.problem}"
-            raise ValueError(f"{study.path}: cell {plan.cell}: {text}") from None
+            raise UserError(f"{study.path}: cell {plan.cell}: {text}") from None
 
 
 def _train(

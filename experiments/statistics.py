@@ -13,6 +13,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from ahpa_scale.errors import UserError
+
 LEVEL = 0.95
 RESAMPLES = 10_000
 _BOOTSTRAP_SEED = 20_260
@@ -56,10 +58,10 @@ def estimate(values: Sequence[float]) -> Estimate:
     """Mean, deviation and intervals of one number per seed.
 
     Raises:
-        ValueError: no values.
+        UserError: no values.
     """
     if not values:
-        raise ValueError("no values to take the mean of")
+        raise UserError("no values to take the mean of")
     if not all(math.isfinite(value) for value in values):
         return Estimate(math.nan, math.nan, len(values), None, None)
     mean = math.fsum(values) / len(values)
@@ -78,10 +80,10 @@ def bootstrap_bounds(values: Sequence[float], resamples: int = RESAMPLES) -> Bou
     n = 3 it is no more than their range.
 
     Raises:
-        ValueError: fewer than two values.
+        UserError: fewer than two values.
     """
     if len(values) < 2:
-        raise ValueError("a bootstrap needs two values or more")
+        raise UserError("a bootstrap needs two values or more")
     values_N = np.sort(np.asarray(values, dtype=np.float64))
     random = np.random.default_rng(_BOOTSTRAP_SEED)
     index_RN = random.integers(0, len(values_N), size=(resamples, len(values_N)))
@@ -95,10 +97,10 @@ def t_quantile(freedom: int) -> float:
     """The number that Student's |t| with `freedom` degrees stays under with probability 0.95.
 
     Raises:
-        ValueError: no degree of freedom.
+        UserError: no degree of freedom.
     """
     if freedom < 1:
-        raise ValueError("a t-interval needs two values or more")
+        raise UserError("a t-interval needs two values or more")
     low, high = 0.0, 64.0
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
@@ -167,20 +169,18 @@ def steps_ratio(control: Curves, variant: Curves, metric: str = "fd") -> StepsRa
         metric: a positive metric whose small values are good.
 
     Raises:
-        ValueError: no seed in common, or a control value that has no logarithm.
+        UserError: no seed in common, or a control value that has no logarithm.
     """
     last = max((max(curve) for curve in control.values() if curve), default=0)
     seeds = sorted(s for s in control if last in control[s] and variant.get(s))
     if not seeds:
-        raise ValueError("control and variant have no seed in common at the control's last step")
+        raise UserError("control and variant have no seed in common at the control's last step")
     ratios: dict[int, float] = {}
     own, censored, early = [], [], []
     for seed in seeds:
         goal = control[seed][last].get(metric, math.nan)
         if not (math.isfinite(goal) and goal > 0):
-            raise ValueError(
-                f"the control's {metric} at step {last}, seed {seed}, has no logarithm"
-            )
+            raise UserError(f"the control's {metric} at step {last}, seed {seed}, has no logarithm")
         reached = steps_to(variant[seed], goal, metric)
         ratios[seed] = (max(variant[seed]) if reached is None else reached) / last
         own.append((steps_to(control[seed], goal, metric) or last) / last)

@@ -15,8 +15,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, PrivateAttr, ValidationError
 
+from ahpa_scale import storage
 from ahpa_scale.config.errors import choices, nearest, one_line
 from ahpa_scale.config.schema.fields import List, Section
+from ahpa_scale.errors import UserError
 from experiments.recipes import DemoRecipe, FashionRecipe, FolderRecipe
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@=+-]*")
@@ -109,7 +111,7 @@ class Study(Section):
     def base_path(self) -> Path:
         """The shared training YAML."""
         beside = self.path.parent / self.base
-        return beside if beside.exists() else Path(self.base)
+        return beside if beside.exists() else storage.local_path(self.base)
 
     @property
     def last(self) -> int:
@@ -128,7 +130,7 @@ class Study(Section):
             only: patterns ``dataset/variant/seed``, any part ``*``; () takes all.
 
         Raises:
-            ValueError: a pattern that no run fits.
+            UserError: a pattern that no run fits.
         """
         every = [
             Cell(dataset, variant, seed)
@@ -143,7 +145,7 @@ class Study(Section):
         for pattern in only:
             fitting = {cell for cell in every if _fits(cell, pattern)}
             if not fitting:
-                raise ValueError(f"--only {pattern}: {choices(pattern, map(str, every))}")
+                raise UserError(f"--only {pattern}: {choices(pattern, map(str, every))}")
             chosen |= fitting
         return [cell for cell in every if cell in chosen]
 
@@ -173,7 +175,7 @@ def load_study(path: str | Path) -> Study:
     """Read and check a study's file.
 
     Raises:
-        ValueError: any mistake, in one line that names file and key.
+        UserError: any mistake, in one line that names file and key.
     """
     path = Path(path)
     try:
@@ -181,14 +183,14 @@ def load_study(path: str | Path) -> Study:
         content = OmegaConf.to_container(OmegaConf.create(path.read_text("utf-8")), resolve=False)
         study = Study.model_validate(content)
     except OSError as error:
-        raise ValueError(f"{path}: can't be read: {error.strerror}") from None
+        raise UserError(f"{path}: can't be read: {error.strerror}") from None
     except ValidationError as error:
-        raise ValueError(f"{path}: {_first(error)}") from None
+        raise UserError(f"{path}: {_first(error)}") from None
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"{path}: broken YAML: {one_line(str(error))}") from None
+        raise UserError(f"{path}: broken YAML: {one_line(str(error))}") from None
     study._path = path
     for problem in _problems(study):
-        raise ValueError(f"{path}: {problem}")
+        raise UserError(f"{path}: {problem}")
     return study
 
 

@@ -26,6 +26,8 @@ if __name__ == "__main__":
 
 from ahpa_scale import storage
 from ahpa_scale.config.errors import exit_on_user_error
+from ahpa_scale.config.options import local_arguments
+from ahpa_scale.errors import UserError
 from experiments.analysis import Group, load_results
 from experiments.recipes import VaeRecipe
 from experiments.report import report
@@ -50,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the comparison; a user's mistake is one line on stderr and exit status 2."""
     given = _parser().parse_args(arguments)
     with exit_on_user_error():
+        local_arguments(given)
         _check(given)
         places = Places(given.work.absolute(), given.work.absolute() / "results")
         begun = time.monotonic()
@@ -83,12 +86,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check(given: argparse.Namespace) -> None:
     if not given.images.is_dir():
-        raise ValueError(f"--images: no folder {given.images}")
+        raise UserError(f"--images: no folder {given.images}")
     classes = [path for path in given.images.iterdir() if path.is_dir()]
     if len(classes) < 2:
-        raise ValueError(f"--images: {given.images} needs two sub-folders or more, one per class")
+        raise UserError(f"--images: {given.images} needs two sub-folders or more, one per class")
     if given.minutes is not None and given.steps is not None:
-        raise ValueError("give --minutes or --steps, not both")
+        raise UserError("give --minutes or --steps, not both")
     for name, least in (
         ("seeds", 1),
         ("jobs", 1),
@@ -98,9 +101,7 @@ def _check(given: argparse.Namespace) -> None:
     ):
         value = getattr(given, name)
         if value is not None and value < least:
-            raise ValueError(
-                f"--{name.replace('_', '-')} must be at least {least:g}, not {value:g}"
-            )
+            raise UserError(f"--{name.replace('_', '-')} must be at least {least:g}, not {value:g}")
     if given.minutes is None and given.steps is None:
         given.steps = 3200
 
@@ -162,10 +163,10 @@ def _affordable(given: argparse.Namespace, places: Places, begun: float) -> int:
     storage.write_text(path, yaml.safe_dump(content, sort_keys=False))
     probe = load_study(path)
     if run_study(probe, places, jobs=given.jobs, build_only=True):
-        raise ValueError("building the data set failed")
+        raise UserError("building the data set failed")
     trained = time.monotonic()
     if run_study(probe, places, jobs=given.jobs):
-        raise ValueError("the probe of the speed failed")
+        raise UserError("the probe of the speed failed")
     rounds = -(-2 // min(given.jobs, 2))
     wall = (time.monotonic() - trained) / rounds
     seconds = max(row["seconds"] for row in _runs(probe, places))

@@ -90,7 +90,7 @@ def test_the_folder_above_is_told_of_the_one_below(folder, cli):
 def test_an_unknown_store_is_one_line(cli):
     code, _, err = cli("ls", "nosuch://bucket/x")
     assert code == 2
-    assert err.startswith("error: unknown storage scheme nosuch://")
+    assert err.startswith("error: URL: unknown storage scheme nosuch://")
     assert err.count("\n") == 1
 
 

@@ -19,6 +19,8 @@ from ahpa_scale.checkpoint.manifest import Manifest
 from ahpa_scale.checkpoint.saver import Saver
 from ahpa_scale.config.trained import load_backbone
 
+NOT_LOCAL = "is not on this machine's own disk: name a local path"
+
 
 def test_pull_copies_a_checkpoint_byte_by_byte(folder, cli, tmp_path):
     code, out, _ = cli("pull", folder / "ba3", tmp_path / "copy")
@@ -73,7 +75,7 @@ def test_pull_refuses_a_place_that_is_taken(folder, cli, tmp_path):
     assert (code, err) == (2, f"error: {tmp_path}/taken exists already; choose another place\n")
     assert os.listdir(tmp_path / "taken") == ["mine"]
     code, _, err = cli("pull", folder, "s3://bucket/x")
-    assert (code, err) == (2, "error: pull copies to a local disk, not to s3://bucket/x\n")
+    assert (code, err) == (2, f"error: FOLDER: s3://bucket/x {NOT_LOCAL}\n")
 
 
 def left(folder: Path) -> list[str]:
@@ -212,7 +214,7 @@ def test_export_verifies_first(folder, cli, tmp_path):
     ("words", "complaint"),
     [
         (("dit.pt",), "must end in .safetensors"),
-        (("s3://bucket/dit.safetensors",), "a local disk, not to s3://"),
+        (("s3://bucket/dit.safetensors",), f"s3://bucket/dit.safetensors {NOT_LOCAL}"),
         (("dit.safetensors", "--kind", "averages"), "unknown kind 'averages'"),
     ],
 )

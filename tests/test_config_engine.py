@@ -41,7 +41,7 @@ from ahpa_scale.config.engine import build_engine, composer_precision, cpu_bf16,
                 "parallelism.offload_folder=s3://x/y",
             ],
             1,
-            ["s3://x/y is no local folder"],
+            ["s3://x/y is not on this machine's own disk: name a local path"],
         ),
         (
             ["parallelism.engine=zero2", "parallelism.offload=parameters"],

@@ -10,7 +10,6 @@ from ahpa_scale.algorithms.ahpa import is_self_level
 from ahpa_scale.config.errors import ConfigError
 from ahpa_scale.config.schema import Config
 from ahpa_scale.config.schema.parallelism import SHARDED_BY_TORCH, SHARDED_BY_ZERO
-from ahpa_scale.storage import is_remote
 
 #: A key without effect beside another, and why: key, switch, reason.
 Idle = tuple[str, str, str]
@@ -81,9 +80,6 @@ def _problems(config: Config, depth: int) -> Iterator[tuple[str, str]]:
             "parallelism.offload",
             f"'parameters' needs parallelism.engine=zero3, not {engine}; choose 'optimizer'",
         )
-    folder = chosen.offload_folder
-    if folder is not None and is_remote(folder):
-        yield "parallelism.offload_folder", f"{folder} is no local folder; name one on an NVMe disk"
     levels = [level for group in (config.alignment.groups or {}).values() for level in group]
     follows = config.alignment.kind == "self" or any(is_self_level(level) for level in levels)
     if follows and engine != "ddp":

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
+from ahpa_scale import paths
 from ahpa_scale.config.checks import check_static
 from ahpa_scale.config.defaults import fill_defaults
 from ahpa_scale.config.effects import settle_effects
@@ -22,6 +23,7 @@ from ahpa_scale.config.errors import COMMAND_LINE, ConfigError, exit_on_user_err
 from ahpa_scale.config.explain import first_problem
 from ahpa_scale.config.schema import Config
 from ahpa_scale.config.schema.run import source_of
+from ahpa_scale.errors import UserError
 
 __all__ = ["ConfigError", "exit_on_user_error", "load_config", "load_yaml", "to_yaml"]
 
@@ -57,7 +59,11 @@ def load_yaml(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: any mistake, in one line.
     """
-    content, sources = _read(Path(path))
+    try:
+        file = Path(paths.local(path))
+    except UserError as error:
+        raise ConfigError("", "", f"the YAML file of the run: {error}") from None
+    content, sources = _read(file)
     for item in overrides:
         key, value = _parse_override(item)
         if sources.get(key) == COMMAND_LINE:

@@ -37,7 +37,7 @@ def find_run(place: str, config: str | None = None) -> tuple[Config, str]:
     Raises:
         UserError: there is nothing, or a part of it is missing; the line says which.
     """
-    named = None if config is None else load_yaml(Path(config))
+    named = None if config is None else load_yaml(config)
     if not storage.is_remote(place):
         path = storage.local_path(place)
         if not path.exists():

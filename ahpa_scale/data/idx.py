@@ -63,7 +63,7 @@ def unpack_idx(
         raise UserError(f"names must be one of {', '.join(NAMES)}, not {names!r}")
     if limit is not None and limit < 1:
         raise UserError(f"limit must be at least 1, not {limit}")
-    source = Path(folder).expanduser()
+    source = storage.local_path(folder)
     splits = {split: _read_split(source, stem) for split, stem in SPLITS.items()}
     for split, (_, labels_N) in splits.items():
         _check_classes(labels_N, limit, split)
@@ -89,7 +89,7 @@ def load_idx(
     Raises:
         UserError: a file is missing or damaged, or the side is smaller than the pictures.
     """
-    source = Path(folder).expanduser()
+    source = storage.local_path(folder)
     splits = {split: _read_split(source, stem) for split, stem in SPLITS.items()}
     return {split: (_framed(images, side), labels) for split, (images, labels) in splits.items()}
 

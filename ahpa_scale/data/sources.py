@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ahpa_scale import storage
 from ahpa_scale.data import demo
 from ahpa_scale.data.demo import DemoSpec
 from ahpa_scale.data.features import read_features
@@ -213,7 +214,7 @@ def _scan(root: Path) -> tuple[tuple[str, ...], list[tuple[str, int]]]:
 
 
 def _existing_folder(path: str) -> Path:
-    folder = Path(path).expanduser()
+    folder = storage.local_path(path)
     if folder.is_dir() and os.access(folder, os.R_OK | os.X_OK):
         return folder
     if folder.exists():

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from ahpa_scale import storage
 from ahpa_scale.data.demo.mixture import SIZES, DemoMixture, Pixels, held_out
 from ahpa_scale.data.sources import Source
 from ahpa_scale.data.vae_release import VAEReport, card, check_free, measure_psnr
@@ -121,7 +122,7 @@ def train_vae(
         UserError: out is taken, or the source is unknown or does not fit the architecture.
     """
     settings = settings or VAETraining()
-    out = Path(out)
+    out = storage.local_path(out)
     check_free(out, overwrite)
     batches, unseen = _pictures(source, settings)
     device = torch.device(settings.device)

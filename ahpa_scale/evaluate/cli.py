@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn, Optional
 
 import typer
 
+from ahpa_scale.config import options
 from ahpa_scale.stops import PREEMPTED
 
 Number = Optional[int]  # noqa: UP045
@@ -16,11 +17,24 @@ Text = Optional[str]  # noqa: UP045
 
 def evaluate(
     checkpoints: Annotated[
-        str, typer.Argument(help="A run's save_folder or one checkpoint: local path, s3:// ...")
+        str,
+        typer.Argument(
+            help="A run's save_folder or one checkpoint: local path, s3:// ...",
+            callback=options.ANY,
+        ),
     ],
-    data: Annotated[str, typer.Option(help="Held-out latents: local folder, s3:// or gs:// URL.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Held-out latents: local folder, s3:// or gs:// URL.", callback=options.DATA
+        ),
+    ],
     out: Annotated[
-        str, typer.Option(help="Folder or URL for evaluation.jsonl, evaluation.png and samples.")
+        str,
+        typer.Option(
+            help="Folder or URL for evaluation.jsonl, evaluation.png and samples.",
+            callback=options.ANY,
+        ),
     ] = "evaluation",
     newest: Annotated[bool, typer.Option("--newest", help="Only the newest whole one.")] = False,
     follow: Annotated[
@@ -46,13 +60,22 @@ def evaluate(
         Number, typer.Option(help="Generate so many pictures for FID and KID.", show_default="none")
     ] = None,
     reference: Annotated[
-        Text, typer.Option(help="With --samples: folder of real pictures.")
+        Text,
+        typer.Option(help="With --samples: folder of real pictures.", callback=options.LOCAL),
     ] = None,
     reference_statistics: Annotated[
-        Text, typer.Option(help="With --samples: .npz of mu and sigma instead; FID only.")
+        Text,
+        typer.Option(
+            help="With --samples: .npz of mu and sigma instead; FID only.", callback=options.ANY
+        ),
     ] = None,
     inception: Annotated[
-        Text, typer.Option(help="With --samples: Inception's weights.", show_default="fetched")
+        Text,
+        typer.Option(
+            help="With --samples: Inception's weights.",
+            show_default="fetched",
+            callback=options.LOCAL,
+        ),
     ] = None,
     steps: Annotated[Number, typer.Option(help="Of the sampler.", show_default="the run's")] = None,
     method: Annotated[
@@ -74,10 +97,10 @@ def evaluate(
     Exit code 0: all are evaluated. 2: a mistake in the input. After 1 (a disk or a store failed)
     and 79 (asked to leave) the same command goes on.
     """
-    options = dict(locals())
+    given = dict(locals())
     from ahpa_scale.config.evaluation import Evaluation
 
-    wanted = Evaluation(**options)  # wrong options are refused before the slow imports
+    wanted = Evaluation(**given)  # wrong options are refused before the slow imports
     from ahpa_scale.evaluate import command
 
     # Rows and figures are written whole or not at all, so it may leave wherever it is. Importing

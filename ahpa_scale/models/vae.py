@@ -21,6 +21,7 @@ from diffusers import AutoencoderKL
 from huggingface_hub import constants as hub
 from torch import Tensor, nn
 
+from ahpa_scale import storage
 from ahpa_scale.errors import UserError
 from ahpa_scale.models.vae_config import (
     ARCHITECTURE_DEFAULTS,
@@ -90,7 +91,7 @@ class FrozenVAE(nn.Module):
             UnreachableError: the hub does not answer.
         """
         load_vae_config(path)  # refuses a folder that holds something else
-        folder = DEMO_VAE_FOLDER if str(path) == DEMO_VAE else Path(path).expanduser()
+        folder = DEMO_VAE_FOLDER if str(path) == DEMO_VAE else storage.local_path(path)
         if folder.is_dir():
             return cls(_load(str(folder), None, None))
         match = _HUB_ID.fullmatch(str(path))

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ahpa_scale import paths
 from ahpa_scale.errors import UserError
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ def load_vae_config(path: str | Path) -> dict[str, Any] | None:
     """
     if str(path) in KNOWN_VAES:
         return dict(KNOWN_VAES[str(path)])
-    folder = DEMO_VAE_FOLDER if str(path) == DEMO_VAE else Path(path).expanduser()
+    folder = DEMO_VAE_FOLDER if str(path) == DEMO_VAE else Path(paths.local(path))
     if not folder.is_dir():
         return None
     try:

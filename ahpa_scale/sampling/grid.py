@@ -7,12 +7,12 @@ import math
 import os
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ahpa_scale import storage
 from ahpa_scale.errors import UserError
 
 _SMALLEST_TILE = 96
@@ -90,7 +90,7 @@ def save_image(image: Image.Image, path: str | os.PathLike[str]) -> None:
         image: what to save.
         path: local file; its ending chooses the format. Missing folders are made.
     """
-    target = Path(path)
+    target = storage.local_path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(
         dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix

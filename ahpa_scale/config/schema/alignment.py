@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator
 
-from ahpa_scale.config.schema.fields import List, Moment, Name, Section, Text
+from ahpa_scale.config.schema.fields import AnyPath, List, Moment, Name, Section, Text
 from ahpa_scale.errors import UserError
 
 Kind = Literal["none", "ahpa", "uniform", "scheduled", "single", "latent", "repa", "self"]
@@ -57,7 +57,7 @@ class Router(Section):
         "follow what can't be read from the tapped state; agreement: they follow how far the "
         "gradients agree (a negative control).",
     )
-    gap_map: Text | None = Field(
+    gap_map: AnyPath | None = Field(
         None,
         description="A recoverability.json of `ahpa-scale diagnose` that objective gap follows; "
         "null: measured while training.",

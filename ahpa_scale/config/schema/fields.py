@@ -11,6 +11,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from ahpa_scale import paths
 from ahpa_scale.config.errors import nearest
 from ahpa_scale.errors import UserError
 
@@ -124,7 +125,15 @@ Size = Annotated[str, AfterValidator(_size)]
 Name = Annotated[str, AfterValidator(_name)]
 """Safe as a file name on every store."""
 Text = Annotated[str, Field(min_length=1)]
-"""Text that is not empty."""
+"""Text that is not empty, and no path."""
+LocalPath = Annotated[str, AfterValidator(paths.local)]
+"""A file or folder of this machine."""
+AnyPath = Annotated[str, AfterValidator(paths.resolve)]
+"""A file or folder of this machine, or a URL that fsspec knows."""
+DataPath = Annotated[str, AfterValidator(paths.data)]
+"""A prepared data set: a folder, or a URL that streaming reads."""
+VaePath = Annotated[str, AfterValidator(paths.vae)]
+"""A folder of this machine, or a name that the hub knows."""
 # YAML has lists and no tuples; only the outer type is lenient, the items stay strict.
 List = Annotated[tuple[ItemT, ...], Field(strict=False, min_length=1)]
 """One or more values."""

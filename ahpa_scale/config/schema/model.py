@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ahpa_scale.config.schema.fields import Section, Size, Text
+from ahpa_scale.config.schema.fields import DataPath, LocalPath, Section, Size, Text, VaePath
 from ahpa_scale.models.dit_config import DiTGeometry, resolve_geometry
 
 
@@ -80,7 +80,7 @@ class Flow(Section):
 class Vae(Section):
     """The frozen autoencoder of latent diffusion."""
 
-    path: Text = Field(
+    path: VaePath = Field(
         "stabilityai/sd-vae-ft-mse",
         description="A local diffusers folder, 'demo' (the embedded VAE) or a hub id.",
     )
@@ -89,10 +89,10 @@ class Vae(Section):
 class Data(Section):
     """The prepared data set and how it is read."""
 
-    remote: Text | None = Field(
+    remote: DataPath | None = Field(
         None, description="URL or path of the data set's store; null: it lies in `local` already."
     )
-    local: Text | None = Field(
+    local: LocalPath | None = Field(
         None,
         description="Folder of the local cache or, without `remote`, of the data set. Required.",
     )

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ahpa_scale.config.schema.fields import Section, Text
+from ahpa_scale.config.schema.fields import LocalPath, Section
 
 ENGINES = ("ddp", "fsdp2", "hsdp", "zero1", "zero2", "zero3")
 SHARDED_BY_TORCH = ("fsdp2", "hsdp")
@@ -39,7 +39,7 @@ class Parallelism(Section):
         description="zero: keep the optimizer's shards, with zero3 also the weights', in the "
         "host's memory.",
     )
-    offload_folder: Text | None = Field(
+    offload_folder: LocalPath | None = Field(
         None,
         description="With offload: keep it in files of this folder, on a local NVMe disk, mapped "
         "into memory; null: in the host's memory alone.",

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PrivateAttr
 
 from ahpa_scale.config.schema.alignment import Alignment
-from ahpa_scale.config.schema.fields import Name, Section, Text, TotalTime
+from ahpa_scale.config.schema.fields import LocalPath, Name, Section, TotalTime
 from ahpa_scale.config.schema.guard import Guard
 from ahpa_scale.config.schema.model import Data, Flow, Model, Vae
 from ahpa_scale.config.schema.parallelism import Parallelism
@@ -46,7 +46,7 @@ class Config(Section):
         "shard).",
     )
     device: Literal["cpu", "gpu"] | None = Field(None, description="null: gpu where there is one.")
-    output_dir: Text = Field(
+    output_dir: LocalPath = Field(
         default_factory=_output_dir,
         description="Folder for metrics, figures and the resolved configuration; default "
         "runs/<run_name>.",

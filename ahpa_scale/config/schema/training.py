@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ahpa_scale.config.schema.fields import (
+    AnyPath,
     BatchInterval,
     Duration,
     HalfLife,
@@ -50,11 +51,11 @@ class Ema(Section):
 class Checkpoint(Section):
     """Where a run is saved and taken up again."""
 
-    save_folder: Text | None = Field(
+    save_folder: AnyPath | None = Field(
         None, description="Folder or URL of the checkpoints; null: none are written."
     )
     save_interval: Interval = Field("5000ba", description="Time between checkpoints.")
-    load_path: Text | None = Field(
+    load_path: AnyPath | None = Field(
         None,
         description="Checkpoint to start from, or a folder whose newest one is meant; null: from "
         "scratch.",
