@@ -54,6 +54,7 @@ $(FASHION)/.unpacked:
 test: $(STAMP) $(FASHION)/.unpacked
 	bash tools/get_iproute2.sh
 	bash tools/get_podman.sh
+	bash tools/get_promtool.sh .cache/promtool
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP)

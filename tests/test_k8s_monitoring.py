@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,12 +20,12 @@ from k8s_mistakes import GONE, planted
 from k8s_monitoring import dashboard_problems, monitoring_problems, served
 
 FOLDER = K8S / "extras/monitoring"
-PROMTOOL = shutil.which("promtool")
+PROMTOOL = shutil.which("promtool", path=f"{os.environ['PATH']}:{ROOT}/.cache/promtool")
 MONITOR, RULES = "ServiceMonitor", "PrometheusRule"
 _RULE = "spec.groups.0.rules"
 
 needs_promtool = pytest.mark.skipif(
-    PROMTOOL is None, reason="promtool is missing: apt-get install prometheus"
+    PROMTOOL is None, reason="promtool is missing: bash tools/get_promtool.sh .cache/promtool"
 )
 
 
