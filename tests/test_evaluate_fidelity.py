@@ -7,10 +7,12 @@ The first test takes the roots of two 2048 x 2048 matrices: a minute and a half 
 from __future__ import annotations
 
 import builtins
+import hashlib
 import io
 import pickle
 from importlib import util
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,9 +20,12 @@ import torch
 from evaluated_run import model_of, rows_of
 from inception import save_random_inception
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from ahpa_scale.config.evaluation import Evaluation
+from ahpa_scale.errors import UserError
 from ahpa_scale.evaluate.measure import Decoder
+from ahpa_scale.evaluation import fidelity
 from ahpa_scale.evaluation.fidelity import (
     FEATURES,
     Folder,
@@ -37,7 +42,7 @@ SAMPLES = 8
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    path = tmp_path_factory.mktemp("inception") / "weights.safetensors"
     save_random_inception(path)
     return path
 
@@ -97,6 +102,7 @@ def test_fid_and_kid_are_those_of_the_library(
     )
     from torch_fidelity import calculate_metrics
 
+    torch.save(load_file(weights), tmp_path / "weights.pth")
     direct = calculate_metrics(
         input1=Tensors(images_N3SS),
         input2=str(pictures),
@@ -104,7 +110,7 @@ def test_fid_and_kid_are_those_of_the_library(
         fid=True,
         kid=True,
         kid_subset_size=SAMPLES,
-        feature_extractor_weights_path=str(weights),
+        feature_extractor_weights_path=str(tmp_path / "weights.pth"),
         batch_size=3,
         cuda=False,
         cache=False,
@@ -171,9 +177,26 @@ def test_strange_weights_are_refused_and_never_unpickled(tmp_path):
         with pytest.raises(ValueError, match="holds no weights of Inception") as caught:
             Inception(str(path), torch.device("cpu"))
         assert "\n" not in str(caught.value), saved
-    path.write_bytes(b"no")
-    with pytest.raises(ValueError, match="holds no weights of Inception"):
-        Inception(str(path), torch.device("cpu"))
+    save_file({"x": torch.zeros(1)}, tmp_path / "another.safetensors")
+    (tmp_path / "no.safetensors").write_bytes(b"no")
+    for other in ("another.safetensors", "no.safetensors"):
+        with pytest.raises(ValueError, match="holds no weights of Inception"):
+            Inception(str(tmp_path / other), torch.device("cpu"))
+
+
+def test_a_pickle_in_the_cache_is_opened_by_its_hash_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    path = tmp_path / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
+    path.parent.mkdir()
+    torch.save({"x": torch.zeros(1)}, path)
+    opened = mock.Mock(side_effect=AssertionError("opened"))
+    monkeypatch.setattr(torch, "load", opened)
+    with pytest.raises(UserError, match="known by their hash: delete it"):
+        Inception(None, torch.device("cpu"))
+    content = path.read_bytes()
+    monkeypatch.setattr(fidelity, "WEIGHTS_SHA256", hashlib.sha256(content).hexdigest())
+    with pytest.raises(AssertionError, match="opened"):
+        Inception(None, torch.device("cpu"))
 
 
 def test_weights_that_can_not_be_fetched_say_what_to_do(tmp_path, monkeypatch):

@@ -72,7 +72,7 @@ def test_a_name_that_the_hub_does_not_know_is_a_mistake(tmp_path):
     with answering(404, X_Error_Code="RepoNotFound") as hub:
         done = prepare(hub, tmp_path)
     assert done.returncode == 2, done.stderr
-    assert "error: cannot load a VAE from 'some/vae': some/vae is not a local folder" in done.stderr
+    assert "error: cannot load a VAE from 'some/vae': it is not a local folder" in done.stderr
 
 
 def test_a_hub_that_the_user_switched_off_is_not_asked_again(tmp_path):

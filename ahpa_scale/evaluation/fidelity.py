@@ -12,15 +12,18 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import pickle
+import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ahpa_scale import storage
@@ -29,7 +32,11 @@ from ahpa_scale.errors import UserError
 from ahpa_scale.progress import progress_bar
 
 FEATURES = 2048
+#: SHA-256 of the weights that the library fetches: they are a pickle, opened as these bytes only.
+WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 _EXTRACTOR, _LAYER = "inception-v3-compat", str(FEATURES)
+#: Bytes of a file with mu and sigma, both in float64, and with what may lie beside them.
+_STATISTICS_LIMIT = 256 << 20
 #: The library's own, fewer where there are fewer pictures.
 _KID_SUBSET = 1000
 
@@ -85,7 +92,8 @@ class Inception:
     """The library's Inception network.
 
     Args:
-        weights: file of its weights; None fetches the library's, once, into torch's cache.
+        weights: the library's file of its weights, or safetensors of them; None fetches the
+            library's, once, into torch's cache.
         device: where it runs.
 
     Raises:
@@ -97,17 +105,19 @@ class Inception:
         from torch_fidelity.utils import create_feature_extractor
 
         path = _fetched() if weights is None else storage.local_path(weights)
-        # The library unpickles whatever the file holds; so it gets only what needs no unpickling.
+        state = _read_weights(path)
         try:
-            torch.load(path, map_location="cpu", weights_only=True)
-            self._network = create_feature_extractor(
-                _EXTRACTOR,
-                [_LAYER],
-                cuda=False,
-                feature_extractor_weights_path=str(path),
-                verbose=False,
-            ).to(device)
-        except (RuntimeError, pickle.UnpicklingError, AttributeError, TypeError, EOFError) as error:
+            with tempfile.TemporaryDirectory() as room:
+                # The library unpickles what it is given: plain tensors, in a file of our making.
+                torch.save(state, f"{room}/weights.pth")
+                self._network = create_feature_extractor(
+                    _EXTRACTOR,
+                    [_LAYER],
+                    cuda=False,
+                    feature_extractor_weights_path=f"{room}/weights.pth",
+                    verbose=False,
+                ).to(device)
+        except (RuntimeError, AttributeError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"{path} holds no weights of Inception: {reason}") from None
         self._device = device
@@ -128,11 +138,22 @@ def read_statistics(url: str) -> RealPictures:
         UserError: it is no such file.
         OSError: nothing is there, or the store can't be reached.
     """
-    content = storage.read_bytes(url)
+    content = storage.read_bytes(url, _STATISTICS_LIMIT)
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             mean_F, covariance_FF = stored["mu"], stored["sigma"]
-    except (ValueError, KeyError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        EOFError,
+        NotImplementedError,  # of zipfile, about a compression
+        RuntimeError,  # of zipfile, about a password
+        MemoryError,  # of an array that says it is larger than its file
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise UserError(f"{url} is no .npz with mu and sigma: {error}") from None
     if mean_F.shape != (FEATURES,) or covariance_FF.shape != (FEATURES, FEATURES):
         raise UserError(
@@ -194,6 +215,21 @@ class Folder:
                 images = [read_square(self._root, name, self._size) for name in names]
                 yield torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
                 bar.update(len(names))
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    content = path.read_bytes()
+    if path.suffix == ".safetensors":
+        try:
+            return dict(safetensors.torch.load(content))
+        except (SafetensorError, KeyError) as error:
+            raise UserError(f"{path} holds no weights of Inception: {error}") from None
+    if hashlib.sha256(content).hexdigest() != WEIGHTS_SHA256:
+        raise UserError(
+            f"{path} holds no weights of Inception that are known by their hash: delete it, and "
+            "take the library's own file, or .safetensors"
+        )
+    return dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
 
 
 def _fetched() -> Path:

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from huggingface_hub import constants as hub
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import RepositoryNotFoundError
 from torch import Tensor, nn
 
 from ahpa_scale import storage
@@ -33,6 +35,7 @@ from ahpa_scale.models.vae_config import (
     encoder_levels,
     load_vae_config,
 )
+from ahpa_scale.models.vae_files import PATTERNS, check_weights, read_config
 from ahpa_scale.unreachable import UnreachableError, is_unreachable
 
 _HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:/(\w[\w./-]*))?")
@@ -93,11 +96,11 @@ class FrozenVAE(nn.Module):
         load_vae_config(path)  # refuses a folder that holds something else
         folder = DEMO_VAE_FOLDER if str(path) == DEMO_VAE else storage.local_path(path)
         if folder.is_dir():
-            return cls(_load(str(folder), None, None))
+            return cls(_load(folder))
         match = _HUB_ID.fullmatch(str(path))
         if match is None:
             raise UserError(f"no VAE at {str(path)!r}: {_nearest(str(path), _known_names())}")
-        return cls(_load(match[1], match[2], revision))
+        return cls(_load(_from_hub(match[1], match[2], revision)))
 
     def train(self, mode: bool = True) -> FrozenVAE:
         """Stay in evaluation mode, whatever the parent module does."""
@@ -185,18 +188,19 @@ def _pooled_levels(
             handle.remove()
 
 
-def _load(repository: str, subfolder: str | None, revision: str | None) -> AutoencoderKL:
+def _from_hub(repository: str, subfolder: str | None, revision: str | None) -> Path:
+    """The local copy of a repository's folder; of its files only those that are read."""
+    inside = "" if subfolder is None else f"{subfolder}/"
+    patterns = [inside + pattern for pattern in PATTERNS]
+    place = f"{repository}/{subfolder}" if subfolder else repository
     try:
-        return AutoencoderKL.from_pretrained(
-            repository,
-            subfolder=subfolder,
-            revision=revision,
-            use_safetensors=True,
-            torch_dtype=torch.float32,
-            low_cpu_mem_usage=False,  # the sparing way needs accelerate, which is not a dependency
-        )
+        copy = snapshot_download(repository, revision=revision, allow_patterns=patterns)
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"cannot load a VAE from {place!r}: it is not a local folder, and the hub does not "
+            "know it or keeps it private"
+        ) from error
     except (OSError, ValueError) as error:
-        place = f"{repository}/{subfolder}" if subfolder else repository
         # Offline by its own setting, it fails like a broken connection; no other try mends that.
         if is_unreachable(error) and not hub.HF_HUB_OFFLINE:
             # The library says then that the file is not there.
@@ -204,8 +208,29 @@ def _load(repository: str, subfolder: str | None, revision: str | None) -> Autoe
                 f"cannot load the VAE {place!r}: the hub does not answer; try again, or name a "
                 "local copy"
             ) from error
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"cannot load a VAE from {place!r}: {reason}") from error
+        raise _no_vae(place, error) from error
+    folder = Path(copy, inside)
+    read_config(folder)
+    return folder
+
+
+def _load(folder: Path) -> AutoencoderKL:
+    check_weights(folder)
+    try:
+        return AutoencoderKL.from_pretrained(
+            str(folder),
+            use_safetensors=True,
+            torch_dtype=torch.float32,
+            low_cpu_mem_usage=False,  # the sparing way needs accelerate, which is not a dependency
+        )
+    except Exception as error:
+        # Its constructor meets whatever the folder's config holds, and says so in many ways.
+        raise _no_vae(str(folder), error) from error
+
+
+def _no_vae(place: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:300]
+    return UserError(f"cannot load a VAE from {place!r}: {reason}")
 
 
 def _identity(model: AutoencoderKL, config: dict[str, object]) -> str:

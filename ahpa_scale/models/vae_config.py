@@ -7,15 +7,15 @@ Shapes: B batch, C latent channels, H W height and width.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ahpa_scale import paths
+from ahpa_scale import paths, typed_json
 from ahpa_scale.errors import UserError
+from ahpa_scale.models.vae_files import read_config
 
 if TYPE_CHECKING:
     import torch
@@ -100,6 +100,8 @@ class LatentScaling:
         shift: one number per latent channel, in raw latent units.
         scale: one number per latent channel, per raw latent unit.
     """
+
+    __pydantic_config__ = typed_json.STRICT
 
     kind: str
     shift: tuple[float, ...]
@@ -221,15 +223,7 @@ def load_vae_config(path: str | Path) -> dict[str, Any] | None:
     folder = DEMO_VAE_FOLDER if str(path) == DEMO_VAE else Path(paths.local(path))
     if not folder.is_dir():
         return None
-    try:
-        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind = stored.get("_class_name", "AutoencoderKL")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{folder} is not a diffusers VAE folder: no readable config.json"
-        ) from error
-    if kind != "AutoencoderKL":
-        raise UserError(f"{folder} holds a {kind}; an AutoencoderKL is needed")
+    stored = read_config(folder)
     return complete_config(stored)
 
 
