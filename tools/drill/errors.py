@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kinds of errors, each with the exit codes that fit it and the words of the line that names it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.drill.jobs import LIMIT, PATIENCE, ROOT, Job, job
+from tools.drill.places import Places
+from tools.drill.results import Result
+
+#: Exit codes, see ahpa_scale.stops; a fault of the software ends with anything but these.
+MISTAKE, STOPPED, NOT_SAVED, GONE = 2, 70, 74, 75
+SOFTWARE = frozenset({1, GONE})
+MISSING = frozenset({MISTAKE, GONE})
+Act = Callable[[Job, Path], None]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An error that a job meets.
+
+    Attributes:
+        name: of the kind; for a plug-in's fault, its name there.
+        codes: what the launcher may end with.
+        words: of which one must be in the first line that says what is wrong; none: it goes well.
+        act: what happens to the job once it trains; None: the plug-in or the start does it.
+        plugin: whether the plug-in does it.
+        chosen: ``key=value``, with ``{place}`` for a folder of the case's own.
+        disk: options of a file system that is mounted at that place; None: no mount.
+        workers: whether it is about loader workers only.
+    """
+
+    name: str
+    codes: frozenset[int]
+    words: tuple[str, ...]
+    act: Act | None = None
+    plugin: bool = False
+    chosen: tuple[str, ...] = ()
+    disk: str | None = None
+    workers: bool = False
+
+
+def plugin(name: str, *words: str, codes: frozenset[int] = SOFTWARE) -> Kind:
+    """A fault of `tools.drill.plugin`."""
+    return Kind(name, codes, words, plugin=True)
+
+
+def start(name: str, words: tuple[str, ...], *chosen: str, codes: frozenset[int]) -> Kind:
+    """A job that should not come to train."""
+    return Kind(name, codes, words, chosen=chosen)
+
+
+def _kill_rank(running: Job, place: Path) -> None:
+    os.kill(running.rank(1), signal.SIGKILL)
+
+
+def _stop_rank(running: Job, place: Path) -> None:
+    os.kill(running.rank(1), signal.SIGSTOP)
+
+
+def _kill_worker(running: Job, place: Path) -> None:
+    os.kill(running.workers(1)[0], signal.SIGKILL)
+
+
+def _kill_launcher(running: Job, place: Path) -> None:
+    running.process.kill()
+
+
+def _lose_shards(running: Job, place: Path) -> None:
+    for shard in place.glob("data/*.mds*"):
+        shard.unlink()
+
+
+def _cut_shards(running: Job, place: Path) -> None:
+    for shard in place.glob("data/*.mds*"):
+        os.truncate(shard, shard.stat().st_size // 3)
+
+
+def _fill(running: Job, place: Path) -> None:
+    with (place / "filler").open("wb") as file:
+        try:
+            while True:
+                file.write(bytes(1 << 16))
+                file.flush()
+        except OSError:
+            return
+
+
+def _make_read_only(running: Job, place: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+
+
+_HERE = ("data.local={place}/data",)
+_STORE = ("checkpoint.save_folder=s3://{bucket}/drill",)
+KINDS: tuple[Kind, ...] = (
+    plugin("callback", "RuntimeError: drill: a callback fell over"),
+    plugin("value-error", "ValueError: drill: a library's own"),
+    plugin("key-error", "KeyError: 'drill: no such key'"),
+    plugin("wrong-shape", "mat1 and mat2 shapes"),
+    plugin("no-memory", "Unable to allocate"),
+    plugin("recursion", "RecursionError", "maximum recursion depth"),
+    plugin("loader", "a sample could not be read"),
+    plugin("watch", "the watch fell over"),
+    plugin("writer", "the writer of checkpoints fell over", codes=SOFTWARE | {NOT_SAVED}),
+    plugin("exit", "rank 1", codes=frozenset({41, GONE})),
+    plugin("segfault", "rank 1", "Segmentation fault", codes=frozenset({139, GONE})),
+    plugin("nan", "not finite", "finite", codes=frozenset({STOPPED})),
+    Kind("rank-killed", frozenset({137, GONE}), ("rank 1",), _kill_rank),
+    Kind("rank-stopped", frozenset({GONE}), ("rank 1",), _stop_rank),
+    Kind("launcher-killed", frozenset({-9}), (), _kill_launcher),
+    Kind("worker-killed", SOFTWARE, ("worker",), _kill_worker, workers=True),
+    Kind("shards-lost", MISSING, ("shard",), _lose_shards, chosen=_HERE),
+    Kind("shards-cut", MISSING, ("shard",), _cut_shards, chosen=_HERE),
+    Kind(
+        "save-folder-full",
+        frozenset({NOT_SAVED}),
+        ("No space left",),
+        _fill,
+        chosen=("checkpoint.save_folder={place}/saved",),
+        disk="size=8m",
+    ),
+    Kind(
+        "output-full",
+        frozenset({0}),
+        (),
+        _fill,
+        chosen=("output_dir={place}/out",),
+        disk="size=1m",
+    ),
+    Kind(
+        "output-turns-read-only",
+        frozenset({0}),
+        (),
+        _make_read_only,
+        chosen=("output_dir={place}/out",),
+        disk="size=8m",
+    ),
+    Kind(
+        "output-read-only",
+        frozenset({MISTAKE}),
+        ("output_dir", "Read-only"),
+        chosen=("output_dir={place}/out",),
+        disk="ro",
+    ),
+    start("unknown-key", ("modle",), "modle.name=tiny/2", codes=frozenset({MISTAKE})),
+    start("no-data", ("dataset.json", "no data set", "data.local"), "data.local={place}/none",
+          codes=frozenset({MISTAKE})),
+    start("no-set-in-store", ("no-set",), "data.remote=s3://{bucket}/no-set",
+          "data.local={place}/cache", codes=MISSING),
+    start("refused-credentials", ("refus", "403", "SignatureDoesNotMatch", "credential"), *_STORE,
+          codes=frozenset({MISTAKE})),
+    start("no-bucket", ("bucket",), "checkpoint.save_folder=s3://no-such-bucket/x",
+          codes=frozenset({MISTAKE})),
+)  # fmt: skip
+
+
+def meet(kind: Kind, workers: int, folder: Path, places: Places) -> Result:
+    """Has one job meet an error."""
+    where = folder / "place"
+    where.mkdir(parents=True)
+    with _disk(where, kind.disk):
+        if kind.chosen == _HERE:
+            places.copy_data(where / "data")
+        words = [word.format(place=where, bucket=places.bucket) for word in kind.chosen]
+        if not any(word.startswith("data.local=") for word in words):
+            words.append(f"data.local={places.data}")
+        stays = kind.codes == {0}
+        words += [f"data.num_workers={workers}", f"max_duration={'60' if stays else '100000'}ba"]
+        words += ["guard.nonfinite=stop"] * (kind.name == "nan")
+        moment = folder / "moment"
+        variables = {
+            **places.environment,
+            "DRILL_FAULT": kind.name,
+            "DRILL_RANK": "1",
+            "DRILL_MOMENT": str(moment),
+        }
+        if kind.name == "refused-credentials":
+            variables["AWS_SECRET_ACCESS_KEY"] = "not-the-secret"
+        script = Path(__file__).with_name("plugin.py") if kind.plugin else ROOT / "train.py"
+        with job(folder, *words, script=script, environment=variables) as running:
+            return _judge(kind, running, where, moment)
+
+
+def _judge(kind: Kind, running: Job, where: Path, moment: Path) -> Result:
+    begun = time.time()
+    problems: list[str] = []
+    if kind.act is not None:
+        if running.trained(3):
+            begun = time.time()
+            kind.act(running, where)
+        else:
+            problems.append("it did not come to train")
+    elif kind.plugin and running.until(moment.exists):
+        begun = moment.stat().st_mtime
+    stays = kind.codes == {0}
+    code = running.ends(PATIENCE if stays else max(1.0, begun + 2 * LIMIT - time.time()))
+    took = time.time() - begun
+    left = running.left_over(30.0 if kind.name == "launcher-killed" else 10.0)
+    line = running.complaint()
+    if code not in kind.codes:
+        problems.append(f"ended with {code}, not {sorted(kind.codes)}")
+    if took > LIMIT and not stays:
+        problems.append(f"took {took:.0f} s")
+    if kind.words and not any(word.lower() in line.lower() for word in kind.words):
+        problems.append(f"the first line has none of {list(kind.words)}")
+    if left:
+        problems.append(f"{len(left)} processes were left: {left[0]}")
+    return Result(code=code, seconds=took, line=line, problems=problems)
+
+
+@contextmanager
+def _disk(where: Path, options: str | None) -> Iterator[None]:
+    """A file system of memory at a folder, for kinds that fill one or make it read-only."""
+    if options is None:
+        yield
+        return
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "drill", str(where)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(where)], check=True)
