@@ -7,24 +7,24 @@ import errno
 import logging
 import socket
 import socketserver
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from ahpa_scale.exporter.board import Board
 from ahpa_scale.exporter.collector import BoardCollector
+from ahpa_scale.exporter.limits import LimitedHandler, LimitedServer
 from ahpa_scale.watch import Pulse
 
 #: A process that was killed just now leaves its port to loader processes until they have gone.
 _PATIENCE = 10.0
 _BETWEEN_TRIES = 0.2
-#: Seconds that a client may take, so that slow ones don't pile up.
-_SLOWEST_CLIENT = 10.0
 _log = logging.getLogger(__name__)
 
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -90,17 +90,7 @@ def _application(metrics: Application, pulse: Pulse, hang: float | None) -> Appl
     return answer
 
 
-class _Handler(WSGIRequestHandler):
-    timeout = _SLOWEST_CLIENT
-
-    def log_message(self, format: str, *args: object) -> None:
-        """A scrape is nothing to write down."""
-
-
-class _Server(socketserver.ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-    block_on_close = False
-
+class _Server(LimitedServer, WSGIServer):
     def server_bind(self) -> None:
         # Without http.server's look for the host's full name, which waits for DNS.
         socketserver.TCPServer.server_bind(self)
@@ -108,7 +98,9 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
         self.setup_environ()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        _log.warning("no answer for %s", client_address, exc_info=True)
+        # A client that is slow or has gone is nothing to write down, and there may be many.
+        if not isinstance(sys.exc_info()[1], OSError):
+            _log.warning("no answer for %s", client_address, exc_info=True)
 
 
 class _DualStackServer(_Server):
@@ -124,7 +116,7 @@ def _bound(port: int) -> _Server:
     until = time.monotonic() + _PATIENCE
     while True:
         try:
-            return kind(("", port), _Handler)
+            return kind(("", port), LimitedHandler)
         except OSError as error:
             if error.errno != errno.EADDRINUSE and kind is _DualStackServer:
                 kind = _Server  # a kernel that knows IPv6 and has it switched off
