@@ -79,7 +79,7 @@ class Store:
         found = self.client.list_objects_v2(Bucket=self.bucket, Prefix="checkpoints/")
         return [item["Key"] for item in found.get("Contents", ())]
 
-    def _wait(self, seconds: float = 60.0) -> None:
+    def _wait(self, seconds: float = 300.0) -> None:
         deadline = time.monotonic() + seconds
         while True:
             try:

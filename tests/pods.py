@@ -79,7 +79,7 @@ class Pod:
         ((_, network),) = json.loads(networks).items()
         try:
             with urllib.request.urlopen(
-                f"http://{network['IPAddress']}:{number}{path}", timeout=10
+                f"http://{network['IPAddress']}:{number}{path}", timeout=60
             ) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:

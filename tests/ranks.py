@@ -22,7 +22,7 @@ def meet(rank: int, port: int) -> None:
         "MASTER_PORT": str(port),
     }
     torch.set_num_threads(1)
-    initialize_dist("cpu", timeout=60)
+    initialize_dist("cpu", timeout=600)
 
 
 def leave() -> None:

@@ -92,7 +92,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
         process.wait()
 
 
-def _wait_until_ready(server: S3Server, log: Path, seconds: float = 60.0) -> None:
+def _wait_until_ready(server: S3Server, log: Path, seconds: float = 300.0) -> None:
     from botocore.exceptions import BotoCoreError, ClientError
 
     deadline = time.monotonic() + seconds

@@ -64,7 +64,7 @@ def same(a, b) -> bool:
 
 
 @given(PLAIN)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_plain_state_comes_back_through_json(value):
     tensors: dict[str, Tensor] = {}
     text = json.dumps(encode(value, "x/", tensors), allow_nan=False)
@@ -85,7 +85,7 @@ def test_what_is_not_plain_is_refused(value):
 
 
 @given(st.data(), st.integers(1, 40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_stretch_is_read_however_it_was_cut(tmp_path_factory, data, numel):
     folder = tmp_path_factory.mktemp("cut")
     cuts = sorted(data.draw(st.sets(st.integers(1, max(numel - 1, 1)), max_size=6)))

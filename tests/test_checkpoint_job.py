@@ -76,7 +76,7 @@ def asked(tmp_path_factory) -> tuple[Path, int, str, str]:
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     return folder, process.returncode, out, err
 
 

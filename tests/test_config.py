@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import get_args
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from small_run import ROOT, SHIPPED, SMALL
 
@@ -203,7 +203,6 @@ def test_a_configuration_is_read_only(load):
         load().optimizer.lr = 1.0
 
 
-@settings(deadline=None)  # the first example imports composer
 @given(st.integers(0, 10**9), st.sampled_from(["ep", "ba", "sp"]))
 def test_times_mean_what_composer_means(value, unit):
     from composer.core import Time
@@ -212,7 +211,6 @@ def test_times_mean_what_composer_means(value, unit):
     assert parse_time(f"{value}{unit}") == (theirs.value, theirs.unit.value)
 
 
-@settings(deadline=None)
 @given(st.floats(0, 1).map(lambda share: f"{share:.6f}dur"))
 def test_shares_mean_what_composer_means(text):
     from composer.core import Time

@@ -279,7 +279,7 @@ def test_train_refuses_before_anything_starts(kind, tmp_path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 2, done.stderr

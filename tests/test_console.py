@@ -37,9 +37,10 @@ logging.getLogger("elsewhere").warning("a %s\\nof two lines", "word")
 logging.getLogger("elsewhere").info("not said")
 logging.getLogger("ahpa_scale.data").info("ours", extra={"batch": 8})
 warnings.warn("careful")
-with listening():
+with listening() as requests:
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(0.5)
+    while requests.leave is None:
+        time.sleep(0.01)
 thread = threading.Thread(target=lambda: [][1])
 thread.start()
 thread.join()

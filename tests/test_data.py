@@ -70,7 +70,7 @@ def test_channel_scaling_standardises_posterior_samples(prepared):
 
 
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=6), st.floats(-1e4, 1e4))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_statistics_do_not_depend_on_the_batches(sizes, offset):
     generator = torch.Generator().manual_seed(sum(sizes))
     mean = torch.randn(sum(sizes), 3, 2, 2, generator=generator).double() + offset
@@ -85,7 +85,7 @@ def test_statistics_do_not_depend_on_the_batches(sizes, offset):
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.floats(-1e4, 1e4))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_token_moments_do_not_depend_on_the_batches(sizes, offset):
     generator = torch.Generator().manual_seed(sum(sizes))
     mix = torch.randn(3, 3, generator=generator).double()

@@ -49,7 +49,7 @@ def test_seed_and_index_both_matter() -> None:
     assert digest(EASY, 0, 1) != digest(EASY, 1, 0) != digest(EASY, 0, 0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     name=st.sampled_from(sorted(PRESETS)),
     size=st.sampled_from([16, 32, 47, 64]),

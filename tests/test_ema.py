@@ -31,7 +31,7 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
         torch.testing.assert_close(one[name], other[name], rtol=0, atol=0, msg=name)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     decay=st.floats(0.0, 1.0),
     values=st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=8),

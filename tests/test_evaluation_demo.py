@@ -139,7 +139,7 @@ def test_wrong_input_is_one_clear_line(built, tmp_path):
 
 
 @given(values=st.lists(st.floats(-10, 10), min_size=1, max_size=600), shift=st.floats(-5, 5))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_wasserstein_distance_of_a_shift_is_the_shift(values, shift):
     x = torch.tensor(values, dtype=torch.float64)
     shuffled = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))]

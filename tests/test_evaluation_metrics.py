@@ -38,7 +38,7 @@ def test_frechet_distance_of_axis_parallel_gaussians_is_the_closed_form():
     counts=st.tuples(st.integers(2, 40), st.integers(2, 40)),
     seed=st.integers(0, 2**16),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_frechet_distance_agrees_with_the_eigenvalues_of_the_product(width, counts, seed):
     """Few rows give singular covariances, where complex square roots are known to fail."""
     a = FeatureStatistics.of(rows(counts[0], width, seed))

@@ -21,7 +21,7 @@ def with_gradient(*values: float) -> nn.Parameter:
     return parameter
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     scales=st.tuples(*[st.floats(1e-3, 1e3)] * 2),
     max_norm=st.floats(1e-2, 1e2),

@@ -57,7 +57,7 @@ class Kubectl:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             check=False,
         )
 

@@ -68,7 +68,7 @@ def test_patchify_keeps_every_latent_pixel_in_the_dits_own_patches():
 
 
 @given(alpha=st.floats(0, 1), scale=st.floats(0.1, 100))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_spatial_normalisation_follows_its_formula_and_forgets_the_scale(
     alpha: float, scale: float
 ):
@@ -155,7 +155,7 @@ routers = st.builds(
 
 
 @given(router=routers, t=st.lists(st.floats(0, 1), min_size=1, max_size=8))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_router_weights_are_a_distribution_above_the_floor(router: DynamicRouter, t: list[float]):
     weight_BG = router(torch.tensor(t))
     torch.testing.assert_close(weight_BG.sum(1), torch.ones(len(t)))
@@ -184,7 +184,7 @@ def test_top_k_selects_and_temperature_flattens():
 
 
 @given(router=routers, t=st.floats(0, 1))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_shares_and_weights_say_the_same(router: DynamicRouter, t: float):
     raw_BG = router(torch.tensor([t]), raw=True)
     share_BG = raw_BG.exp()

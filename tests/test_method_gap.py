@@ -20,7 +20,7 @@ T_B = torch.arange(8) / 8
 
 
 @given(seed=st.integers(0, 1000), groups=st.integers(1, 5))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_gap_weights_are_a_distribution_that_falls_with_the_readout(seed: int, groups: int):
     r2_GT = torch.rand(groups, 6, generator=torch.Generator().manual_seed(seed))
     weight_GT = gap_weights(recoverability_gap(r2_GT, r2_GT.amax().expand_as(r2_GT)))

@@ -39,7 +39,7 @@ def priors(batch_size: int = 5) -> dict[str, torch.Tensor]:
 
 
 @given(side=st.integers(1, 9), data=st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_pooled_tokens_are_the_means_of_their_cells(side: int, data: st.DataObject):
     grid = data.draw(st.integers(1, side))
     tokens_BNC = torch.randn(2, side * side, 3)
@@ -179,7 +179,7 @@ def test_the_placebo_gives_each_picture_the_targets_of_another():
 
 
 @given(spread=st.floats(0, 10), tokens=st.integers(1, 40))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_token_weights_have_mean_1_and_stay_in_their_bounds(spread: float, tokens: int):
     generator = torch.Generator().manual_seed(tokens)
     residual_BN = (torch.randn(3, tokens, generator=generator) * spread).exp()

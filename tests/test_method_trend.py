@@ -95,7 +95,7 @@ def _rank(rank: int, folder: str) -> None:
         init_method=f"file://{folder}/rendezvous",
         rank=rank,
         world_size=2,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(minutes=10),
     )
     mean, balance, trend = _observed(slice(rank * 4, rank * 4 + 4))
     if rank == 0:

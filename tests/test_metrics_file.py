@@ -148,7 +148,7 @@ def test_evaluations_have_their_own_file_and_survive_resumes(tmp_path):
     assert not any("metrics/eval/fid" in row for row in read_rows(tmp_path))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows=st.integers(0, 6), batch=st.integers(0, 7), torn=st.integers(0, 30))
 def test_dropping_keeps_whole_rows_until_the_batch(tmp_path_factory, rows, batch, torn):
     path = tmp_path_factory.mktemp("rows") / "metrics.jsonl"

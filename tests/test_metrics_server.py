@@ -57,7 +57,7 @@ class Job:
                 stderr=subprocess.STDOUT,
             )
 
-    def until(self, seen: Callable[[], Any], seconds: float = 240) -> Any:
+    def until(self, seen: Callable[[], Any], seconds: float = 900) -> Any:
         """Waits until something is so, while the process lives."""
         end = time.monotonic() + seconds
         while True:
@@ -92,7 +92,7 @@ def test_a_run_is_served_while_it_trains_and_after_it_was_taken_up_again(start, 
     saving = {"checkpoint__save_folder": str(tmp_path / "saved"), "checkpoint__autoresume": "true"}
     lasting = {**saving, "max_duration": "100000ba", "checkpoint__save_interval": "4ba"}
     began = time.time()
-    job = start(**lasting, watch__hang="100")
+    job = start(**lasting, watch__hang="1000")
     # It answers long before torch is there.
     assert job.until(lambda: get(job.port, "/healthz")) == (200, "starting\n")
     job.until(lambda: job.batch() >= 9)
@@ -151,7 +151,7 @@ def test_a_step_that_hangs_fails_the_probe_and_one_that_goes_on_passes_it_again(
     pipe = tmp_path / "run" / "metrics.jsonl"
     pipe.parent.mkdir()
     os.mkfifo(pipe)
-    job = start(max_duration="100000ba", watch__hang="3")
+    job = start(max_duration="100000ba", watch__hang="10")
     # It looks for rows of an earlier attempt, and finds the end.
     writer = job.until(lambda: opened(pipe, os.O_WRONLY))
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
@@ -161,10 +161,10 @@ def test_a_step_that_hangs_fails_the_probe_and_one_that_goes_on_passes_it_again(
     status, text = job.until(lambda: is_ill(get(job.port, "/healthz")))
     assert status == 503
     stuck, seconds = re.fullmatch(r"batch (\d+): batch_end, for (\d+) s\n", text).groups()
-    assert int(seconds) >= 3
+    assert int(seconds) >= 10
     assert job.batch() == int(stuck), "metrics are there while it hangs"
     late = time.time() - values(scrape(job.port))["ahpa_last_event_timestamp_seconds"]
-    assert late >= 3
+    assert late >= 10
 
     def goes_on() -> bool:
         with contextlib.suppress(BlockingIOError):

@@ -24,7 +24,7 @@ from ahpa_scale.data.sources import FolderSource
 
 def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "ahpa_scale.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, **options)
 
 
 def refused(*arguments: object) -> str:
@@ -39,19 +39,17 @@ def refused(*arguments: object) -> str:
 
 
 def test_help_is_immediate():
-    seconds = []
-    for _ in range(3):
-        begin = time.monotonic()
-        done = run("--help")
-        seconds.append(time.monotonic() - begin)
-        assert done.returncode == 0
-        for command in ("prepare", "train-vae", "unpack-idx", "demo-images"):
-            assert command in done.stdout
-    # The best of three, since the machine may be busy; loading torch alone takes longer.
-    assert min(seconds) < 1.0
-    code = "import sys, ahpa_scale.cli; print({'torch', 'numpy', 'streaming'} & set(sys.modules))"
+    """It loads nothing that takes long: how long that is depends on the machine."""
+    code = (
+        "import atexit, sys; from ahpa_scale.cli import main\n"
+        "slow = {'torch', 'numpy', 'streaming'}\n"
+        "atexit.register(lambda: print('loaded', slow & set(sys.modules)))\n"
+        "main(['--help'])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    for command in ("prepare", "train-vae", "unpack-idx", "demo-images"):
+        assert command in done.stdout
+    assert done.stdout.endswith("loaded set()\n")
 
 
 @pytest.mark.parametrize(
@@ -135,7 +133,7 @@ def test_a_killed_run_leaves_nothing_that_reads_as_a_set(vae_path, tmp_path):
     arguments += ["--num-samples", "100000", "--shard-size", "50kb", "--overwrite", "--no-progress"]
     process = subprocess.Popen([sys.executable, "-m", "ahpa_scale.cli", *map(str, arguments)])
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while not list(tmp_path.rglob("*partial*/**/shard.00001.mds")):
             assert process.poll() is None
             assert time.monotonic() < deadline

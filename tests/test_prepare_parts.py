@@ -146,7 +146,7 @@ def test_a_part_that_is_killed_leaves_nothing_that_counts(whole, tmp_path):
     command += ["--num-samples", "24", "--batch-size", "4", "--scaling", "channel"]
     command += ["--parts", "3", "--part", "1", "--out", str(out), "--no-progress"]
     process = subprocess.Popen(command)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not list(out.glob(".part-*/content/*")) and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -56,7 +56,7 @@ def test_keys_and_draws_never_change():
 indices = st.lists(st.integers(0, 2**62), min_size=1, max_size=9, unique=True)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(indices, st.integers(-(2**70), 2**70), st.integers(0, 2**33), st.randoms())
 def test_a_sample_does_not_depend_on_its_batch(index, seed, epoch, random):
     shuffled = random.sample(index, len(index))
@@ -66,7 +66,7 @@ def test_a_sample_does_not_depend_on_its_batch(index, seed, epoch, random):
         assert torch.equal(alone[0], row)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 40), st.integers(1, 40))
 def test_a_longer_draw_begins_with_the_shorter(first, second):
     short, long = sorted((first, second))

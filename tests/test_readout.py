@@ -39,7 +39,7 @@ def moments(x_ND, y_NC, sizes=None) -> PairMoments:
     return found
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     sizes=st.lists(st.integers(0, 40), min_size=1, max_size=5),
     noise=st.floats(0.05, 3),

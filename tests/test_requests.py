@@ -50,7 +50,7 @@ def start(work: str, grace: float | None = None, before: str = "") -> subprocess
 def test_a_signal_asks_to_leave_and_the_process_goes_on(name: str):
     process = start(POLITE)
     process.send_signal(getattr(signal, name))
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0
     assert out == f"leave {name}\n"
     assert f"{name}: saving a checkpoint after this batch, then leaving" in err
@@ -66,14 +66,14 @@ files = [os.dup(0) for _ in range(1100)]
 def test_a_process_with_over_a_thousand_open_files_hears_too():
     process = start(POLITE, before=MANY_FILES)
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=300)
     assert (process.returncode, out) == (0, "leave SIGTERM\n")
 
 
 def test_a_console_that_is_gone_keeps_no_request_away():
     process = start("sys.stderr.close()\n    " + POLITE)
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == 0
     assert out == "leave SIGTERM\n"
 
@@ -81,10 +81,11 @@ def test_a_console_that_is_gone_keeps_no_request_away():
 def test_a_second_signal_ends_it_at_once_though_python_does_not_run():
     process = start(IN_C)
     process.send_signal(signal.SIGTERM)
-    time.sleep(0.3)
+    assert process.stderr is not None
+    assert "SIGTERM: saving" in process.stderr.readline()
     assert process.poll() is None
     process.send_signal(signal.SIGUSR1)
-    _, err = process.communicate(timeout=5)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 80
     assert "a second signal, SIGUSR1: leaving at once, without a checkpoint" in err
 
@@ -92,7 +93,7 @@ def test_a_second_signal_ends_it_at_once_though_python_does_not_run():
 def test_the_grace_time_ends_it_too():
     process = start(IN_C, grace=0.5)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 80
     assert "the grace time of 0.5 s has passed: leaving at once" in err
 
@@ -100,12 +101,12 @@ def test_the_grace_time_ends_it_too():
 def test_children_die_of_the_signal_and_do_not_tell_the_parent():
     fork = (
         "import os, signal; child = os.fork(); "
-        "child or time.sleep(60); "
+        "child or time.sleep(600); "
         "time.sleep(0.2); os.kill(child, signal.SIGTERM); "
         "print('child', os.waitpid(child, 0)[1], flush=True); time.sleep(0.2)"
     )
     process = start(fork)
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=300)
     assert out == f"child {int(signal.SIGTERM)}\nleave None\n"
 
 
@@ -125,7 +126,7 @@ def test_a_store_that_does_not_answer_holds_nothing_up(monkeypatch):
 
     def never(url) -> bool:
         asked.append(url)
-        time.sleep(60)
+        time.sleep(600)
         return False
 
     monkeypatch.setattr(storage, "exists", never)
@@ -134,7 +135,7 @@ def test_a_store_that_does_not_answer_holds_nothing_up(monkeypatch):
         wait_for(lambda: asked)
         os.kill(os.getpid(), signal.SIGTERM)
         wait_for(lambda: requests.leave is not None)
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 500
 
 
 def test_a_request_that_comes_after_the_vote_waits_for_the_next():
@@ -167,7 +168,7 @@ def test_a_run_saves_when_asked_and_leaves_when_asked(tmp_path: Path):
 
 
 def wait_for(condition) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -19,7 +19,7 @@ from ahpa_scale.data.sources import DemoSource, FolderSource, center_crop, open_
 
 
 @given(width=st.integers(1, 90), height=st.integers(1, 90), size=st.integers(1, 24))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_crop_is_square_and_keeps_a_plain_colour(width, height, size):
     cropped_HWC = center_crop(Image.new("RGB", (width, height), (10, 200, 30)), size)
     assert cropped_HWC.shape == (size, size, 3)

