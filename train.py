@@ -3,7 +3,14 @@
 
 import sys
 
-from ahpa_scale.config.main import main
+from ahpa_scale.ending import one_way_out
+from ahpa_scale.requests import listening
+from ahpa_scale.streams import make_lasting
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    make_lasting()
+    with listening(preparing=True) as requests, one_way_out(always=True):
+        # Signals are heard while this is imported.
+        from ahpa_scale.config.main import main
+
+        main(sys.argv[1:], requests)

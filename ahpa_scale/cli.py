@@ -14,6 +14,7 @@ from ahpa_scale import checkpoint_cli, console, pictures_cli
 from ahpa_scale.config import options
 from ahpa_scale.errors import UserError
 from ahpa_scale.evaluate import cli as evaluate_cli
+from ahpa_scale.streams import make_lasting
 from ahpa_scale.unreachable import TRY_AGAIN, UnreachableError
 
 app = typer.Typer(
@@ -257,24 +258,26 @@ def launch(
     """Start this node's ranks as the scheduler's variables say."""
     from ahpa_scale.config.folders import check_folders
     from ahpa_scale.launch import command, environment, flags
+    from ahpa_scale.requests import listening
 
-    given = (nnodes, node_rank, master_addr, master_port)
-    if any(flag is not None for flag in given):
-        placement = flags.from_flags(*given, nproc)
-    else:
-        placement = environment.from_environment(os.environ, nproc)
-    words = arguments or []
-    config = command.check_run(placement, script, words)
-    chosen = command.command_for(placement, script, words)
-    if not dry_run:
-        check_folders(config)
-        console.set_up(config.logging.format, rank=placement.rank, node=placement.node_rank)
-    console.say(f"{placement.source}: {chosen}", stream=sys.stdout)
-    if dry_run:
-        return
-    if placement.master_addr is not None:
-        command.wait_for_address(placement.master_addr, resolve_timeout)
-    chosen.run()
+    with listening(preparing=True):
+        given = (nnodes, node_rank, master_addr, master_port)
+        if any(flag is not None for flag in given):
+            placement = flags.from_flags(*given, nproc)
+        else:
+            placement = environment.from_environment(os.environ, nproc)
+        words = arguments or []
+        config = command.check_run(placement, script, words)
+        chosen = command.command_for(placement, script, words)
+        if not dry_run:
+            check_folders(config)
+            console.set_up(config.logging.format, rank=placement.rank, node=placement.node_rank)
+        console.say(f"{placement.source}: {chosen}", stream=sys.stdout)
+        if dry_run:
+            return
+        if placement.master_addr is not None:
+            command.wait_for_address(placement.master_addr, resolve_timeout)
+        chosen.run()
 
 
 # In the order of the help.
@@ -294,6 +297,8 @@ def main(arguments: list[str] | None = None) -> Any:
     """Run a command. A user's mistake is one line on stderr and exit status 2, a hub that does not
     answer one line and 75.
     """
+    if arguments is None:
+        make_lasting()
     try:
         return app(args=arguments)
     except (UserError, OSError) as error:

@@ -40,7 +40,7 @@ def trained(tmp_path_factory) -> Path:
             "global_train_batch_size=32",
             "model.depth=3",
             "alignment.tap=2",
-            "data.num_workers=0",
+            "data.num_workers=1",
             f"data.local={place / 'data'}",
             f"output_dir={place / 'run'}",
             f"checkpoint.save_folder={place / 'run' / 'checkpoints'}",

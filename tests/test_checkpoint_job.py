@@ -22,7 +22,7 @@ from benchmarks.resume_engines import BOUND, measure
 def settings(folder: Path) -> list[str]:
     return [
         f"data.local={folder / 'data'}",
-        "data.num_workers=0",
+        "data.num_workers=1",
         f"output_dir={folder / 'run'}",
         f"checkpoint.save_folder={folder / 'saved'}",
         "checkpoint.save_interval=1000ba",

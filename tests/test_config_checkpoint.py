@@ -6,12 +6,14 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import ExitStack
 
 import pytest
 
 from ahpa_scale.checkpoint.retention import Retention
 from ahpa_scale.config import main
 from ahpa_scale.config.checkpoints import Start, build_saver
+from ahpa_scale.requests import listening
 
 SAVED = "checkpoint.save_folder=saved"
 
@@ -42,7 +44,9 @@ def test_what_is_kept_reaches_the_saver(load):
 def test_the_grace_time_reaches_the_listener(load, monkeypatch):
     left = []
     monkeypatch.setattr("ahpa_scale.requests._leave_at_once", left.append)
-    with main.hear_requests(load("checkpoint.save_folder=null", "checkpoint.grace=1s")) as requests:
+    config = load("checkpoint.save_folder=null", "checkpoint.grace=1s")
+    with listening() as requests, ExitStack() as stack:
+        main.listen_for(config, requests, stack)
         os.kill(os.getpid(), signal.SIGUSR1)
         deadline = time.monotonic() + 300
         while not left and time.monotonic() < deadline:

@@ -41,7 +41,7 @@ def folder(tmp_path_factory) -> Path:
             str(ROOT / "yamls" / "demo-ahpa.yaml"),
             "max_duration=6ba",
             "global_train_batch_size=32",
-            "data.num_workers=0",
+            "data.num_workers=1",
             f"data.local={place / 'latents'}",
             f"output_dir={run_folder}",
             f"checkpoint.save_folder={run_folder / 'checkpoints'}",

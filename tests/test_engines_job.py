@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 from job import BIN, CLI, run
 
+from ahpa_scale.config.schema import Data
+
+#: The default of data.num_workers: each engine has a job with as many.
+USUAL = Data().num_workers
 QUICK = [
-    "data.num_workers=0",
     "global_train_batch_size=32",
     "optimizer.warmup=0ba",
     "logging.interval=1ba",
@@ -33,10 +36,10 @@ def data(tmp_path_factory) -> Path:
 
 
 def train(
-    data: Path, folder: Path, *overrides: str, ranks: int = 2
+    data: Path, folder: Path, *overrides: str, ranks: int = 2, workers: int = 1
 ) -> subprocess.CompletedProcess[str]:
     command = [sys.executable] if ranks == 1 else [BIN / "composer", "-n", ranks]
-    places = [f"data.local={data}", f"output_dir={folder}"]
+    places = [f"data.local={data}", f"data.num_workers={workers}", f"output_dir={folder}"]
     places.append(f"checkpoint.save_folder={folder}/checkpoints")
     return run(*command, "train.py", "yamls/demo-ahpa.yaml", *QUICK, *places, *overrides)
 
@@ -50,14 +53,16 @@ def losses(folder: Path) -> dict[int, float]:
 def straight(data, tmp_path_factory) -> Path:
     """Six batches under FSDP2 in one go, saved at the third."""
     folder = tmp_path_factory.mktemp("straight") / "run"
-    done = train(data, folder, "parallelism.engine=fsdp2", "precision=fp32")
+    done = train(data, folder, "parallelism.engine=fsdp2", "precision=fp32", workers=USUAL)
     assert done.returncode == 0, done.stderr
     assert "engine fsdp2: 2 ranks, 1 x 2 shards" in done.stderr
     assert sorted(losses(folder)) == [1, 2, 3, 4, 5, 6]
     return folder
 
 
-@pytest.mark.parametrize(("engine", "ranks"), [("zero2", 2), ("zero3", 2), ("ddp", 1)])
+@pytest.mark.parametrize(
+    ("engine", "ranks"), [("hsdp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2), ("ddp", 1)]
+)
 def test_another_engine_goes_on_from_the_checkpoint(engine, ranks, straight, data, tmp_path):
     done = train(
         data,
@@ -66,6 +71,7 @@ def test_another_engine_goes_on_from_the_checkpoint(engine, ranks, straight, dat
         "precision=fp32",
         f"checkpoint.load_path={straight}/checkpoints/ba3",
         ranks=ranks,
+        workers=USUAL,
     )
     assert done.returncode == 0, done.stderr
     assert f"engine {engine}: {ranks} ranks" in done.stderr

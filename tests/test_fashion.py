@@ -32,7 +32,7 @@ def test_fashion_mnist_from_idx_files_to_samples(tmp_path: Path):
         sys.executable, "train.py", "yamls/fashion-ahpa.yaml",
         f"data.local={data}", f"output_dir={out}", f"checkpoint.save_folder={tmp_path / 'saved'}",
         "max_duration=300ba", "checkpoint.save_interval=300ba", "sampling.interval=300ba",
-        "data.num_workers=0", "logging.interval=1ba", f"precision={FASTEST}",
+        "data.num_workers=1", "logging.interval=1ba", f"precision={FASTEST}",
     )  # fmt: skip
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     flow = [row["loss/train/flow"] for row in rows]

@@ -29,7 +29,7 @@ def data(tmp_path_factory) -> Path:
 def train(data: Path, folder: Path, *overrides: str, ranks: int = 1) -> Any:
     command = [sys.executable] if ranks == 1 else [str(BIN / "composer"), "-n", str(ranks)]
     places = (f"output_dir={folder / 'run'}", f"checkpoint.save_folder={folder / 'saved'}")
-    few = ("global_train_batch_size=8", "data.num_workers=0", "optimizer.warmup=0ba")
+    few = ("global_train_batch_size=8", "data.num_workers=1", "optimizer.warmup=0ba")
     quiet = ("sampling.interval=null", "logging.interval=1ba")
     given = (f"data.local={data}", *places, *few, *quiet, *overrides)
     return run(*command, "train.py", "yamls/demo-ahpa.yaml", *given)

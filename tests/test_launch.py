@@ -194,3 +194,10 @@ def test_it_starts_without_anything_heavy():
     )
     done = subprocess.run([BIN / "python", "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_console_that_lacks_letters_gets_escapes(tmp_path):
+    words = ["--dry-run", "train.py", YAML, f"output_dir={tmp_path}/\u732b"]
+    done = launch(*words, environment={"PYTHONIOENCODING": "latin-1"})
+    assert done.returncode == 0, done.stderr
+    assert f"output_dir={tmp_path}/\\u732b" in done.stdout

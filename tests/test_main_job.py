@@ -16,7 +16,7 @@ from job import BIN, CLI, FASTEST, ROOT, run
 from PIL import Image
 
 QUICK = [
-    "data.num_workers=0",
+    "data.num_workers=1",
     "global_train_batch_size=32",
     "optimizer.warmup=0ba",
     "logging.interval=1ba",

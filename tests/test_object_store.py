@@ -21,7 +21,7 @@ def test_data_and_checkpoints_live_in_an_object_store(tmp_path: Path):
             items = {
                 "data.remote": f"s3://{BUCKET}/demo",
                 "data.local": tmp_path / name / "cache",
-                "data.num_workers": 0,
+                "data.num_workers": 1,
                 "output_dir": tmp_path / name / "run",
                 "checkpoint.save_folder": f"s3://{BUCKET}/checkpoints/demo-ahpa",
                 "checkpoint.save_interval": "4ba",

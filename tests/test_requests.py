@@ -18,7 +18,8 @@ from ahpa_scale import storage
 from ahpa_scale.algorithms import Guard
 from ahpa_scale.checkpoint.find import list_checkpoints
 from ahpa_scale.checkpoint.saver import Saver
-from ahpa_scale.requests import Requests, listening
+from ahpa_scale.requests import Requests, listening, looking
+from ahpa_scale.signals import Count, handed_on
 
 BUSY = """
 import sys, time, threading
@@ -98,20 +99,75 @@ def test_the_grace_time_ends_it_too():
     assert "the grace time of 0.5 s has passed: leaving at once" in err
 
 
-def test_children_die_of_the_signal_and_do_not_tell_the_parent():
+def test_children_ignore_the_signals_and_end_with_their_parent():
+    """srun, systemd and a terminal's Ctrl-C signal loaders' workers too: a rank needs them."""
     fork = (
-        "import os, signal; child = os.fork(); "
+        "import os, signal, sys; child = os.fork(); "
         "child or time.sleep(600); "
-        "time.sleep(0.2); os.kill(child, signal.SIGTERM); "
-        "print('child', os.waitpid(child, 0)[1], flush=True); time.sleep(0.2)"
+        "time.sleep(0.2); [os.kill(child, n) for n in (signal.SIGTERM, signal.SIGINT)]; "
+        "time.sleep(0.2); print('child', *os.waitpid(child, os.WNOHANG), flush=True); "
+        "sys.stderr.write(f'{child}\\n'); os.kill(os.getpid(), signal.SIGKILL)"
     )
     process = start(fork)
-    out, _ = process.communicate(timeout=300)
-    assert out == f"child {int(signal.SIGTERM)}\nleave None\n"
+    out, err = process.communicate(timeout=300)
+    assert out == "child 0 0\n"
+    wait_for(lambda: not Path("/proc", err.strip()).exists())
+
+
+def test_a_thread_that_listens_is_not_waited_for_where_children_live():
+    """They inherit its pipe, so that it never ends: an error would hang the process for good."""
+    fork = "import os; child = os.fork(); child or time.sleep(600); raise ValueError('seen')"
+    process = start(fork)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "ValueError: seen" in err
+
+
+def test_a_request_before_anything_is_trained_is_followed_at_once():
+    process = start(IN_C, before="import functools, ahpa_scale.requests as r; "
+                    "r.listening = functools.partial(r.listening, preparing=True)")  # fmt: skip
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, out) == (79, "")
+    assert err == "SIGINT: leaving before the first batch; there is nothing to save\n"
+
+
+TERM, USR1, INT = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT
+
+
+@pytest.mark.parametrize(
+    ("heard", "requests"),
+    [
+        ([(0, TERM)], 1),
+        ([(0, TERM), (0.01, TERM)], 1),  # GNU timeout: to its child, then to the child's group
+        ([(0, TERM), (3, TERM)], 2),
+        ([(0, TERM), (0.3, USR1)], 2),
+        ([(0, TERM), (9, handed_on(TERM))], 1),  # to the group, and by our launcher, late
+        ([(0, handed_on(TERM)), (9, TERM)], 1),
+        ([(0, handed_on(TERM)), (0.1, handed_on(TERM))], 2),
+        ([(0, INT), (0.2, TERM)], 1),  # Ctrl-C, which Composer's launcher answers by SIGTERM
+        ([(0, INT), (0.2, TERM), (4, INT)], 2),
+        ([(0, INT), (0.2, TERM), (4, TERM)], 2),
+        ([(0, INT), (2, INT)], 2),
+    ],
+)
+def test_what_reaches_a_rank_twice_is_one_request(heard, requests: int):
+    count = Count()
+    for at, number in heard:
+        count.hear(number, 100.0 + at)
+    assert count.requests == requests
+
+
+def test_a_terminal_that_hangs_up_asks_for_nothing():
+    process = start("time.sleep(0.3)")
+    process.send_signal(signal.SIGHUP)
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, out, err) == (0, "leave None\n", "")
 
 
 def test_switches_are_seen_and_taken_away(tmp_path: Path):
-    with listening(switches=str(tmp_path), look_every=0.02) as requests:
+    requests = Requests()
+    with looking(requests, str(tmp_path), every=0.02):
         (tmp_path / "SAVE").touch()
         wait_for(lambda: requests.save)
         assert requests.leave is None
@@ -131,7 +187,7 @@ def test_a_store_that_does_not_answer_holds_nothing_up(monkeypatch):
 
     monkeypatch.setattr(storage, "exists", never)
     begun = time.monotonic()
-    with listening(switches="s3://gone", look_every=0.01) as requests:
+    with listening() as requests, looking(requests, "s3://gone", every=0.01):
         wait_for(lambda: asked)
         os.kill(os.getpid(), signal.SIGTERM)
         wait_for(lambda: requests.leave is not None)

@@ -25,7 +25,7 @@ QUICK = {
     "alignment.tap": "1",
     "alignment.head.width": "32",
     "optimizer.warmup": "0ba",
-    "data.num_workers": "0",
+    "data.num_workers": "1",
     "checkpoint.save_folder": "null",
     "checkpoint.save_interval": "5000ba",
     "checkpoint.keep": "-1",

@@ -24,6 +24,7 @@ from ahpa_scale import storage
 from ahpa_scale.algorithms.timing import Every
 from ahpa_scale.callbacks.common import ROUTER_FILE, router_summary, writes_files
 from ahpa_scale.log_files import going_on_without
+from ahpa_scale.requests import Requests
 
 # Okabe and Ito's colours, which stay apart in the common kinds of colour blindness; the markers
 # tell lines apart without any colour.
@@ -40,9 +41,16 @@ class RouterFigure(Callback):
     Args:
         output_dir: local folder.
         interval: time string between drawings; the end of training draws as well.
+        requests: nothing is drawn once the run is asked to leave.
     """
 
-    def __init__(self, output_dir: str | os.PathLike[str], interval: str = "1000ba") -> None:
+    def __init__(
+        self,
+        output_dir: str | os.PathLike[str],
+        interval: str = "1000ba",
+        requests: Requests | None = None,
+    ) -> None:
+        self.requests = requests or Requests()
         self.path = Path(output_dir) / ROUTER_FILE
         self.due = Every(interval)
         self.history: list[tuple[int, list[float]]] = []
@@ -51,6 +59,8 @@ class RouterFigure(Callback):
         """Draw when it is time."""
         del logger
         if not (event == Event.FIT_END or self.due(event, state)) or not writes_files():
+            return
+        if self.requests.leaving or self.requests.leave is not None:
             return
         summary = router_summary(state.model)
         if summary is None:

@@ -27,6 +27,7 @@ from ahpa_scale.errors import UserError
 from ahpa_scale.log_files import going_on_without
 from ahpa_scale.models.flow import Path as FlowPath
 from ahpa_scale.models.vae_config import LatentScaling
+from ahpa_scale.requests import Requests
 from ahpa_scale.sampling import class_rows, image_grid, sample, save_image
 
 
@@ -36,6 +37,10 @@ class Decoder(Protocol):
     def decode(self, z_BCHW: Tensor, /) -> Tensor:
         """Unscaled latents to uint8 pictures [B, 3, S, S]."""
         ...
+
+
+class _AskedToLeaveError(Exception):
+    """The run has something better to do."""
 
 
 class SampleGrid(Callback):
@@ -57,6 +62,8 @@ class SampleGrid(Callback):
         steps, method, guidance_scale: of the sampler, see `ahpa_scale.sampling.sample`.
         seed: of the noise.
         batch_size: pictures per forward pass and rank.
+        requests: no grid is drawn, or drawn to its end, once the run is asked to leave: the time
+            that is left is the checkpoint's.
 
     Raises:
         UserError: a class that does not exist, or a number out of range.
@@ -78,6 +85,7 @@ class SampleGrid(Callback):
         guidance_scale: float = 1.0,
         seed: int = 0,
         batch_size: int = 32,
+        requests: Requests | None = None,
     ) -> None:
         if num_per_class < 1 or batch_size < 1:
             raise UserError("num_per_class and batch_size of sample grids must be at least 1")
@@ -94,6 +102,7 @@ class SampleGrid(Callback):
         self.class_names = list(class_names)
         self.num_per_class, self.batch_size, self.seed = num_per_class, batch_size, seed
         self.steps, self.method, self.guidance_scale = steps, method, guidance_scale
+        self.requests = requests or Requests()
         self._last = -1
 
     def run_event(self, event: Event, state: State, logger: Logger) -> None:
@@ -102,7 +111,10 @@ class SampleGrid(Callback):
         if not (event == Event.FIT_END or self.due(event, state)) or batch == self._last:
             return
         self._last = batch
-        images_B3SS = self.draw(state)
+        try:
+            images_B3SS = self.draw(state)
+        except _AskedToLeaveError:
+            return
         if writes_files():
             labels = [self.class_names[label] for label in self.classes]
             picture = image_grid(images_B3SS, self.num_per_class, labels)
@@ -112,14 +124,32 @@ class SampleGrid(Callback):
 
     @torch.no_grad()
     def draw(self, state: State) -> Tensor:
-        """All pictures of the grid, uint8 [B, 3, S, S] row by row; every rank must call it."""
+        """All pictures of the grid, uint8 [B, 3, S, S] row by row; every rank must call it.
+
+        Raises:
+            _AskedToLeaveError: any rank is asked to leave meanwhile, or was before.
+        """
         averages = next((one for one in state.algorithms if isinstance(one, EMA)), None)
         lent = averages.applied(state.model) if averages else nullcontext()
         precision = get_precision_context(state.precision, state.precision_config)
         with lent, _evaluating(state.model), precision:
             dit = unwrap(state.model).dit
             assert isinstance(dit, nn.Module)
-            return self._share(dit)
+            # First of all hooks: those of a sharded model gather its weights.
+            vote = dit.register_forward_pre_hook(self._vote, prepend=True)
+            try:
+                return self._share(dit)
+            finally:
+                vote.remove()
+
+    def _vote(self, dit: nn.Module, inputs: object) -> None:
+        """Before each forward pass, of which all ranks make as many."""
+        del inputs
+        asked = self.requests.leaving or self.requests.leave is not None
+        flag = next(dit.parameters()).new_full((), float(asked), dtype=torch.float32)
+        dist.all_reduce(flag, reduce_operation="MAX")
+        if bool(flag):
+            raise _AskedToLeaveError
 
     def _share(self, dit: nn.Module) -> Tensor:
         """This rank's part of the pictures, then everybody's in order."""

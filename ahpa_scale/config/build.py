@@ -248,10 +248,12 @@ def _build_callbacks(
                 method=sampling.method,
                 guidance_scale=sampling.guidance_scale,
                 seed=sampling.seed,
+                requests=requests,
             )
         )
     callbacks.append(EngineLine(config.parallelism.engine))
-    callbacks.append(RouterFigure(config.output_dir, config.logging.router_interval))
+    interval = config.logging.router_interval
+    callbacks.append(RouterFigure(config.output_dir, interval, requests))
     saved = config.checkpoint.save_folder
     callbacks.append(RunSummary(config.output_dir, saved, requests=requests))
     return callbacks

@@ -66,17 +66,28 @@ def speaks_for_all_ranks() -> bool:
 
 
 @contextmanager
-def exit_on_user_error() -> Iterator[None]:
+def exit_on_user_error(*, shared: bool = True) -> Iterator[None]:
     """Turn a user's mistake into one line on stderr and exit code 2, and what can't be reached for
     now into one line and exit code 75. A fault of the software passes, with its traceback.
+
+    Args:
+        shared: whether all ranks meet the same mistakes, so that one of them says it.
     """
     try:
         yield
     except UserError as error:
-        leave(str(error), 2, shared=not isinstance(error, HostError))
+        leave(_words(error), 2, shared=shared and not isinstance(error, HostError))
     except UnreachableError as error:
         # One rank may reach what another one doesn't.
-        leave(str(error), TRY_AGAIN, shared=False)
+        leave(_words(error), TRY_AGAIN, shared=False)
+
+
+def _words(error: Exception) -> str:
+    """What it says: from a loader's worker it comes with a traceback in front."""
+    text = str(error)
+    if "\nOriginal Traceback" not in text:
+        return text
+    return text.rstrip().rpartition("\n")[2].partition(": ")[2]
 
 
 def leave(problem: str, exit_code: int, *, shared: bool = True) -> NoReturn:

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,10 +21,11 @@ from ahpa_scale.config.load import load_config, to_yaml
 from ahpa_scale.config.schema import Config, parse_duration
 from ahpa_scale.config.serve import serve_metrics, set_up_console
 from ahpa_scale.config.watch import watch_ranks
+from ahpa_scale.ending import PATIENCE, WayOut, end_children, end_within, one_way_out
 from ahpa_scale.log_files import going_on_without
-from ahpa_scale.requests import Requests, listening
-from ahpa_scale.stops import NOT_SAVED, PREEMPTED, ROLL_BACK, STOPPED, RunStoppedError
-from ahpa_scale.watch import Pulse
+from ahpa_scale.requests import Requests, hear_signals, listening, looking
+from ahpa_scale.stops import NOT_SAVED, PREEMPTED, RunStoppedError
+from ahpa_scale.watch import Pulse, is_lost_connection
 
 if TYPE_CHECKING:
     from composer import Trainer
@@ -32,67 +33,104 @@ if TYPE_CHECKING:
 RESOLVED = "config.yaml"
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str], requests: Requests | None = None) -> None:
     """Trains one run.
 
     Args:
         argv: a YAML file, then any number of ``key=value``.
+        requests: what is asked of this process, where somebody listens already.
 
     Raises:
         SystemExit: with code 2 and one line on stderr, for anything wrong with the input; nothing
-            has been downloaded, overwritten or trained by then. With code 70, 74, 76 or 79 and one
-            line where the run stopped itself or was asked to, see `ahpa_scale.stops`. Where another
-            rank died or hangs, the watch ends this process with code 75 and one line.
+            has been downloaded, overwritten or trained by then.
+
+    Ends the process itself with code 70, 74, 76 or 79 and one line where the run stopped itself or
+    was asked to, see `ahpa_scale.stops`; with 1 after the traceback of any other error. Where
+    another rank died or hangs, the watch ends this process with code 75 and one line.
     """
-    with _leaving_promptly(), ExitStack() as stack:
-        with exit_on_user_error():
-            config = load_config(argv)
-            set_up_console(config)
-            if os.environ.get("LOCAL_RANK", "0") == "0":
-                check_folders(config)
-            card = read_data_card(config)
-            check_data(config, card)
-            check_output(config)
-            pulse = stack.enter_context(watch_ranks(config)) or Pulse()
-            board = stack.enter_context(serve_metrics(config, pulse))
-            # Only now the seconds that torch, Composer and diffusers take to import.
-            from composer.utils import dist
+    hearing = nullcontext(requests) if requests else listening(preparing=True)
+    with hearing as asked, one_way_out() as way_out, ExitStack() as stack:
+        _run(argv, asked, way_out, stack)
 
-            from ahpa_scale.callbacks import Heartbeat
-            from ahpa_scale.config.build import build_trainer
 
-            # After Composer's import, which takes SIGTERM for itself.
-            requests = stack.enter_context(hear_requests(config))
-            trainer = build_trainer(
-                config,
-                card,
-                [Heartbeat(pulse)],
-                alive=pulse.saves,
-                requests=requests,
-                board=board,
-            )
-        if speaks_for_all_ranks():
-            resolved = Path(config.output_dir) / RESOLVED
-            with going_on_without(resolved):
-                storage.write_text(resolved, to_yaml(config))
-        end: tuple[str, int] | None = None
-        try:
-            if _finished(trainer):
-                _say_finished(trainer)
-            else:
-                trainer.fit()
-        except RunStoppedError as stop:
-            end = (str(stop), stop.exit_code)
-        except CheckpointError as error:
-            end = (str(error), NOT_SAVED)
-        trainer.close()  # uploads of checkpoints come to their end
-        if end is None and requests.leaving:
-            batch = trainer.state.timestamp.batch.value
-            end = (_farewell(config, batch, requests.leave), PREEMPTED)
-        if end is not None:
-            dist.barrier()  # on every rank, before the first one leaves
-            requests.heeded = True
-            leave(*end)
+def _run(argv: Sequence[str], requests: Requests, way_out: WayOut, stack: ExitStack) -> None:
+    with exit_on_user_error():
+        config = load_config(argv)
+        set_up_console(config)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            check_folders(config)
+        card = read_data_card(config)
+        check_data(config, card)
+        check_output(config)
+        pulse = stack.enter_context(watch_ranks(config)) or Pulse()
+        board = stack.enter_context(serve_metrics(config, pulse))
+        stack.enter_context(way_out.told_first(lambda error: _waits_for_word(config, error)))
+        # Only now the seconds that torch, Composer and diffusers take to import.
+        from composer.utils import dist
+
+        from ahpa_scale.callbacks import Heartbeat
+        from ahpa_scale.config.build import build_trainer
+
+        hear_signals()  # Composer takes them for itself when it is imported
+        listen_for(config, requests, stack)
+        trainer = build_trainer(
+            config,
+            card,
+            [Heartbeat(pulse)],
+            alive=pulse.saves,
+            requests=requests,
+            board=board,
+        )
+    if speaks_for_all_ranks():
+        resolved = Path(config.output_dir) / RESOLVED
+        with going_on_without(resolved):
+            storage.write_text(resolved, to_yaml(config))
+    dist.barrier()  # no rank leaves unasked while another one trains
+    requests.preparing, way_out.training = False, True
+    with exit_on_user_error(shared=False):
+        _train(config, trainer, requests)
+
+
+def _train(config: Config, trainer: Trainer, requests: Requests) -> None:
+    from composer.utils import dist
+
+    end: tuple[str, int] | None = None
+    try:
+        if _finished(trainer):
+            _say_finished(trainer)
+        else:
+            trainer.fit()
+    except RunStoppedError as stop:
+        end = (str(stop), stop.exit_code)
+    except CheckpointError as error:
+        end = (str(error), NOT_SAVED)
+    if end is None and requests.leaving:
+        batch = trainer.state.timestamp.batch.value
+        end = (_farewell(config, batch, requests.leave), PREEMPTED)
+    if end is not None:
+        _last_upload(trainer)
+        end_within(PATIENCE, end[1])  # trackers may have no connection any more
+    trainer.close()
+    end_children()
+    if end is not None:
+        dist.barrier()  # on every rank, before the first one leaves
+        requests.heeded = True
+        leave(*end)
+
+
+def _last_upload(trainer: Trainer) -> None:
+    """Waits for a checkpoint that is on its way."""
+    from ahpa_scale.checkpoint.saver import Saver
+
+    for callback in trainer.state.callbacks:
+        if isinstance(callback, Saver):
+            callback.wait()
+
+
+def _waits_for_word(config: Config, error: BaseException) -> float:
+    """Seconds in which the watch tells who ended first, where an error is a lost connection."""
+    watched = config.watch.enabled and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return config.watch.silence if watched and is_lost_connection(error) else 0.0
 
 
 def _finished(trainer: Trainer) -> bool:
@@ -109,13 +147,12 @@ def _say_finished(trainer: Trainer) -> None:
         console.say(text, stream=sys.stdout, fields={"batch": batch})
 
 
-def hear_requests(config: Config) -> AbstractContextManager[Requests]:
-    """A context that listens to signals on every rank, and looks for switches on rank 0."""
+def listen_for(config: Config, requests: Requests, stack: ExitStack) -> None:
+    """Has requests end in the grace time, and rank 0 look for switches while the stack is open."""
     grace = config.checkpoint.grace
-    return listening(
-        grace=None if grace is None else parse_duration(grace),
-        switches=config.checkpoint.save_folder if speaks_for_all_ranks() else None,
-    )
+    requests.grace = None if grace is None else parse_duration(grace)
+    if speaks_for_all_ranks():
+        stack.enter_context(looking(requests, config.checkpoint.save_folder))
 
 
 def _farewell(config: Config, batch: int, why: str | None) -> str:
@@ -123,21 +160,6 @@ def _farewell(config: Config, batch: int, why: str | None) -> str:
     if config.checkpoint.save_folder is None:
         return f"{text}; nothing was saved, for want of checkpoint.save_folder"
     return f"{text}, which is saved; checkpoint.autoresume=true goes on from there"
-
-
-@contextmanager
-def _leaving_promptly() -> Iterator[None]:
-    """A run that stopped itself leaves without Python's slow farewell: launchers end all ranks when
-    one is gone, and would report what they did to a rank that lingers, and not its exit code.
-    """
-    try:
-        yield
-    except SystemExit as end:
-        if end.code in (STOPPED, ROLL_BACK, PREEMPTED, NOT_SAVED):
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(end.code)
-        raise
 
 
 def check_output(config: Config) -> None:

@@ -24,6 +24,7 @@ from ahpa_scale.data.card import SHARD_HASH, DatasetCard, read_card
 from ahpa_scale.data.host_lock import alone_on_host
 from ahpa_scale.data.index import settle_index
 from ahpa_scale.errors import UserError
+from ahpa_scale.requests import leave_signals_to_parent
 
 _living: WeakSet[LatentStream] = WeakSet()
 
@@ -239,6 +240,7 @@ def build_loader(
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
         drop_last=drop_last,
+        worker_init_fn=leave_signals_to_parent,
     )
     if len(loader) == 0:
         raise UserError(

@@ -6,8 +6,8 @@ sockets, because torch's store and collectives can block for ever, which is what
 Datagrams are believed as gloo believes its connections: the nodes' network must be the job's own.
 """
 
-from ahpa_scale.watch.guard import WatchError, place_from, watching
+from ahpa_scale.watch.guard import WatchError, is_lost_connection, place_from, watching
 from ahpa_scale.watch.messages import EXIT_CODE
 from ahpa_scale.watch.pulse import Pulse
 
-__all__ = ["EXIT_CODE", "Pulse", "WatchError", "place_from", "watching"]
+__all__ = ["EXIT_CODE", "Pulse", "WatchError", "is_lost_connection", "place_from", "watching"]

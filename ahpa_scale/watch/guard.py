@@ -21,10 +21,9 @@ _SIGNALLED = 128
 _WORD = 5.0
 #: Seconds that an interpreter may take to go once all is said: gloo's destructors can hang.
 _FAREWELL = 60.0
-#: How torch.distributed, gloo and NCCL say that a connection broke, and not what broke it.
-_LOST = re.compile(
-    r"gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe|socket|timed out|peer", re.I
-)
+#: How torch.distributed, gloo and NCCL name themselves where a connection broke. Words such as
+#: "timed out" alone are also a store's, or a loader's.
+_LOST = re.compile(r"gloo|nccl|c10d|TCPStore|process ?group|closed by peer", re.I)
 
 
 class WatchError(UserError):
@@ -105,7 +104,7 @@ def _station(place: Place, pulse: Pulse, silence: float, hang: float | None) -> 
 def _tell(station: Station, error: BaseException) -> None:
     """Tells the others why this rank ends, before its connections do."""
     try:
-        if _is_lost_connection(error):
+        if is_lost_connection(error):
             # Another rank has ended first. The verdict names it, and ends this process.
             station.say("lost")
             station.heeded.wait(station.silence + _WORD)
@@ -153,7 +152,8 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _is_lost_connection(error: BaseException) -> bool:
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether an error says only that a connection between ranks broke, and not what broke it."""
     module = type(error).__module__
     if module.startswith("torch.distributed") or type(error).__name__.startswith("Dist"):
         return True
