@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from ahpa_scale import storage
+from ahpa_scale import console, storage
 from ahpa_scale.checkpoint import content, table
 from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.find import Found, some_checkpoints_at
@@ -61,12 +61,12 @@ def ls(
     newest = next(iter(_newest(found)), None)
     if as_json:
         for one in found:
-            typer.echo(json.dumps(table.facts(one) | {"newest": one is newest}))
+            console.tell(json.dumps(table.facts(one) | {"newest": one is newest}))
         return
     header, rows = table.rows_of(found, newest)
-    typer.echo(f"{header}  verdict by names and sizes")
+    console.tell(f"{header}  verdict by names and sizes")
     for row, one in zip(rows, found, strict=True):
-        typer.echo(f"{row}  {table.verdict(one, table.by_names_and_sizes(one))}")
+        console.tell(f"{row}  {table.verdict(one, table.by_names_and_sizes(one))}")
 
 
 @app.command()
@@ -78,7 +78,7 @@ def verify(url: Url, progress: Progress = True) -> None:
     """
     found = some_checkpoints_at(url)
     header, rows = table.rows_of(found)
-    typer.echo(f"{header}  verdict")
+    console.tell(f"{header}  verdict")
     counts = {table.WHOLE: 0, table.DAMAGED: 0, table.HALF: 0}
     newest = None
     done = 0
@@ -93,7 +93,7 @@ def verify(url: Url, progress: Progress = True) -> None:
             counts[table.kind_of(one, problems)] += 1
             newest = newest if problems or one.begun else one
     told = ", ".join(f"{number} {kind}" for kind, number in counts.items() if number)
-    typer.echo(f"{told}; newest whole one: {newest.name if newest else 'none'}")
+    console.tell(f"{told}; newest whole one: {newest.name if newest else 'none'}")
     if counts[table.DAMAGED] or newest is None:
         raise typer.Exit(1)
 
@@ -118,7 +118,7 @@ def pull(
         chosen = content.newest_whole(
             found, lambda one: _stepping_over(one, content.copy(one, room, moved))
         )
-    typer.echo(f"{folder}: {chosen.url}, {table.shown_size(chosen)}, every byte as it was saved")
+    console.tell(f"{folder}: {chosen.url}, {table.shown_size(chosen)}, every byte as it was saved")
 
 
 @app.command()
@@ -169,12 +169,14 @@ def prune(
         except OSError as error:
             left.append(f"{one.name} ({error})")
             continue
-        typer.echo(
+        console.tell(
             f"{'would remove' if dry_run else 'removed'} {one.name}, {table.shown_size(one)}"
         )
     verb = "would go" if dry_run else "removed"
     gone = len(going) - len(left)
-    typer.echo(f"{url}: {gone} {verb}, {len(found) - gone} left, the newest whole is {newest.name}")
+    console.tell(
+        f"{url}: {gone} {verb}, {len(found) - gone} left, the newest whole is {newest.name}"
+    )
     if left:
         raise OSError(f"not removed: {', '.join(left)}")
 
@@ -225,7 +227,7 @@ def export(
         except CheckpointError as error:
             raise CheckpointError(f"{source.url}: {error}") from None
     what = "averages" if written == "ema" else "trained weights"
-    typer.echo(f"{out}: {what} of {source.url}, {tensors} tensors")
+    console.tell(f"{out}: {what} of {source.url}, {tensors} tensors")
 
 
 def _newest(found: Sequence[Found]) -> list[Found]:
@@ -236,7 +238,7 @@ def _newest(found: Sequence[Found]) -> list[Found]:
 def _stepping_over(one: Found, problems: list[str]) -> list[str]:
     """Tells of a checkpoint that is passed over; an older one is then taken in its stead."""
     if problems:
-        typer.echo(f"warning: stepping over {one.url}: {'; '.join(problems)}", err=True)
+        console.say(f"warning: stepping over {one.url}: {'; '.join(problems)}")
     return problems
 
 

@@ -120,10 +120,12 @@ def prepare(
 
         found = prepare_part(part=chosen, **given)
         if found is None:
-            typer.echo(f"{out}: part {chosen.index} of {chosen.count} is there; others are missing")
+            console.tell(
+                f"{out}: part {chosen.index} of {chosen.count} is there; others are missing"
+            )
             return
         card = found
-    typer.echo(
+    console.tell(
         f"{out}: {card.num_samples} pictures, {card.num_classes} classes, kind {card.kind}, "
         f"latent {'x'.join(map(str, card.latent_shape))}, grid {card.grid}, "
         f"{len(card.levels)} levels"
@@ -177,7 +179,7 @@ def diagnose(
     from ahpa_scale import diagnosis
 
     found = diagnosis.diagnose(wanted, out)
-    typer.echo(
+    console.tell(
         f"{out}: {', '.join(diagnosis.NAMES)}; {len(found.levels)} levels, "
         f"{len(found.blocks)} blocks, {found.bins} bins of t, {found.pictures} pictures"
     )
@@ -228,7 +230,7 @@ def train_vae(
     pictures = source if size is None else FolderSource(source, size=size)
     report = train(out, pictures, settings, overwrite=overwrite, progress=progress)
     quality = ", ".join(f"{name} {value:.1f} dB" for name, value in report.psnr.items())
-    typer.echo(f"{out}: PSNR {quality}; scaling factor {report.scaling_factor:.5f}")
+    console.tell(f"{out}: PSNR {quality}; scaling factor {report.scaling_factor:.5f}")
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

@@ -4,7 +4,8 @@
 Text goes where it always went and looks as it always did. With JSON everything goes to stderr
 through Python's logging: our own lines, log records and warnings of all libraries, and exceptions
 that nobody caught. What C and C++ libraries, and Composer's launcher, print by themselves stays
-text. Standard library only, until JSON is asked for.
+text. Standard library only, until JSON is asked for. Nothing said here moves a cursor or tells a
+password.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import threading
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Literal, TextIO
+
+from ahpa_scale.printable import printable
 
 Format = Literal["text", "json"]
 
@@ -62,21 +65,28 @@ def say(
     """Says one line.
 
     Args:
-        text: the line.
+        text: the line; what a terminal would obey is written out, and passwords are masked.
         level: of Python's logging; JSON alone shows it.
         stream: where text goes; None is stderr.
         fields: what the line tells, by name, for JSON; numbers that are not finite become null.
     """
+    text = printable(text)
     if _formatter is None:
         print(text, file=stream or sys.stderr, flush=True)
     else:
         logging.getLogger(PACKAGE).log(level, text, extra=_strict(fields))
 
 
+def tell(text: str) -> None:
+    """Says one line of a command's answer, on stdout where it is text."""
+    say(text, stream=sys.stdout)
+
+
 def line(text: str, *, level: int = logging.INFO, fields: Mapping[str, Any] | None = None) -> str:
     """The line that `say` would print, with its end, without printing it: for a thread that must
     not wait for a lock of the main thread's, which may be stuck for good.
     """
+    text = printable(text)
     if _formatter is None:
         return f"{text}\n"
     record = logging.LogRecord(PACKAGE, level, "", 0, text, None, None)
@@ -91,10 +101,13 @@ def is_json() -> bool:
 
 def _strict(fields: Mapping[str, Any] | None) -> dict[str, Any]:
     """JSON has no word for NaN and infinity."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in (fields or {}).items()
-    }
+    return {name: _strict_value(value) for name, value in (fields or {}).items()}
+
+
+def _strict_value(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return printable(value) if isinstance(value, str) else value
 
 
 def _log_uncaught(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from ahpa_scale import console
 from ahpa_scale.config import options
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def unpack_idx(
     from ahpa_scale.data.idx import unpack_idx as unpack
 
     counts = unpack(folder, out, names=names, limit=limit)
-    typer.echo(f"{out}: " + ", ".join(f"{count} {split}" for split, count in counts.items()))
+    console.tell(f"{out}: " + ", ".join(f"{count} {split}" for split, count in counts.items()))
 
 
 def demo_images(
@@ -50,7 +51,7 @@ def demo_images(
     spec = DemoSpec.preset(preset, size=size)
     with atomic_folder(out) as room:
         _write_demo(room, [render(spec, seed, start + i) for i in range(num_samples)])
-    typer.echo(f"{out}: {num_samples} pictures, contact-sheet.png, factors.jsonl")
+    console.tell(f"{out}: {num_samples} pictures, contact-sheet.png, factors.jsonl")
 
 
 def _write_demo(room: Path, pictures: list[DemoPicture]) -> None:

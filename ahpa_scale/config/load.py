@@ -19,10 +19,11 @@ from ahpa_scale import paths
 from ahpa_scale.config.checks import check_static
 from ahpa_scale.config.defaults import fill_defaults
 from ahpa_scale.config.effects import settle_effects
-from ahpa_scale.config.errors import COMMAND_LINE, ConfigError, exit_on_user_error, nearest
+from ahpa_scale.config.errors import COMMAND_LINE, ConfigError, exit_on_user_error
 from ahpa_scale.config.explain import first_problem
 from ahpa_scale.config.schema import Config
 from ahpa_scale.config.schema.run import source_of
+from ahpa_scale.config.yaml_file import GrowthError, check_growth, read_yaml
 from ahpa_scale.errors import UserError
 
 __all__ = ["ConfigError", "exit_on_user_error", "load_config", "load_yaml", "to_yaml"]
@@ -63,7 +64,7 @@ def load_yaml(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         file = Path(paths.local(path))
     except UserError as error:
         raise ConfigError("", "", f"the YAML file of the run: {error}") from None
-    content, sources = _read(file)
+    content, sources = read_yaml(file)
     for item in overrides:
         key, value = _parse_override(item)
         if sources.get(key) == COMMAND_LINE:
@@ -95,61 +96,6 @@ def to_yaml(config: Config) -> str:
     # OmegaConf would read a literal '$' followed by '{' as an interpolation.
     text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     return text.replace("${", r"\${")
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The file's content and, for each dotted key, ``file:line``."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(str(path), "", _missing_file(path)) from None
-    except IsADirectoryError:
-        raise ConfigError(str(path), "", "this is a folder; name a YAML file in it") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(str(path), "", f"not UTF-8 text (byte {error.start})") from None
-    except OSError as error:
-        raise ConfigError(str(path), "", f"can't be read: {error.strerror}") from None
-    sources = {"": str(path)}
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        if root is None:
-            raise ConfigError(str(path), "", "the file is empty")
-        if not isinstance(root, yaml.MappingNode):
-            raise ConfigError(str(path), "", "the file must hold 'key: value' lines")
-        _note_lines(root, "", str(path), sources)
-        content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        problem = f"{error.context or ''} {error.problem}"
-        raise ConfigError(f"{path}{line}", "", f"broken YAML: {problem}") from None
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(str(path), "", f"broken YAML: {error}") from None
-    except RecursionError:
-        raise ConfigError(str(path), "", "nested too deeply, or a part refers to itself") from None
-    assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items()}, sources
-
-
-def _missing_file(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"no such file: the folder {path.parent} does not exist"
-    names = sorted(p.name for pattern in ("*.yaml", "*.yml") for p in path.parent.glob(pattern))
-    close = nearest(path.name, names, cutoff=0.4)
-    return f"no such file; the nearest is {path.parent / close}" if close else "no such file"
-
-
-def _note_lines(node: yaml.MappingNode, prefix: str, file: str, sources: dict[str, str]) -> None:
-    """Record each key's line, and refuse keys that are written twice."""
-    seen: dict[str, int] = {}
-    for name, value in node.value:
-        line = name.start_mark.line + 1
-        key = f"{prefix}{name.value}" if isinstance(name, yaml.ScalarNode) else f"{prefix}?"
-        if key in seen:
-            raise ConfigError(f"{file}:{line}", key, f"written twice, first in line {seen[key]}")
-        seen[key] = line
-        sources[key] = f"{file}:{line}"
-        if isinstance(value, yaml.MappingNode):
-            _note_lines(value, f"{key}.", file, sources)
 
 
 def _parse_override(item: str) -> tuple[str, Any]:
@@ -191,9 +137,14 @@ def _set(content: dict[str, Any], key: str, value: Any) -> None:
 def _resolve(content: dict[str, Any], sources: Mapping[str, str]) -> Any:
     """Resolve ``${...}``, also those of the environment (``${oc.env:HOME}``)."""
     try:
+        check_growth(content)
         return OmegaConf.to_container(
             OmegaConf.create(content), resolve=True, throw_on_missing=True
         )
+    except GrowthError as error:
+        raise ConfigError(source_of(sources, error.key), error.key, error.problem) from None
+    except RecursionError:
+        raise ConfigError(source_of(sources, ""), "", "an interpolation refers to itself") from None
     except OmegaConfBaseException as error:
         _refuse_unknown_keys(content, sources)
         key = str(error.full_key or "")

@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn, Optional
 
 import typer
 
+from ahpa_scale import console
 from ahpa_scale.config import options
 from ahpa_scale.stops import PREEMPTED
 
@@ -107,14 +108,16 @@ def evaluate(
     # Composer set a handler of its own.
     signal.signal(signal.SIGTERM, _leave)
     try:
-        rows = command.evaluate(wanted, typer.echo, lambda text: typer.echo(text, err=True))
+        rows = command.evaluate(wanted, console.tell, console.say)
     except command.CutShortError as error:
         problem = " ".join(str(error).split())
-        typer.echo(f"error: {problem}; the same command tries again", err=True)
+        console.say(f"error: {problem}; the same command tries again")
         raise typer.Exit(1) from None
-    typer.echo(f"{out}: {len(rows)} rows in evaluation.jsonl, {command.FIGURE}, {command.SAMPLES}/")
+    console.tell(
+        f"{out}: {len(rows)} rows in evaluation.jsonl, {command.FIGURE}, {command.SAMPLES}/"
+    )
 
 
 def _leave(number: int, frame: object) -> NoReturn:
-    typer.echo(f"{signal.Signals(number).name}: leaving; the same command goes on", err=True)
+    console.say(f"{signal.Signals(number).name}: leaving; the same command goes on")
     raise SystemExit(PREEMPTED)

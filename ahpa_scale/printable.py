@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text that is safe to print and to keep: what a terminal would obey is shown, and what nobody else
+may read is left out. Standard library only.
+"""
+
+from __future__ import annotations
+
+import re
+
+# Controls but for tab and line feed, marks that turn the reading direction, and half characters.
+_OBEYED = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+_PASSWORD = re.compile(r"(?<=://)([^\s/?#@:]*):([^\s/?#]+)@")
+#: Characters below which a value occurs in other words by chance.
+_SHORTEST = 4
+_concealed: dict[str, str] = {}
+
+
+def printable(text: str) -> str:
+    """A text with `user:password@` of URLs and all concealed values masked, and with control
+    characters written out, such as \\x1b.
+    """
+    for value in sorted(_concealed, key=len, reverse=True):
+        text = text.replace(value, _concealed[value])
+    return _OBEYED.sub(_written_out, masked(text))
+
+
+def masked(text: str) -> str:
+    """A text whose URLs tell no password."""
+    return _PASSWORD.sub(r"\1:***@", text)
+
+
+def conceal(value: str, shown: str) -> None:
+    """From now on `printable` shows something else in a value's place.
+
+    Args:
+        value: that came from the environment, say; one of under four characters stays.
+        shown: what stands for it.
+    """
+    if len(value) >= _SHORTEST:
+        _concealed[value] = shown
+
+
+def _written_out(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
