@@ -10,10 +10,13 @@ from bad_stores import Files
 from fault_proxy import ALWAYS, FaultProxy, Faults
 from faulty_store import PART, Outcome, assert_same, fill, resumed, saved, warnings_of
 from s3_server import free_ports
+from toy_trainer import toy_trainer
 
 from ahpa_scale.checkpoint import local_copy
 from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.local_copy import open_newest
+from ahpa_scale.checkpoint.saver import Saver
+from ahpa_scale.checkpoint.writer import Writer
 
 RANK, MANIFEST = "rank00000.safetensors", "manifest.json"
 #: Of these at least four of the first thirty requests fail.
@@ -139,3 +142,17 @@ def test_a_store_that_goes_away_while_fetching_is_no_reason_to_step_back(
     with pytest.raises(OSError, match=f"/ba6/{RANK}"):
         open_newest(url, tmp_path)
     assert not list(tmp_path.glob("ba*")), "a part of the copy is left"
+
+
+def test_a_fault_of_the_writing_thread_ends_the_run_as_what_it_is(tmp_path: Path, monkeypatch):
+    """The other ranks' threads would wait for this one's part, and their runs for them."""
+
+    def fall_over(*_: object) -> None:
+        raise RuntimeError("the writer fell over")
+
+    monkeypatch.setattr(Writer, "write", fall_over)
+    trainer = toy_trainer("40ba", callbacks=Saver(str(tmp_path), "2ba"))
+    with pytest.raises(RuntimeError, match="the writer fell over") as raised:
+        trainer.fit()
+    assert type(raised.value) is RuntimeError
+    assert trainer.state.timestamp.batch.value < 40

@@ -7,7 +7,8 @@ import datetime
 import logging
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as futures_wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,29 +131,36 @@ class Saver(Callback):
         self._thread.shutdown(wait=False)
 
     def wait(self) -> None:
-        """Until no upload is under way, with a line every ten seconds."""
+        """Until no upload is under way, with a line every ten seconds.
+
+        Raises:
+            Exception: what the thread fell over; that a checkpoint could not be saved is noted.
+        """
         if self._pending is None:
             return
         batch, future = self._pending
         begun = said = time.monotonic()
         while True:
-            try:
-                future.result(timeout=_BETWEEN_LOOKS)
-            except TimeoutError:
+            done, _ = futures_wait([future], timeout=_BETWEEN_LOOKS)
+            if not done:
                 self._alive()
                 now = time.monotonic()
                 if now - said > _BETWEEN_LINES:
                     _warn(f"waiting for {checkpoint_name(batch)}, {now - begun:.0f} s so far")
                     said = now
                 continue
+            self._pending = None
+            self._failure = None
+            try:
+                future.result()
             except CheckpointError as error:
                 self._failure = error
-            else:
-                self._failure = None
-            break
-        self._pending = None
+            return
 
     def _look(self, state: State, event: Event) -> None:
+        if self._pending is not None and self._pending[1].done():
+            # A fault of the thread, which the other ranks' threads wait for, is raised here.
+            self.wait()
         batch = state.timestamp.batch.value
         due = self._due(state, event) or self._requests.saving
         self._requests.saving = False
@@ -172,7 +180,7 @@ class Saver(Callback):
         begun = time.monotonic()
         try:
             writer.write(snapshot, manifest)
-        except Exception as error:
+        except CheckpointError as error:
             text = f"{checkpoint_name(manifest.batch)} was not saved: {error}"
             _warn(text)
             raise CheckpointError(text) from error
