@@ -34,7 +34,7 @@ STOP_FILE, SAVE_FILE = "STOP", "SAVE"
 NOTHING_TO_SAVE = "leaving before the first batch; there is nothing to save"
 _BETWEEN_LOOKS = 5.0
 #: Seconds for a checkpoint where nobody is left above who would wait for it.
-_ORPHANED = 15.0
+_ORPHANED = 8.0
 #: Seconds between a hang-up of the terminal and the end of a launcher that died of it.
 _HANGS_UP = 10.0
 _STOP_LISTENING = 0
@@ -189,7 +189,7 @@ class _Listener:
     def _pause(self) -> int | None:
         """Milliseconds until the next look, rounded up; None: without end."""
         left = self._left()
-        waits = [seconds for seconds in (left, self._parent and 1.0) if seconds is not None]
+        waits = [seconds for seconds in (left, self._parent and 0.5) if seconds is not None]
         return math.ceil(1e3 * max(min(waits), 0.0)) if waits else None
 
     def _signal(self, number: int) -> None:

@@ -70,6 +70,8 @@ def test_another_engine_goes_on_from_the_checkpoint(engine, ranks, straight, dat
         f"parallelism.engine={engine}",
         "precision=fp32",
         f"checkpoint.load_path={straight}/checkpoints/ba3",
+        # Two ranks are one node, and hsdp has a copy on each.
+        *(["parallelism.replicate_degree=2"] if engine == "hsdp" else []),
         ranks=ranks,
         workers=USUAL,
     )
