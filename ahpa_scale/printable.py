@@ -13,7 +13,7 @@ _OBEYED = re.compile(
 )
 _PASSWORD = re.compile(r"(?<=://)([^\s/?#@:]*):([^\s/?#]+)@")
 #: Characters below which a value occurs in other words by chance.
-_SHORTEST = 4
+_SHORTEST = 6
 _concealed: dict[str, str] = {}
 
 
@@ -35,7 +35,7 @@ def conceal(value: str, shown: str) -> None:
     """From now on `printable` shows something else in a value's place.
 
     Args:
-        value: that came from the environment, say; one of under four characters stays.
+        value: that came from the environment, say; one of under six characters stays.
         shown: what stands for it.
     """
     if len(value) >= _SHORTEST:

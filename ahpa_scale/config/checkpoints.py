@@ -18,6 +18,7 @@ from ahpa_scale.checkpoint.retention import Retention
 from ahpa_scale.checkpoint.saver import Description, Saver
 from ahpa_scale.config.errors import ConfigError
 from ahpa_scale.config.schema import Config, parse_time
+from ahpa_scale.config.written import as_written
 from ahpa_scale.requests import Requests
 
 #: Where a node keeps the copy of a checkpoint while it reads it.
@@ -103,7 +104,7 @@ def build_saver(
             description=Description(
                 run_name=config.run_name,
                 engine=config.parallelism.engine,
-                config=config.model_dump(mode="json"),
+                config=as_written(config),
                 loggers=loggers,
             ),
             alive=alive,

@@ -23,7 +23,14 @@ from ahpa_scale.config.errors import COMMAND_LINE, ConfigError, exit_on_user_err
 from ahpa_scale.config.explain import first_problem
 from ahpa_scale.config.schema import Config
 from ahpa_scale.config.schema.run import source_of
-from ahpa_scale.config.yaml_file import GrowthError, check_growth, read_yaml
+from ahpa_scale.config.written import (
+    NETWORK,
+    as_written,
+    conceal_environment,
+    needs,
+    without_environment,
+)
+from ahpa_scale.config.yaml_file import GrowthError, check_growth, interpolations, read_yaml
 from ahpa_scale.errors import UserError
 
 __all__ = ["ConfigError", "exit_on_user_error", "load_config", "load_yaml", "to_yaml"]
@@ -54,8 +61,16 @@ def load_config(argv: Sequence[str]) -> Config:
     return load_yaml(argv[0], argv[1:])
 
 
-def load_yaml(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_yaml(
+    path: str | Path, overrides: Sequence[str] = (), *, elsewhere: bool = False
+) -> Config:
     """Read, merge, validate and check one run; nulls that stand for a kind's default are filled in.
+
+    Args:
+        path: the YAML file.
+        overrides: ``key=value`` with dotted keys.
+        elsewhere: the run is another process's, to be looked at: variables of the environment that
+            are not set here leave their keys as they were written.
 
     Raises:
         ConfigError: any mistake, in one line.
@@ -75,27 +90,66 @@ def load_yaml(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         sources[key] = COMMAND_LINE
         for section in _parents(key):
             sources.setdefault(section, COMMAND_LINE)
-    config = settle_effects(_validate(_resolve(content, sources), sources))
-    check_static(config)
-    return fill_defaults(config)
+    return _load(content, sources, elsewhere)
 
 
 def load_mapping(content: Mapping[str, Any]) -> Config:
-    """A resolved configuration that something else has stored, such as a checkpoint.
+    """A configuration that something else has kept, such as a checkpoint, to be looked at.
 
     Raises:
         ConfigError: it is none of ours.
     """
-    config = settle_effects(_validate(dict(content), {}))
+    return _load(dict(content), {}, elsewhere=True)
+
+
+def to_yaml(config: Config) -> str:
+    """The configuration as YAML, defaults filled in and interpolations as they were written;
+    loading it gives an equal configuration.
+    """
+    text: str = yaml.safe_dump(as_written(config), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _load(content: dict[str, Any], sources: dict[str, str], elsewhere: bool) -> Config:
+    written = interpolations(content)
+    conceal_environment(content)
+    if elsewhere:
+        content = without_environment(content)
+    resolved = _resolve(content, sources)
+    if elsewhere:
+        resolved = _without_strangers(resolved, written, sources)
+        # What has been left out has its default, and is not to be written over it.
+        written = {place: text for place, text in written.items() if needs(text) is None}
+    config = _validate(resolved, sources)
+    config._written.update(written)
+    config = settle_effects(config)
     check_static(config)
     return fill_defaults(config)
 
 
-def to_yaml(config: Config) -> str:
-    """The resolved configuration as YAML; loading it gives an equal configuration."""
-    # OmegaConf would read a literal '$' followed by '{' as an interpolation.
-    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    return text.replace("${", r"\${")
+def _without_strangers(
+    content: Any, written: Mapping[tuple[Any, ...], str], sources: Mapping[str, str]
+) -> Any:
+    """Leaves out numbers and the like whose variable is not set; text stays as it was written."""
+    try:
+        Config.model_validate(content)
+    except ValidationError as error:
+        wrong = {
+            tuple(finding["loc"][: len(place)]) for finding in error.errors() for place in written
+        }
+        for place in wrong & written.keys():
+            name = needs(written[place])
+            if name is None:
+                continue
+            key = ".".join(map(str, place))
+            if place[0] in NETWORK:
+                problem = f"environment variable {name!r} is not set, and this key needs it"
+                raise ConfigError(source_of(sources, key), key, problem) from None
+            inner = content
+            for part in place[:-1]:
+                inner = inner[part]
+            del inner[place[-1]]
+    return content
 
 
 def _parse_override(item: str) -> tuple[str, Any]:

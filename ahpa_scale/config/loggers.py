@@ -12,6 +12,7 @@ from composer.loggers import LoggerDestination, WandBLogger
 from ahpa_scale.callbacks import MetricsFile, ProgressBar, Prometheus, TensorBoard
 from ahpa_scale.config.checkpoints import Start
 from ahpa_scale.config.schema import Config
+from ahpa_scale.config.written import as_written
 from ahpa_scale.exporter import Board
 from ahpa_scale.models.dit import DiT
 from ahpa_scale.models.flops import training_flops
@@ -58,7 +59,7 @@ def _wandb(config: Config, output_dir: Path, run_id: str) -> WandBLogger:
         name=config.run_name,
         init_kwargs={
             "dir": str(output_dir),
-            "config": config.model_dump(mode="json"),
+            "config": as_written(config),
             "id": run_id,
             "resume": "allow",
         },

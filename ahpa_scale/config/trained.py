@@ -37,15 +37,15 @@ def find_run(place: str, config: str | None = None) -> tuple[Config, str]:
     Raises:
         UserError: there is nothing, or a part of it is missing; the line says which.
     """
-    named = None if config is None else load_yaml(config)
+    named = None if config is None else load_yaml(config, elsewhere=True)
     if not storage.is_remote(place):
         path = storage.local_path(place)
         if not path.exists():
             raise UserError(f"there is nothing at {path}")
         if path.is_file():
-            return named or load_yaml(_config_near(path)), str(path)
+            return named or load_yaml(_config_near(path), elsewhere=True), str(path)
         if (path / RESOLVED).is_file():
-            named = named or load_yaml(path / RESOLVED)
+            named = named or load_yaml(path / RESOLVED, elsewhere=True)
             return named, _newest(path, named).url
     try:
         found = find_checkpoint(place)

@@ -67,6 +67,8 @@ class Config(Section):
 
     # Where each key was written, so that a check made later can still say so.
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
+    # Values with ${...}, by their place, as they stood before they were resolved.
+    _written: dict[tuple[Any, ...], str] = PrivateAttr(default_factory=dict)
 
     def source_of(self, key: str) -> str:
         """File and line, or ``command line``, that set `key` or its section; empty when unknown."""
