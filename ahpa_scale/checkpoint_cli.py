@@ -20,10 +20,12 @@ from ahpa_scale import console, storage
 from ahpa_scale.checkpoint import content, table
 from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.find import Found, some_checkpoints_at
+from ahpa_scale.checkpoint.manifest import MANIFEST
 from ahpa_scale.checkpoint.retention import Retention, remove_checkpoint
 from ahpa_scale.config import options
 from ahpa_scale.errors import UserError
 from ahpa_scale.progress import progress_bar
+from ahpa_scale.unreachable import UnreachableError
 
 if TYPE_CHECKING:
     from ahpa_scale.checkpoint.weights import Kind
@@ -74,7 +76,8 @@ def verify(url: Url, progress: Progress = True) -> None:
     """Read every byte of one or of all checkpoints and compare it with what was saved.
 
     What a store holds comes to the temporary folder (TMPDIR), one file after another. Exit code 0:
-    nothing is damaged. Exit code 1: something is, or not one is whole. Exit code 2: no answer.
+    nothing is damaged. Exit code 1: something is, or not one is whole. Exit code 2: the input is
+    wrong, or the store refuses. Exit code 75: the store does not answer.
     """
     found = some_checkpoints_at(url)
     header, rows = table.rows_of(found)
@@ -102,7 +105,8 @@ def verify(url: Url, progress: Progress = True) -> None:
 def pull(
     url: Url,
     folder: Annotated[
-        str, typer.Argument(metavar="DIR", help="New local folder.", callback=options.LOCAL)
+        str,
+        typer.Argument(metavar="DIR", help="New or empty local folder.", callback=options.LOCAL),
     ],
     progress: Progress = True,
 ) -> None:
@@ -112,7 +116,7 @@ def pull(
     """
     found = some_checkpoints_at(url)
     with (
-        storage.atomic_folder(folder) as room,
+        storage.atomic_folder(folder, marker=MANIFEST) as room,
         _moving("copying", _newest(found), progress) as (moved, _),
     ):
         chosen = content.newest_whole(
@@ -166,6 +170,8 @@ def prune(
                 remove_checkpoint(one)
         except FileNotFoundError:
             pass  # the run itself was quicker
+        except UnreachableError:
+            raise  # nor would the others go
         except OSError as error:
             left.append(f"{one.name} ({error})")
             continue

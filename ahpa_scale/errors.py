@@ -10,3 +10,7 @@ class UserError(ValueError):
     Only our own checks raise it. Any other exception, a ValueError of torch's or Composer's too, is
     a fault of the software and shows its traceback.
     """
+
+
+class HostError(UserError):
+    """A mistake that other hosts need not share, so that its own rank says it."""

@@ -24,6 +24,8 @@ STORES = (
 DATA_STORES = ("s3", "gs", "oci", "hf", "sftp", "dbfs")
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/*)(.*)", re.DOTALL)
+#: fsspec's chains, such as simplecache::s3://bucket/a; what the last link says counts.
+_CHAIN = re.compile(rf".+::{_SCHEME.pattern}", re.DOTALL)
 _COLON_MISSING = re.compile(rf"({'|'.join(STORES)})//(.*)", re.IGNORECASE)
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]")
 _VARIABLE = re.compile(r"\$(?:\w+|\{\w+\})")
@@ -47,6 +49,10 @@ def resolve(place: str | os.PathLike[str], stores: Collection[str] | None = None
     """
     text = os.fspath(place)
     _refuse_odd_characters(text)
+    chain = _CHAIN.fullmatch(text)
+    if chain is not None:
+        _check_store(text, chain[1].lower(), len(chain[2]), chain[3], stores)
+        return text
     match = _SCHEME.fullmatch(text)
     if match is not None:
         name, slashes, rest = match[1].lower(), len(match[2]), match[3]
@@ -65,8 +71,10 @@ def resolve(place: str | os.PathLike[str], stores: Collection[str] | None = None
 
 def is_url(place: str | os.PathLike[str]) -> bool:
     """Whether it names an object store rather than a local path."""
-    match = _SCHEME.fullmatch(os.fspath(place))
-    return match is not None and match[1].lower() != "file" and len(match[2]) >= 2
+    text = os.fspath(place)
+    match = _SCHEME.fullmatch(text)
+    named = match is not None and match[1].lower() != "file" and len(match[2]) >= 2
+    return named or _CHAIN.fullmatch(text) is not None
 
 
 def local(place: str | os.PathLike[str]) -> str:

@@ -231,11 +231,12 @@ def _watch_switches(requests: Requests, folder: str, every: float, over: threadi
 
     while not over.wait(every):
         try:
-            for name in (STOP_FILE, SAVE_FILE):
-                path = storage.join(folder, name)
-                if storage.exists(path):
-                    storage.remove(path)
-                    _take(requests, name)
+            with storage.asking_once():
+                for name in (STOP_FILE, SAVE_FILE):
+                    path = storage.join(folder, name)
+                    if storage.exists(path):
+                        storage.remove(path)
+                        _take(requests, name)
         except (OSError, ValueError) as error:
             _log.debug("no look for switches in %s: %s", folder, error)
 

@@ -19,7 +19,7 @@ def is_unreachable(error: BaseException) -> bool:
     """Whether an error comes of a connection that was not had, timed out or broke, of a name that
     was not resolved, or of an HTTP answer that says so (429, and 500 and above).
     """
-    for cause in _causes(error):
+    for cause in causes(error):
         if isinstance(cause, ConnectionError | TimeoutError | socket.gaierror):
             return True
         status = getattr(getattr(cause, "response", None), "status_code", 0)
@@ -28,7 +28,8 @@ def is_unreachable(error: BaseException) -> bool:
     return False
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came of, the nearest first."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

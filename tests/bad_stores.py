@@ -11,6 +11,8 @@ import pytest
 from fault_proxy import FaultProxy
 from s3_server import BUCKET, S3Server, s3_server
 
+from ahpa_scale import storage
+
 if TYPE_CHECKING:  # every test module comes by here, and Composer takes its time
     from faulty_store import Outcome
 
@@ -47,15 +49,17 @@ def proxy(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultPr
     import s3fs
     from tenacity import wait_fixed
 
-    from ahpa_scale.checkpoint import transfer
+    from ahpa_scale.storage import patience
 
-    monkeypatch.setattr(transfer, "PAUSES", wait_fixed(0.01))
+    monkeypatch.setattr(patience, "PAUSES", wait_fixed(0.01))
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     with FaultProxy(server.endpoint) as running:
         environment = {
             **server.environment,
             "S3_ENDPOINT_URL": running.url,
             "AWS_MAX_ATTEMPTS": "1",
+            # Far more than any test takes: where a store stays away, the test sets its own.
+            storage.PATIENCE: "100",
         }
         for name, value in environment.items():
             monkeypatch.setenv(name, value)

@@ -24,8 +24,8 @@ from types import TracebackType
 from typing import IO
 from urllib.parse import urlsplit
 
-#: How a request fails: an answer, a connection closed before anything is done, or done but its
-#: answer cut in the middle.
+#: How a request fails: an answer of this status (others will do too), a connection closed before
+#: anything is done, or done but its answer cut in the middle.
 KINDS = ("500", "503", "cut", "lost")
 ALWAYS = -1
 _BLOCK = 1 << 16
@@ -42,6 +42,8 @@ class Faults:
         cut_uploads: so many uploads to come are cut in the middle; `ALWAYS` cuts every one.
         cut_after: bytes of an upload that pass before it is cut.
         uploads: only paths that hold this text have their uploads cut.
+        spoiled_downloads: so many downloads to come have a flipped bit.
+        downloads: only paths that hold this text have their downloads spoiled.
         put_rate: bytes/s for all uploads together; None is as fast as it goes.
     """
 
@@ -50,6 +52,8 @@ class Faults:
     cut_uploads: int = 0
     cut_after: int = 1000
     uploads: str = ""
+    spoiled_downloads: int = 0
+    downloads: str = ""
     put_rate: float | None = None
 
 
@@ -117,6 +121,16 @@ class FaultProxy:
             self.counts["cut upload"] += 1
             return True
 
+    def spoils_download(self, path: str) -> bool:
+        """Whether a bit of this download is flipped."""
+        with self._lock:
+            faults = self.faults
+            if not faults.spoiled_downloads or faults.downloads not in path:
+                return False
+            faults.spoiled_downloads -= 1
+            self.counts["spoiled download"] += 1
+            return True
+
     def wait_for_line(self, size: int) -> None:
         """Until so many bytes of an upload may pass: one line, which all uploads share."""
         with self._lock:
@@ -152,7 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "cut":
             self._hang_up()
             return
-        if fault in ("500", "503"):
+        if fault is not None and fault.isdecimal():
             self._refuse(int(fault), size)
             return
         parts = urlsplit(proxy.endpoint)
@@ -193,9 +207,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, response: HTTPResponse, lost: bool) -> None:
         body = response.read()
+        own: tuple[str, ...] = ()
+        if body and self.command == "GET" and self.server.proxy.spoils_download(self.path):
+            own = ("x-amz-checksum-",)  # by which a client would notice before we do
+            middle = len(body) // 2
+            body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
         self.send_response_only(response.status, response.reason)
         for name, value in response.getheaders():
-            if name.lower() not in _HOP and name.lower() != "content-length":
+            if name.lower() not in (*_HOP, "content-length") and not name.lower().startswith(own):
                 self.send_header(name, value)
         # The answer to HEAD tells the length of a body that is not sent.
         length = response.getheader("Content-Length") if self.command == "HEAD" else None

@@ -105,7 +105,7 @@ def test_every_checkpoint_damaged_is_an_error(
     fill(place, broken)
     with pytest.raises(CheckpointError, match=r"3 checkpoint\(s\), and none can be used"):
         open_newest(place, tmp_path / "cache")
-    assert warnings_of(caplog.records).count(f"{RANK} is damaged") == 3
+    assert warnings_of(caplog.records).count(f"{RANK} isn't what was saved") == 3
 
 
 def test_every_manifest_missing_is_an_error(place: str, files: Files, tmp_path: Path):

@@ -12,13 +12,15 @@ from faulty_store import PART, Outcome, assert_same, fill, resumed, saved, warni
 from s3_server import free_ports
 from toy_trainer import toy_trainer
 
+from ahpa_scale import storage
 from ahpa_scale.checkpoint import local_copy
 from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.local_copy import open_newest
 from ahpa_scale.checkpoint.saver import Saver
 from ahpa_scale.checkpoint.writer import Writer
+from ahpa_scale.unreachable import UnreachableError
 
-RANK, MANIFEST = "rank00000.safetensors", "manifest.json"
+RANK, STATE, MANIFEST = "rank00000.safetensors", "state.json", "manifest.json"
 #: Of these at least four of the first thirty requests fail.
 SEEDS = (4, 5, 7, 9)
 
@@ -72,7 +74,9 @@ def test_a_save_that_fails_is_told_and_the_run_goes_on(
     whole: Outcome,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.setenv(storage.PATIENCE, "1")
     proxy.set(Faults(cut_uploads=ALWAYS, uploads=f"ba4/{RANK}"))
     outcome = saved(url)
     told = warnings_of(caplog.records)
@@ -90,7 +94,9 @@ def test_the_last_save_must_succeed_and_the_one_before_is_taken_up(
     url: str,
     whole: Outcome,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.setenv(storage.PATIENCE, "1")
     proxy.set(Faults(cut_uploads=ALWAYS, uploads=f"ba6/{RANK}"))
     with pytest.raises(CheckpointError, match=f"ba6 was not saved.*ba6/{RANK}"):
         saved(url)
@@ -106,7 +112,9 @@ def test_a_save_cut_before_its_manifest_is_stepped_over(
     whole: Outcome,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.setenv(storage.PATIENCE, "1")
     proxy.set(Faults(cut_uploads=ALWAYS, uploads=f"ba6/{MANIFEST}", cut_after=100))
     with pytest.raises(CheckpointError, match=f"ba6/{MANIFEST}"):
         saved(url)
@@ -122,8 +130,9 @@ def test_an_unreachable_store_is_an_error_that_names_it(
 ):
     fill(url, files)
     (port,) = free_ports(1)
+    monkeypatch.setenv(storage.PATIENCE, "1")
     monkeypatch.setenv("S3_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-    with pytest.raises(OSError, match=url) as caught:
+    with pytest.raises(UnreachableError, match=url) as caught:
         open_newest(url, tmp_path)
     assert str(port) in str(caught.value)
 
@@ -132,6 +141,7 @@ def test_a_store_that_goes_away_while_fetching_is_no_reason_to_step_back(
     proxy: FaultProxy, url: str, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     fill(url, files)
+    monkeypatch.setenv(storage.PATIENCE, "1")
 
     def fetch_from_nowhere(found, folder):
         proxy.set(Faults(share=1.0))
@@ -139,7 +149,7 @@ def test_a_store_that_goes_away_while_fetching_is_no_reason_to_step_back(
 
     real = local_copy.fetch
     monkeypatch.setattr(local_copy, "fetch", fetch_from_nowhere)
-    with pytest.raises(OSError, match=f"/ba6/{RANK}"):
+    with pytest.raises(UnreachableError, match=f"/ba6/{RANK}"):
         open_newest(url, tmp_path)
     assert not list(tmp_path.glob("ba*")), "a part of the copy is left"
 
@@ -156,3 +166,21 @@ def test_a_fault_of_the_writing_thread_ends_the_run_as_what_it_is(tmp_path: Path
         trainer.fit()
     assert type(raised.value) is RuntimeError
     assert trainer.state.timestamp.batch.value < 40
+
+
+@pytest.mark.parametrize("name", [RANK, STATE, MANIFEST])
+def test_a_file_that_the_connection_spoils_is_fetched_again_before_the_run_steps_back(
+    name: str,
+    proxy: FaultProxy,
+    url: str,
+    files: Files,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+):
+    fill(url, files)
+    proxy.set(Faults(spoiled_downloads=1, downloads=f"ba6/{name}"))
+    copy = open_newest(url, tmp_path)
+    assert proxy.counts["spoiled download"] == 1
+    assert copy is not None
+    assert copy.url == f"{url}/ba6"
+    assert warnings_of(caplog.records) == ""

@@ -26,8 +26,9 @@ from scrape import free_port, get, scrape, values
 from test_two_hosts import arguments
 
 import ahpa_scale
-from ahpa_scale.config.errors import HostError, exit_on_user_error
+from ahpa_scale.config.errors import exit_on_user_error
 from ahpa_scale.config.serve import serve_metrics
+from ahpa_scale.errors import HostError
 from ahpa_scale.exporter import Board, health, serving
 from ahpa_scale.watch import Pulse
 

@@ -13,6 +13,7 @@ import pytest
 from s3_server import BUCKET, S3Server, s3_server
 
 from ahpa_scale import storage
+from ahpa_scale.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,10 @@ def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path, monkeypat
         ("file:///a/b", "", "/a/b/c/d"),
         ("s3://bucket/a/", "s3", "s3://bucket/a/c/d"),
         ("GS://bucket", "gs", "GS://bucket/c/d"),
+        ("https://host/a?key=1", "https", "https://host/a/c/d?key=1"),
+        ("abfs://box@account.host/a", "abfs", "abfs://box@account.host/a/c/d"),
+        ("simplecache::s3://bucket/a", "s3", "simplecache::s3://bucket/a/c/d"),
+        ("zip://a::s3://bucket/b.zip", "zip", "zip://a/c/d::s3://bucket/b.zip"),
     ],
 )
 def test_urls(url, kind, joined):
@@ -188,9 +193,12 @@ def test_a_wrong_secret_is_refused_in_one_line(s3, monkeypatch):
     import s3fs
 
     s3fs.S3FileSystem.clear_instance_cache()
-    with pytest.raises(OSError, match="s3://bucket/x") as caught:
+    for refused in (storage.read_text, storage.exists, storage.find, storage.remove):
+        with pytest.raises(storage.RefusedError, match="s3://bucket/x") as caught:
+            refused(f"s3://{BUCKET}/x")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="s3://bucket/x"):
         storage.write_text(f"s3://{BUCKET}/x", "1")
-    assert "\n" not in str(caught.value)
     s3fs.S3FileSystem.clear_instance_cache()
 
 

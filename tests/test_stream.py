@@ -22,8 +22,10 @@ from streaming import StreamingDataset
 from streaming.base.format.mds.reader import MDSReader
 
 from ahpa_scale.data.card import CARD_NAME
+from ahpa_scale.data.columns import ColumnReader
 from ahpa_scale.data.prepare import prepare
-from ahpa_scale.data.stream import ColumnReader, build_loader
+from ahpa_scale.data.stream import build_loader
+from ahpa_scale.data.whole import ShardError
 
 
 @given(st.sets(st.sampled_from(LEVELS)))
@@ -55,7 +57,7 @@ def test_a_shard_that_is_cut_short_is_named(prepared, tmp_path):
     (tmp_path / name).write_bytes((Path(prepared) / name).read_bytes()[:-20])
     whole = MDSReader.from_json(str(tmp_path), None, shard)
     reader = ColumnReader(whole, ("label", f"prior.{LEVELS[-1]}"))
-    with pytest.raises(ValueError, match=f"{name} is cut short"):
+    with pytest.raises(ShardError, match=f"{name} is cut short"):
         reader[len(whole) - 1]
 
 
@@ -165,7 +167,9 @@ def test_a_damaged_shard_is_refused_on_arrival(prepared, tmp_path):
         content[-1] ^= 1
         shard.write_bytes(content)
     for num_workers in (0, 1):
-        with pytest.raises(RuntimeError, match="could not get a shard of"):
+        with pytest.raises(
+            ShardError, match=f"^{damaged}/shard.0000..mds isn't what the index says"
+        ):
             batches(str(damaged), local=str(tmp_path / "cache"), num_workers=num_workers)
         assert not list((tmp_path / "cache").rglob("*.mds"))
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every byte of a checkpoint compared with what was saved, in its place or while it is copied.
 
-For people who look after checkpoints: neither torch nor Composer is imported.
+For runs that go on and for people who look after checkpoints: neither torch nor Composer is
+imported.
 """
 
 from __future__ import annotations
@@ -14,13 +15,10 @@ from ahpa_scale import storage
 from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.find import Found
 from ahpa_scale.checkpoint.manifest import MANIFEST, FileEntry, Manifest, entry_of
-from ahpa_scale.checkpoint.transfer import persistently
 
 #: Told how many bytes of the work are done; fewer than before when a part has to be repeated.
 Moved = Callable[[int], None]
 _MISSING, _DAMAGED = "is missing", "isn't what was saved"
-#: What a connection spoils is whole the second time; what the store spoiled is not.
-_LOOKS = 2
 
 
 def damage(found: Found, moved: Moved) -> list[str]:
@@ -105,7 +103,7 @@ def overtaken(found: Found) -> bool:
         OSError: the store can't be reached.
     """
     try:
-        now = persistently(storage.read_bytes, storage.join(found.url, MANIFEST))
+        now = storage.read_bytes(storage.join(found.url, MANIFEST))
         return Manifest.from_json(now) != found.manifest
     except FileNotFoundError:
         return True
@@ -140,11 +138,8 @@ def _in_place(url: str, entry: FileEntry, moved: Moved) -> str | None:
 
 
 def _copied(url: str, path: Path, entry: FileEntry, moved: Moved) -> str | None:
-    for _ in range(_LOOKS):
-        try:
-            persistently(storage.get_file, url, path, moved)
-        except FileNotFoundError:
-            return _MISSING
-        if entry_of(path) == entry:
-            return None
-    return _DAMAGED
+    try:
+        proved = storage.get_proved(url, path, lambda copied: entry_of(copied) == entry, moved)
+    except FileNotFoundError:
+        return _MISSING
+    return None if proved else _DAMAGED

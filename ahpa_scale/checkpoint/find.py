@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from ahpa_scale import storage
 from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.manifest import MANIFEST, Manifest
-from ahpa_scale.checkpoint.transfer import persistently
 from ahpa_scale.errors import UserError
 
 LATEST = "latest"
@@ -55,7 +54,7 @@ def list_checkpoints(folder: str) -> list[Found]:
         OSError: the store can't be reached.
         UserError: an unknown scheme.
     """
-    return _below(folder, persistently(storage.find, folder))
+    return _below(folder, storage.find(folder))
 
 
 def checkpoints_at(url: str) -> list[Found]:
@@ -65,7 +64,7 @@ def checkpoints_at(url: str) -> list[Found]:
         OSError: the store can't be reached.
         UserError: an unknown scheme.
     """
-    sizes = persistently(storage.find, url)
+    sizes = storage.find(url)
     below = _below(url, sizes)
     named = _NAME.fullmatch(url.rstrip("/").rsplit("/", 1)[-1])
     if MANIFEST in sizes or (named and sizes and not below):
@@ -106,8 +105,7 @@ def look_at(url: str, sizes: dict[str, int]) -> Found:
     if MANIFEST not in sizes:
         return Found(url, name, batch, sizes, None, f"{MANIFEST} is missing", begun=True)
     try:
-        text = persistently(storage.read_bytes, storage.join(url, MANIFEST))
-        manifest = Manifest.from_json(text)
+        manifest = _manifest(storage.join(url, MANIFEST))
     except FileNotFoundError:  # removed this very moment
         return Found(url, name, batch, sizes, None, f"{MANIFEST} is missing", begun=True)
     except CheckpointError as error:
@@ -118,6 +116,14 @@ def look_at(url: str, sizes: dict[str, int]) -> Found:
     return Found(url, name, batch if match else manifest.batch, sizes, manifest, problem, False)
 
 
+def _manifest(where: str) -> Manifest:
+    try:
+        return Manifest.from_json(storage.read_bytes(where))
+    except CheckpointError:
+        # What a connection spoils is whole the second time.
+        return Manifest.from_json(storage.read_bytes(where))
+
+
 def trace_of_checkpoints(folder: str) -> str | None:
     """A file which tells that a run has saved below a folder, where no whole checkpoint does: what
     says which one was the last, or what Composer's and torch's own savers write.
@@ -125,7 +131,7 @@ def trace_of_checkpoints(folder: str) -> str | None:
     Raises:
         OSError: the store can't be reached.
     """
-    names = persistently(storage.find, folder)
+    names = storage.find(folder)
     return next((one for one in sorted(names) if one == LATEST or one.endswith(_OTHERS)), None)
 
 
@@ -141,7 +147,7 @@ def find_checkpoint(url: str) -> Found:
         CheckpointError: there is none, or the one named is not whole.
         OSError: the store can't be reached.
     """
-    sizes = persistently(storage.find, url)
+    sizes = storage.find(url)
     if MANIFEST in sizes:
         found = look_at(url, sizes)
         if found.problem is not None:

@@ -137,7 +137,8 @@ class Follower:
     def _look(self, before: list[Found], pace: Pace) -> list[Found]:
         """What lies there now; what lay there before, where the store can't be asked."""
         try:
-            return checkpoints_at(self._url)
+            with storage.asking_once():
+                return checkpoints_at(self._url)
         except OSError as error:
             self._tell(f"warning: looking again in {pace.every:g} s: {error}")
             return before

@@ -17,6 +17,7 @@ from typing import TypeVar
 from composer.utils import dist
 
 from ahpa_scale import storage
+from ahpa_scale.checkpoint import content
 from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.find import (
     Found,
@@ -25,8 +26,7 @@ from ahpa_scale.checkpoint.find import (
     trace_of_checkpoints,
 )
 from ahpa_scale.checkpoint.group import PatientGroup
-from ahpa_scale.checkpoint.manifest import MANIFEST, Manifest
-from ahpa_scale.checkpoint.transfer import persistently
+from ahpa_scale.checkpoint.manifest import Manifest
 
 _log = logging.getLogger(__name__)
 _BETWEEN_LINES = 10.0
@@ -126,7 +126,7 @@ def _bring(group: PatientGroup, found: Found, cache: Path) -> str | None:
     if dist.get_local_rank() == 0:
         try:
             fetch(found, _local(found, cache).folder)
-        except (CheckpointError, FileNotFoundError) as error:
+        except CheckpointError as error:
             problem = (str(error), None)
         except OSError as error:
             problem = (None, error)
@@ -143,30 +143,38 @@ def fetch(found: Found, folder: Path) -> None:
     """Copies a checkpoint's files to `folder` where it lies elsewhere, and verifies them.
 
     Raises:
-        CheckpointError: a file is damaged.
-        FileNotFoundError: a file is missing.
+        CheckpointError: a file is damaged or missing.
         OSError: the store can't be reached, or the disk is full.
     """
-    assert found.manifest is not None
+    moved = _telling(found)
     if storage.is_remote(found.url):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        begun = said = time.monotonic()
-        done, total = 0, found.manifest.total_bytes
-        for name, entry in found.manifest.files.items():
-            persistently(storage.get_file, storage.join(found.url, name), folder / name)
-            done += entry.size
-            now = time.monotonic()
-            if now - said > _BETWEEN_LINES:
-                rate = done / (now - begun)
-                _log.warning(
-                    "fetching %s: %d of %d MB, %.0f MB/s, %.0f s left",
-                    *(found.url, done >> 20, total >> 20, rate / 1e6, (total - done) / rate),
-                )
-                said = now
-        # With it the copy is a checkpoint of its own, and read as one.
-        (folder / MANIFEST).write_text(found.manifest.to_json())
-    found.manifest.check_content(folder)
+        problems = content.copy(found, folder, moved)
+    else:
+        problems = content.damage(found, moved)
+    if problems:
+        raise CheckpointError(problems[0])
+
+
+def _telling(found: Found) -> content.Moved:
+    """Says now and then how much of a checkpoint has come."""
+    assert found.manifest is not None
+    total = found.manifest.total_bytes
+    begun = said = time.monotonic()
+
+    def moved(done: int) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if now - said > _BETWEEN_LINES:
+            rate = max(done, 1) / (now - begun)
+            _log.warning(
+                "reading %s: %d of %d MB, %.0f MB/s, %.0f s left",
+                *(found.url, done >> 20, total >> 20, rate / 1e6, (total - done) / rate),
+            )
+            said = now
+
+    return moved
 
 
 def _told_by_rank_0(group: PatientGroup, look: Callable[[], T]) -> T:

@@ -109,19 +109,6 @@ class Manifest:
                 return f"{name} has {sizes[name]} bytes instead of {entry.size}"
         return None
 
-    def check_content(self, folder: Path) -> None:
-        """Compares every file of a local copy with its hash.
-
-        Raises:
-            CheckpointError: naming the file that differs or is missing.
-        """
-        for name, entry in self.files.items():
-            path = folder / name
-            if not path.is_file():
-                raise CheckpointError(f"{name} is missing")
-            if entry_of(path) != entry:
-                raise CheckpointError(f"{name} is damaged: it isn't what was saved")
-
 
 def entry_of(path: Path, moved: Callable[[int], None] | None = None) -> FileEntry:
     """Size and hash of a local file; `moved` is told how many bytes have been read."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from ahpa_scale import storage
 from ahpa_scale.checkpoint.find import Found, list_checkpoints
 from ahpa_scale.checkpoint.manifest import MANIFEST
-from ahpa_scale.checkpoint.transfer import persistently
 from ahpa_scale.errors import UserError
+from ahpa_scale.unreachable import UnreachableError
 
 _log = logging.getLogger(__name__)
 
@@ -67,6 +67,8 @@ def prune(folder: str, retention: Retention) -> list[str]:
             remove_checkpoint(found)
         except OSError as error:
             _log.warning("checkpoints: %s is still there: %s", found.url, error)
+            if isinstance(error, UnreachableError):
+                break
         else:
             removed.append(found.name)
     return removed
@@ -78,9 +80,9 @@ def remove_checkpoint(found: Found) -> None:
     Raises:
         OSError: the store refused, several times.
     """
-    persistently(storage.remove, storage.join(found.url, MANIFEST))
+    storage.remove(storage.join(found.url, MANIFEST))
     if not storage.is_remote(found.url):
         shutil.rmtree(storage.local_path(found.url))
         return
     for name in found.sizes:
-        persistently(storage.remove, storage.join(found.url, name))
+        storage.remove(storage.join(found.url, name))

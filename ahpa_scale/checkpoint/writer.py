@@ -28,7 +28,6 @@ from ahpa_scale.checkpoint.manifest import MANIFEST, STATE, FileEntry, Manifest,
 from ahpa_scale.checkpoint.reader import rank_file
 from ahpa_scale.checkpoint.retention import Retention, prune
 from ahpa_scale.checkpoint.snapshot import Snapshot
-from ahpa_scale.checkpoint.transfer import persistently
 
 _SPOOL = f".spool-{socket.gethostname()}-"
 
@@ -64,7 +63,7 @@ class Writer:
     def _make_way(self, url: str) -> None:
         """A checkpoint that is written anew stops being one before its files change."""
         if dist.get_global_rank() == 0:
-            persistently(storage.remove, storage.join(url, MANIFEST))
+            storage.remove(storage.join(url, MANIFEST))
 
     def _write_rank(self, url: str, snapshot: Snapshot) -> dict[str, FileEntry]:
         rank = dist.get_global_rank()
@@ -74,19 +73,19 @@ class Writer:
                 (room / STATE).write_text(snapshot.state_file(), encoding="utf-8")
             files = {path.name: entry_of(path) for path in sorted(room.iterdir())}
             for name in files:
-                persistently(storage.put_file, room / name, storage.join(url, name))
+                storage.put_file(room / name, storage.join(url, name))
         return files
 
     def _complete(self, url: str, manifest: Manifest) -> None:
         if dist.get_global_rank() != 0:
             return
-        sizes = persistently(storage.find, url)
+        sizes = storage.find(url)
         problem = manifest.misfit(sizes)
         if problem is not None:
             raise OSError(f"{url}: {problem} after its upload")
-        persistently(storage.write_text, storage.join(url, MANIFEST), manifest.to_json())
+        storage.write_text(storage.join(url, MANIFEST), manifest.to_json())
         name = checkpoint_name(manifest.batch)
-        persistently(storage.write_text, storage.join(self.folder, LATEST), f"{name}\n")
+        storage.write_text(storage.join(self.folder, LATEST), f"{name}\n")
         prune(self.folder, self.retention)
 
     def _together(self, action: Any) -> list[Any]:

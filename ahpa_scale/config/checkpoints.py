@@ -20,6 +20,7 @@ from ahpa_scale.config.errors import ConfigError
 from ahpa_scale.config.schema import Config, parse_time
 from ahpa_scale.config.written import as_written
 from ahpa_scale.requests import Requests
+from ahpa_scale.unreachable import UnreachableError
 
 #: Where a node keeps the copy of a checkpoint while it reads it.
 _CACHE = ".resume-node{node}"
@@ -65,7 +66,8 @@ def find_start(config: Config) -> Start:
 
     Raises:
         ConfigError: a checkpoint that is named is not there or damaged, a run's checkpoints can't
-            be used, or the store can't be reached.
+            be used, or the store or the disk refuses.
+        UnreachableError: the store does not answer.
     """
     chosen = config.checkpoint
     cache = Path(config.output_dir) / _CACHE.format(node=dist.get_node_rank())
@@ -79,6 +81,8 @@ def find_start(config: Config) -> Start:
         if chosen.load_path is not None:
             key = "checkpoint.load_path"
             return Start(open_checkpoint(chosen.load_path, cache), same_run=False)
+    except UnreachableError:
+        raise
     except (CheckpointError, OSError) as error:
         raise ConfigError(config.source_of(key), key, str(error)) from None
     return Start()

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from ahpa_scale import console
-from ahpa_scale.errors import UserError
+from ahpa_scale.errors import HostError, UserError
 from ahpa_scale.unreachable import TRY_AGAIN, UnreachableError
 
 COMMAND_LINE = "command line"
@@ -33,10 +33,6 @@ class ConfigError(UserError):
     def __init__(self, source: str, key: str, problem: str) -> None:
         self.source, self.key, self.problem = source, key, one_line(problem)
         super().__init__(": ".join(part for part in (source, key, self.problem) if part))
-
-
-class HostError(UserError):
-    """A mistake that other hosts need not share, so that its own rank says it."""
 
 
 def one_line(text: str) -> str:
@@ -76,18 +72,10 @@ def exit_on_user_error(*, shared: bool = True) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        leave(_words(error), 2, shared=shared and not isinstance(error, HostError))
+        leave(str(error), 2, shared=shared and not isinstance(error, HostError))
     except UnreachableError as error:
         # One rank may reach what another one doesn't.
-        leave(_words(error), TRY_AGAIN, shared=False)
-
-
-def _words(error: Exception) -> str:
-    """What it says: from a loader's worker it comes with a traceback in front."""
-    text = str(error)
-    if "\nOriginal Traceback" not in text:
-        return text
-    return text.rstrip().rpartition("\n")[2].partition(": ")[2]
+        leave(str(error), TRY_AGAIN, shared=False)
 
 
 def leave(problem: str, exit_code: int, *, shared: bool = True) -> NoReturn:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import ahpa_scale
 from ahpa_scale import console
-from ahpa_scale.config.errors import HostError
 from ahpa_scale.config.schema import Config
+from ahpa_scale.errors import HostError
 from ahpa_scale.watch import Pulse
 
 if TYPE_CHECKING:

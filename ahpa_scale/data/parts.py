@@ -92,7 +92,7 @@ def _check_place(out: str, part: Part) -> None:
         return
     folder = storage.local_path(out)
     ending = part.folder.partition("-of-")[2]
-    others = folder.iterdir() if folder.is_dir() else ()
+    others = storage.entries(folder) if folder.is_dir() else ()
     if folder.is_file() or any(f"-of-{ending}" not in each.name for each in others):
         raise FileExistsError(f"{folder} holds something else: choose another place")
 
@@ -140,7 +140,7 @@ def _write(
         with tempfile.TemporaryDirectory(prefix="ahpa-scale-") as room:
             complete(place, write_shards(settings, card, vae, share, (room, place)))
         return
-    with storage.atomic_folder(place) as folder:
+    with storage.atomic_folder(place, marker=PART_NAME) as folder:
         complete(str(folder), write_shards(settings, card, vae, share, str(folder)))
 
 

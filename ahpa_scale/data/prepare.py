@@ -17,7 +17,6 @@ from typing import Any
 
 import safetensors.torch as safetensors
 import torch
-from streaming import MDSWriter
 
 from ahpa_scale import __version__, storage
 from ahpa_scale.data import codec
@@ -35,6 +34,7 @@ from ahpa_scale.data.encode import BatchEncoder
 from ahpa_scale.data.index import INDEX_NAME, index_digest, parse_index
 from ahpa_scale.data.settings import DEMO, PrepareSettings
 from ahpa_scale.data.sources import DemoSource, FolderSource, Picture, Source
+from ahpa_scale.data.writing import ShardWriter
 from ahpa_scale.errors import UserError
 from ahpa_scale.models.vae import FrozenVAE
 from ahpa_scale.models.vae_config import LatentScaling
@@ -66,7 +66,7 @@ def prepare(source: str | ArraySource, out: str, **options: Any) -> DatasetCard:
     vae = vae.to(settings.device)
     if storage.is_remote(out):
         return _write_remote(settings, card, vae, pictures)
-    with storage.atomic_folder(out, replace=settings.overwrite) as folder:
+    with storage.atomic_folder(out, replace=settings.overwrite, marker=CARD_NAME) as folder:
         encoder = write_shards(settings, card, vae, pictures, str(folder))
         return finish(str(folder), card, encoder)
 
@@ -78,7 +78,7 @@ def _check_target(settings: PrepareSettings) -> None:
     if storage.is_remote(settings.out) or card_there:
         return
     folder = storage.local_path(settings.out)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+    if not storage.is_free(folder):
         raise FileExistsError(
             f"{folder} holds something else than a data set: choose another place"
         )
@@ -197,7 +197,10 @@ def write_shards(
 ) -> BatchEncoder:
     """Encode and write every picture; returns the encoder with what it learnt on the way."""
     encoder = BatchEncoder(settings, card, vae)
-    writer = _open_writer(settings, card, out)
+    room, url = (out, None) if isinstance(out, str) else out
+    writer = ShardWriter(
+        room, url, columns=codec.columns(card), hashes=[SHARD_HASH], size_limit=settings.shard_size
+    )
     bar = progress_bar(total=len(pictures), unit="picture", desc="prepare", shown=settings.progress)
     try:
         with bar:
@@ -209,27 +212,10 @@ def write_shards(
     except BaseException:
         # Leaving the writer's own context would write an index over what there is so far.
         writer.cancel_future_jobs()
-        if writer.event.is_set():
-            raise OSError(f"uploading shards to {settings.out} failed; see the log above") from None
+        if writer.failure is not None:
+            raise writer.failure from None
         raise
     return encoder
-
-
-def _open_writer(
-    settings: PrepareSettings, card: DatasetCard, out: str | tuple[str, str]
-) -> MDSWriter:
-    try:
-        return MDSWriter(
-            columns=codec.columns(card),
-            out=out,
-            hashes=[SHARD_HASH],
-            size_limit=settings.shard_size,
-        )
-    except ValueError:
-        raise
-    except Exception as error:
-        text = " ".join(str(error).split())
-        raise OSError(f"cannot write to {settings.out}: {text}") from error
 
 
 def _batches(pictures: Source, settings: PrepareSettings) -> Iterator[list[Picture]]:

@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
-import numpy as np
 import torch
+from filelock import FileLock
 from streaming import StreamingDataLoader, StreamingDataset
-from streaming.base.dataset import _ShardState
-from streaming.base.format.mds.reader import MDSReader
+from streaming.base.dataset import _Iterator, _ShardState
 from streaming.base.util import clean_stale_shared_memory
 
 from ahpa_scale import storage
 from ahpa_scale.data import codec
-from ahpa_scale.data.card import SHARD_HASH, DatasetCard, read_card
+from ahpa_scale.data.card import DatasetCard, read_card
+from ahpa_scale.data.columns import ColumnReader
+from ahpa_scale.data.fetching import ShardStream
 from ahpa_scale.data.host_lock import alone_on_host
-from ahpa_scale.data.index import settle_index
+from ahpa_scale.data.index import Index, settle_index
+from ahpa_scale.data.whole import ShardError, check_whole
 from ahpa_scale.errors import UserError
 from ahpa_scale.requests import leave_signals_to_parent
+from ahpa_scale.unreachable import UnreachableError
 
 _living: WeakSet[LatentStream] = WeakSet()
 
@@ -38,16 +43,27 @@ class LatentStream(StreamingDataset):
 
     Args:
         card: of this data set.
+        index: of its shards.
+        remote: where it is; None where it is read in place.
+        local: the cache folder, or the data set itself.
         levels: wanted levels; None for all that is stored.
         options: of StreamingDataset.
     """
 
     def __init__(
-        self, *, card: DatasetCard, levels: tuple[str, ...] | None = None, **options: Any
+        self,
+        *,
+        card: DatasetCard,
+        index: Index,
+        remote: str | None,
+        local: str,
+        levels: tuple[str, ...] | None = None,
+        **options: Any,
     ) -> None:
         wanted = codec.wanted_columns(card, levels)
         self._at_hand: set[int] = set()
-        super().__init__(**options)
+        self._failure: BaseException | None = None
+        super().__init__(streams=[ShardStream(index, remote, local)], **options)
         self.card = card
         self.shards: list[ColumnReader] = [ColumnReader(shard, wanted) for shard in self.shards]
         self._epoch: int | None = None
@@ -57,33 +73,60 @@ class LatentStream(StreamingDataset):
         """One pass (the rest of one after a resume) over this worker's samples.
 
         Raises:
-            RuntimeError: a shard could not be had; the log says why.
+            ShardError: a shard is missing, or not what the index says.
+            UnreachableError: the store does not answer.
         """
         self._epoch = None
-        yield from super().__iter__()
-        # streaming only logs the failure of its download threads, and ends the pass early.
-        if self._event.is_set():
-            raise RuntimeError(f"could not get a shard of {self.streams[0].remote}: see the log")
+        try:
+            yield from super().__iter__()
+        except RuntimeError:
+            if self._failure is None:
+                raise
+        # streaming ends the pass early when one of its threads has failed.
+        if self._failure is not None:
+            raise self._failure
+
+    def _prepare_thread(self, it: _Iterator) -> None:
+        with self._failing_aloud(it):
+            super()._prepare_thread(it)
+
+    def _ready_thread(self, it: _Iterator) -> None:
+        with self._failing_aloud(it):
+            super()._ready_thread(it)
+
+    @contextmanager
+    def _failing_aloud(self, it: _Iterator) -> Iterator[None]:
+        """For a thread: its end by an error ends the pass, which else would wait for it."""
+        try:
+            yield
+        except Exception as error:
+            self._fail(error)
+            it.on_exit()
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = self._failure or error
+        if hasattr(self, "_event"):  # within a pass
+            self._event.set()
 
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
-        """Fetch a shard; one that arrives damaged is not left in the cache.
+        """Fetch a shard.
 
         The thread that looks ahead asks for every single sample's shard, each time under a lock
         shared by the host; where nothing is ever evicted, once a shard is enough.
 
         Raises:
-            UserError: the shard's hash is not that of the index.
+            ShardError: the shard is missing, or not what the index says.
+            UnreachableError: the store does not answer.
         """
         ahead = not (blocking or self.cache_limit)
         if ahead and shard_id in self._at_hand:
             return
         try:
             super().prepare_shard(shard_id, blocking)
-        except ValueError:
-            # The next run would take a file that lies here for a sound one. Only copies go: where
-            # the cache is the data set itself, streaming checks nothing and this is not reached.
-            if self.streams[0].remote is not None:
-                self.shards[shard_id].evict()
+        except Exception as error:
+            self._fail(error)
+            # Other workers would wait for this one without end.
+            self._shard_states[shard_id] = _ShardState.REMOTE
             raise
         # Another worker may be fetching it still.
         if ahead and self._shard_states[shard_id] == _ShardState.LOCAL:
@@ -91,7 +134,12 @@ class LatentStream(StreamingDataset):
 
     def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
         """One sample; outside of a pass its `epoch` is that of the latest pass begun."""
-        stored = super().get_item(sample_id, retry)
+        try:
+            stored = super().get_item(sample_id, retry)
+        except ShardError:
+            if not self._dropped(sample_id):
+                raise
+            stored = super().get_item(sample_id, retry)
         sample: dict[str, Any] = {
             "index": int(sample_id),
             "epoch": self._current_epoch(),
@@ -101,6 +149,19 @@ class LatentStream(StreamingDataset):
             sample[column] = codec.decode(column, value, self.card.prior_dtype)
         return sample
 
+    def _dropped(self, sample_id: int) -> bool:
+        """Whether a sample's shard was a copy that is cut short, and is gone to come again."""
+        shard_id, _ = self.spanner[sample_id]
+        info = self.shards[shard_id].raw_data
+        path = Path(self.streams[0].local, info.basename)
+        if self.streams[0].remote is None:
+            return False
+        with FileLock(self._cache_filelock_path):
+            # Another worker may have dropped it already.
+            if path.exists() and path.stat().st_size != info.bytes:
+                self._evict_shard(shard_id)
+        return True
+
     def _current_epoch(self) -> int:
         # streaming keeps the number of the *next* pass in memory shared by a node's workers. It
         # moves on behind a barrier of all workers before the first sample, and resuming sets it
@@ -108,76 +169,6 @@ class LatentStream(StreamingDataset):
         if self._epoch is None:
             self._epoch = max(self.next_epoch - 1, 0)
         return self._epoch
-
-
-class ColumnReader(MDSReader):
-    """A shard of which only some columns are read; the others cost no disk access.
-
-    Args:
-        shard: the reader that streaming made.
-        wanted: names of the columns to read.
-    """
-
-    def __init__(self, shard: MDSReader, wanted: tuple[str, ...]) -> None:
-        super().__init__(
-            dirname=shard.dirname,
-            split=shard.split,
-            column_encodings=shard.column_encodings,
-            column_names=shard.column_names,
-            column_sizes=shard.column_sizes,
-            compression=shard.compression,
-            hashes=shard.hashes,
-            raw_data=shard.raw_data,
-            samples=shard.samples,
-            size_limit=shard.size_limit,
-            zip_data=shard.zip_data,
-        )
-        self._wanted = wanted
-        self._places: dict[str, tuple[int, str, tuple[int, ...]]] = {}
-        if all(self.column_sizes):
-            self._find_columns()
-
-    def get_item(self, idx: int) -> dict[str, Any]:
-        """The wanted columns of one sample.
-
-        Raises:
-            FileNotFoundError: the shard is not here yet; streaming downloads it and asks again.
-        """
-        if not self._places:
-            sample = super().get_item(idx)
-            return {name: sample[name] for name in self._wanted}
-        span = self._read_span(idx)
-        return {
-            name: np.frombuffer(span, dtype, int(np.prod(shape)), offset).reshape(shape)
-            for name, (offset, dtype, shape) in self._places.items()
-        }
-
-    def _find_columns(self) -> None:
-        """Note where the wanted columns lie within the span that holds them all."""
-        ends = np.cumsum(self.column_sizes).tolist()
-        starts = [0, *ends[:-1]]
-        chosen = [i for i, name in enumerate(self.column_names) if name in self._wanted]
-        self._span = (starts[chosen[0]], ends[chosen[-1]])
-        for i in chosen:
-            encoding, *details = self.column_encodings[i].split(":")
-            dtype, shape = "int64", tuple[int, ...]()
-            if encoding == "ndarray":
-                dtype, shape = details[0], tuple(int(side) for side in details[1].split(","))
-            self._places[self.column_names[i]] = (starts[i] - self._span[0], dtype, shape)
-
-    def _read_span(self, idx: int) -> bytearray:
-        path = os.path.join(self.dirname, self.split, self.raw_data.basename)
-        first, last = self._span
-        # A bytearray, because tensors made of it must be writable.
-        span = bytearray(last - first)
-        with open(path, "rb", 0) as file:
-            # MDS: uint32 number of samples, then the uint32 offset of each.
-            file.seek(4 * (1 + idx))
-            begin = int.from_bytes(file.read(4), "little")
-            file.seek(begin + first)
-            if file.readinto(span) != len(span):
-                raise UserError(f"shard {path} is cut short: delete it, or prepare the data again")
-        return span
 
 
 def build_loader(
@@ -216,15 +207,20 @@ def build_loader(
 
     Raises:
         UserError: no whole data set there, a level it does not hold, or too few samples.
+        UnreachableError: the store does not answer.
     """
     card = read_card(remote)
     if clean_stale:
         _clean_stale()
     places = _places(remote, local, card)
-    settle_index(remote, card, None if places["remote"] is None else places["local"])
+    index = settle_index(remote, card, None if places["remote"] is None else places["local"])
+    # Of a store one rank asks for all; a path may be another disk on each host.
+    if os.environ.get("RANK" if storage.is_remote(remote) else "LOCAL_RANK", "0") == "0":
+        check_whole(remote, index)
     data = _open_stream(
         card,
         levels,
+        index=index,
         **places,
         batch_size=batch_size,
         shuffle=shuffle,
@@ -233,7 +229,7 @@ def build_loader(
         predownload=predownload,
         cache_limit=cache_limit,
     )
-    loader = StreamingDataLoader(
+    loader = _Loader(
         data,
         batch_size=batch_size,
         num_workers=num_workers,
@@ -250,15 +246,30 @@ def build_loader(
     return loader
 
 
-def _places(remote: str, local: str | None, card: DatasetCard) -> dict[str, str | None]:
+class _Loader(StreamingDataLoader):
+    """Raises in one line what a worker raised, of the same kind."""
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from super().__iter__()
+        except (UserError, UnreachableError) as error:
+            # torch puts the worker's traceback into the text; its last line is the error itself.
+            *_, last = str(error).splitlines()
+            raise type(error)(last.removeprefix(f"{_full_name(error)}: ")) from None
+
+
+def _full_name(error: BaseException) -> str:
+    return f"{type(error).__module__}.{type(error).__qualname__}"
+
+
+def _places(remote: str, local: str | None, card: DatasetCard) -> dict[str, Any]:
     """Where streaming reads from and caches to."""
     if local is not None:
         if storage.is_remote(local):
             raise UserError(f"the cache folder must be local, not {local}")
         source = remote if storage.is_remote(remote) else str(storage.local_path(remote))
         cache = storage.join(local, card.fingerprint)
-        # Shards that arrive are checked against the hash of the index.
-        return {"remote": source, "local": cache, "validate_hash": SHARD_HASH}
+        return {"remote": source, "local": cache}
     if storage.is_remote(remote):
         raise UserError(f"{remote} needs a local cache folder: set `local`")
     return {"remote": None, "local": str(storage.local_path(remote))}
@@ -269,6 +280,8 @@ def _open_stream(card: DatasetCard, levels: tuple[str, ...] | None, **options: A
         with alone_on_host():
             return LatentStream(card=card, levels=levels, **options)
     except ValueError as error:
+        if "ache limit" in str(error):
+            raise UserError(f"cache_limit: {' '.join(str(error).split())}") from error
         if "Reused local directory" not in str(error):
             raise
         raise UserError(

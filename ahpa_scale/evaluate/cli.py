@@ -95,8 +95,8 @@ def evaluate(
 ) -> None:
     """Held-out loss, samples, FID and KID of each checkpoint that has no row yet.
 
-    Exit code 0: all are evaluated. 2: a mistake in the input. After 1 (a disk or a store failed)
-    and 79 (asked to leave) the same command goes on.
+    Exit code 0: all are evaluated. 2: a mistake in the input. After 1 (a disk failed), 75 (a store
+    did not answer) and 79 (asked to leave) the same command goes on.
     """
     given = dict(locals())
     from ahpa_scale.config.evaluation import Evaluation

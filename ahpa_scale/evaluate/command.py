@@ -17,7 +17,6 @@ from ahpa_scale.checkpoint import content
 from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.find import Found, checkpoints_at, some_checkpoints_at
 from ahpa_scale.checkpoint.follow import Follower, Pace
-from ahpa_scale.checkpoint.transfer import persistently
 from ahpa_scale.checkpoint.weights import chosen_kind, read_weights
 from ahpa_scale.config.evaluation import Evaluation
 from ahpa_scale.config.schema import parse_time
@@ -29,6 +28,7 @@ from ahpa_scale.evaluate.measure import Subject, pictures_of
 from ahpa_scale.evaluate.rows import Row, Rows, Settings, checkpoint_digest, settings_digest
 from ahpa_scale.evaluation.curves import draw_evaluation
 from ahpa_scale.evaluation.fidelity import Folder, Inception, RealPictures, read_statistics
+from ahpa_scale.unreachable import UnreachableError
 from ahpa_scale.writable import try_to_write
 
 FIGURE, SAMPLES = "evaluation.png", "samples"
@@ -36,7 +36,7 @@ Say = Callable[[str], None]
 
 
 class CutShortError(RuntimeError):
-    """A disk or a store failed on the way: the same command goes on from the rows there are."""
+    """A disk failed on the way: the same command goes on from the rows there are."""
 
 
 def evaluate(wanted: Evaluation, say: Say, tell: Say) -> Rows:
@@ -53,19 +53,16 @@ def evaluate(wanted: Evaluation, say: Say, tell: Say) -> Rows:
     Raises:
         UserError: bad input, or not one checkpoint is whole.
         OSError: a file that isn't there, or a folder that can't be written to.
-        CutShortError: a store can't be reached, or a disk fails on the way.
+        UnreachableError: a store does not answer.
+        CutShortError: a disk fails on the way.
     """
     check_device(wanted.device)
-    try:
-        card, rows = _first_look(wanted, tell)
-    except OSError as error:
-        # Of this machine's own disk, or of a name that nothing bears: waiting won't help.
-        if error.errno is not None or isinstance(error, FileNotFoundError):
-            raise
-        raise CutShortError(str(error)) from error
+    card, rows = _first_look(wanted, tell)
     with tempfile.TemporaryDirectory(prefix="ahpa-scale-") as room:
         try:
             _Work(wanted, card, rows, room, say, tell).run()
+        except (UnreachableError, UserError):
+            raise
         except OSError as error:
             raise CutShortError(str(error)) from error
     if not len(rows):
@@ -206,12 +203,12 @@ class _Work:
         drawn = io.BytesIO()
         figure = draw_evaluation(rows, title)
         figure.savefig(drawn, format="png", dpi=110, metadata={"Software": None})
-        persistently(storage.write_bytes, self._place(FIGURE), drawn.getvalue())
+        storage.write_bytes(self._place(FIGURE), drawn.getvalue())
 
     def _put(self, name: str, picture: Image.Image) -> None:
         drawn = io.BytesIO()
         picture.save(drawn, format="png")
-        persistently(storage.write_bytes, self._place(name), drawn.getvalue())
+        storage.write_bytes(self._place(name), drawn.getvalue())
 
     def _place(self, name: str) -> str:
         return storage.join(self._wanted.out, *name.split("/"))

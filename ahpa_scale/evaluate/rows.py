@@ -15,7 +15,6 @@ from ahpa_scale import storage
 from ahpa_scale.callbacks.common import EVALUATION_FILE
 from ahpa_scale.callbacks.metrics_file import encode_row
 from ahpa_scale.checkpoint.manifest import Manifest
-from ahpa_scale.checkpoint.transfer import persistently
 from ahpa_scale.errors import UserError
 
 Row = dict[str, Any]
@@ -81,11 +80,11 @@ class Rows:
         self._read()
         self._rows[row["batch"]] = row
         text = b"".join(encode_row(one) for one in self)
-        persistently(storage.write_bytes, self.url, text)
+        storage.write_bytes(self.url, text)
 
     def _read(self) -> None:
         try:
-            content = persistently(storage.read_bytes, self.url)
+            content = storage.read_bytes(self.url)
         except FileNotFoundError:
             return
         try:

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small files on local disks and object stores: the one place that knows fsspec.
+
+Every write is atomic. Locally a temporary file is synced and renamed; in an object store one put
+makes the whole object visible at once. A store that does not answer is asked again for minutes.
+torch is not imported; fsspec only when a URL needs it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ahpa_scale.errors import UserError
+from ahpa_scale.storage.disk import local_files, move_into_place, new_file_beside, sync_folder
+from ahpa_scale.storage.folders import atomic_folder, entries, is_free
+from ahpa_scale.storage.patience import PATIENCE, asking_once, patience_seconds, patiently
+from ahpa_scale.storage.remote import RefusedError, clear_errors, open_store
+from ahpa_scale.storage.urls import is_remote, join, local_path, scheme
+from ahpa_scale.unreachable import UnreachableError
+
+__all__ = [
+    "PATIENCE",
+    "RefusedError",
+    "asking_once",
+    "atomic_folder",
+    "entries",
+    "exists",
+    "find",
+    "get_file",
+    "get_proved",
+    "is_free",
+    "is_remote",
+    "join",
+    "local_path",
+    "patience_seconds",
+    "put_file",
+    "read_bytes",
+    "read_text",
+    "remove",
+    "scheme",
+    "sync_folder",
+    "write_bytes",
+    "write_text",
+]
+
+_PART = 8 << 20
+T = TypeVar("T")
+
+
+def exists(url: str | os.PathLike[str]) -> bool:
+    """Whether a file, folder or object of this name exists. Errors as `write_bytes`."""
+    if not is_remote(url):
+        return local_path(url).exists()
+    try:
+        # A file system's own `exists` takes every error for a no.
+        _ask(url, lambda store, path: store.info(path))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def read_bytes(url: str | os.PathLike[str], limit: int | None = None) -> bytes:
+    """The whole content of a file or object.
+
+    Args:
+        url: what to read.
+        limit: bytes that it may have; no more than one above is taken into memory.
+
+    Raises:
+        FileNotFoundError: nothing of this name exists.
+        UserError: unknown scheme, the scheme's package is not installed, or above the limit.
+        RefusedError: the store said no.
+        UnreachableError: the store did not answer, for as long as PATIENCE says.
+        OSError: the local disk refused.
+    """
+    most = -1 if limit is None else limit + 1
+
+    def read(store: Any, path: str) -> bytes:
+        if limit is None:
+            return bytes(store.cat_file(path))
+        with store.open(path, "rb") as remote:
+            return bytes(remote.read(most))
+
+    if is_remote(url):
+        content = _ask(url, read)
+    else:
+        with local_path(url).open("rb") as file:
+            content = file.read(most)
+    if limit is not None and len(content) > limit:
+        raise UserError(f"{url} has more than {limit} bytes, too many for what it should be")
+    return content
+
+
+def read_text(url: str | os.PathLike[str], limit: int | None = None) -> str:
+    """The content of a UTF-8 file or object; arguments and errors as `read_bytes`."""
+    return read_bytes(url, limit).decode("utf-8")
+
+
+def write_bytes(url: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file or object whole or not at all, replacing what was there.
+
+    Raises:
+        UserError: unknown scheme, or the scheme's package is not installed.
+        RefusedError: the store said no.
+        UnreachableError: the store did not answer, for as long as PATIENCE says.
+        OSError: the local disk refused.
+    """
+    if is_remote(url):
+        _ask(url, lambda store, path: store.pipe_file(path, content))
+        return
+    target = local_path(url)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = new_file_beside(target)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        move_into_place(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(url: str | os.PathLike[str], text: str) -> None:
+    """Write UTF-8 text whole or not at all; errors as `write_bytes`."""
+    write_bytes(url, text.encode("utf-8"))
+
+
+def remove(url: str | os.PathLike[str]) -> None:
+    """Delete one file or object; one that is not there is no error. Errors as `write_bytes`."""
+    try:
+        if is_remote(url):
+            _ask(url, lambda store, path: store.rm_file(path))
+        else:
+            local_path(url).unlink()
+    except FileNotFoundError:
+        pass
+
+
+def find(url: str | os.PathLike[str]) -> dict[str, int]:
+    """Every file or object below a folder, by its path in it, with its size in bytes.
+
+    An object store is asked once per thousand objects, whatever folders they lie in. Empty only
+    where nothing is there: what can't be listed is an error. Errors as `write_bytes`.
+    """
+    if not is_remote(url):
+        return dict(local_files(local_path(url)))
+    try:
+        return _ask(url, lambda store, path: dict(_listed(store, path)))
+    except FileNotFoundError:
+        return {}
+
+
+def _listed(store: Any, path: str) -> Iterator[tuple[str, int]]:
+    from fsspec.asyn import AsyncFileSystem
+    from fsspec.implementations.cached import CachingFileSystem
+    from fsspec.spec import AbstractFileSystem
+
+    if isinstance(store, CachingFileSystem):
+        store = store.fs
+    # Those that walk from folder to folder leave out what they can't list, unless told otherwise.
+    own = getattr(type(store), "_find", type(store).find)
+    walks = own in (AsyncFileSystem._find, AbstractFileSystem.find)
+    options = {"on_error": "raise"} if walks else {}
+    try:
+        found = store.find(path, detail=True, **options)
+    except FileNotFoundError:
+        store.info(path)  # or it is not there
+        raise UnreachableError(f"{path} changed while it was listed") from None
+    top_name = f"{path.rstrip('/')}/"
+    for name, entry in found.items():
+        if entry["type"] == "file" and "?" not in name:
+            # Web servers list names only.
+            size = store.info(name)["size"] if entry["size"] is None else entry["size"]
+            # Some stores answer with a leading slash, some without.
+            yield name.lstrip("/").removeprefix(top_name.lstrip("/")), int(size)
+
+
+def put_file(local: Path, url: str | os.PathLike[str]) -> None:
+    """Move a local file to its place: renamed on its own disk, else copied to the store whole or
+    not at all, in several parts where it is large. Errors as `write_bytes`.
+    """
+    if not is_remote(url):
+        move_into_place(local, local_path(url))
+        return
+    options: dict[str, int] = {}
+    if scheme(url) == "s3":
+        # s3fs' own ten parts of 50 MB would lie in memory, and copying each of them stops the
+        # threads beside. A part is never so small that an object has more than 10,000.
+        size = max(_PART, -(-local.stat().st_size // 10_000))
+        options = {"chunksize": size, "max_concurrency": 4}
+    _ask(url, lambda store, path: store.put_file(str(local), path, **options))
+    local.unlink()
+
+
+def get_file(
+    url: str | os.PathLike[str], local: Path, moved: Callable[[int], None] | None = None
+) -> None:
+    """Copy a file or object to a local path; errors as `read_bytes`.
+
+    Args:
+        url: what to copy.
+        local: where to.
+        moved: told now and then how many bytes have come.
+    """
+    if not is_remote(url):
+        shutil.copyfile(local_path(url), local)
+        return
+
+    def get(store: Any, path: str) -> None:
+        from fsspec.callbacks import Callback
+
+        hooks = {} if moved is None else {"moved": lambda size, value, **_: moved(value)}
+        told = Callback(hooks=hooks)
+        store.get_file(path, str(local), callback=told)
+        size = local.stat().st_size
+        if told.size is not None and size != told.size:
+            raise UnreachableError(f"{url} came short: {size} of {told.size} bytes")
+
+    _ask(url, get)
+
+
+def get_proved(
+    url: str | os.PathLike[str],
+    local: Path,
+    proves: Callable[[Path], bool],
+    moved: Callable[[int], None] | None = None,
+) -> bool:
+    """Copy a file or object, once more if the copy isn't what it should be: what a connection
+    spoils is whole the second time; what the store spoiled is not. Errors as `read_bytes`.
+
+    Args:
+        url: what to copy.
+        local: where to.
+        proves: whether a copy is what it should be.
+        moved: as for `get_file`; told fewer bytes than before when the copy is repeated.
+
+    Returns:
+        Whether the copy that is there now is.
+    """
+    for _ in range(2):
+        get_file(url, local, moved)
+        if proves(local):
+            return True
+    return False
+
+
+def _ask(url: str | os.PathLike[str], action: Callable[[Any, str], T]) -> T:
+    """What `action` returns of the store and the path in it, however long that takes to answer."""
+
+    def attempt() -> T:
+        store, path = open_store(str(url))
+        with clear_errors(url):
+            return action(store, path)
+
+    return patiently(attempt)

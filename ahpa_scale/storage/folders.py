@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Local folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ahpa_scale.storage.disk import exchange, is_mount_point, sync_folder, sync_tree
+from ahpa_scale.storage.urls import local_path
+
+_ROOM = "partial-"
+#: What a new file system has of its own.
+_OF_THE_DISK = "lost+found"
+_NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM)
+
+
+def is_free(folder: Path) -> bool:
+    """Whether a folder may be filled: it is not there, or holds nothing of anybody's."""
+    return not (folder.exists() and (not folder.is_dir() or list(entries(folder))))
+
+
+def entries(folder: Path) -> Iterator[Path]:
+    """What somebody has put into a folder: not what a disk has of its own, nor what is on its way
+    here.
+    """
+    for path in folder.iterdir():
+        if path.name != _OF_THE_DISK and not path.name.startswith(f".{_ROOM}"):
+            yield path
+
+
+@contextmanager
+def atomic_folder(
+    target: str | os.PathLike[str], *, replace: bool = False, marker: str | None = None
+) -> Iterator[Path]:
+    """Fill a hidden folder; rename it into place on success.
+
+    An old folder is exchanged for the new one in one step, so that one of them is always there. A
+    file system without that step has neither for a moment; the next call puts back the old one if
+    the process was killed just then. A mount point can't be renamed: the hidden folder lies within
+    it, and what is in it is moved out piece by piece, the marker last.
+
+    A failure removes the hidden folder. A killed process leaves it behind under a name that no
+    reader looks at; the next call for the same target removes it, recognised by its released lock.
+
+    Args:
+        target: the folder to appear; its parents are made.
+        replace: whether an existing, non-empty target is replaced.
+        marker: name of the file without which readers take the folder for unfinished.
+
+    Raises:
+        FileExistsError: target is a file, or a non-empty folder and `replace` is false.
+    """
+    final = Path(os.path.realpath(local_path(target)))
+    mounted = is_mount_point(final)
+    place, prefix = (final, f".{_ROOM}") if mounted else (final.parent, f".{final.name}.{_ROOM}")
+    place.mkdir(parents=True, exist_ok=True)
+    _clear_up(place, prefix, final)
+    if not (is_free(final) or (replace and final.is_dir())):
+        raise FileExistsError(f"{final} exists already; choose another place")
+    room = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+    lock = _lock(room)
+    assert lock is not None
+    try:
+        content = room / "content"
+        content.mkdir()
+        yield content
+        sync_tree(content)
+        if mounted:
+            _move_out(content, final, room / "old", marker)
+        else:
+            _put_in_place(content, final, room / "old")
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
+        os.close(lock)
+
+
+def _put_in_place(content: Path, final: Path, old: Path) -> None:
+    if is_free(final):
+        # Onto nothing, or an empty folder.
+        os.rename(content, final)
+    else:
+        try:
+            exchange(content, final)
+        except OSError as error:
+            if error.errno not in _NO_EXCHANGE:
+                raise
+            os.rename(final, old)
+            os.rename(content, final)
+    sync_folder(final.parent)
+
+
+def _move_out(content: Path, final: Path, old: Path, marker: str | None) -> None:
+    old.mkdir()
+    for path in sorted(entries(final), key=lambda path: path.name != marker):
+        os.rename(path, old / path.name)
+    sync_folder(final)
+    for path in sorted(content.iterdir(), key=lambda path: path.name == marker):
+        if path.name == marker:
+            sync_folder(final)
+        os.rename(path, final / path.name)
+    sync_folder(final)
+
+
+def _lock(room: Path) -> int | None:
+    """An open descriptor that holds the room's lock, or None when a living process holds it."""
+    descriptor = os.open(room / "lock", os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _clear_up(place: Path, prefix: str, final: Path) -> None:
+    """Removes what killed processes have left, once what they took away is back."""
+    for room in place.glob(f"{prefix}*"):
+        # Without its lock file a room is being made this very moment.
+        if not (room / "lock").exists():
+            continue
+        lock = _lock(room)
+        if lock is not None:
+            if (room / "old").is_dir() and not final.exists():
+                os.rename(room / "old", final)
+            shutil.rmtree(room, ignore_errors=True)
+            os.close(lock)

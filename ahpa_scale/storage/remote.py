@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fsspec file system of a URL, and what its errors mean: not there, refused, or no answer."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import re
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import Any
+
+from ahpa_scale.errors import UserError
+from ahpa_scale.storage.urls import scheme
+from ahpa_scale.unreachable import UnreachableError, causes
+
+#: Extras of this package by URL scheme; s3 comes with every install.
+EXTRAS = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "adl": "azure"}
+_BACK_ENDS = {
+    *("adlfs", "aiobotocore", "aiohttp", "azure", "boto3", "botocore", "fsspec", "gcsfs", "google"),
+    *("huggingface_hub", "requests", "s3fs", "s3transfer", "urllib3"),
+}
+#: Seconds until an address that swallows everything counts as one that does not answer.
+_CONNECT_SECONDS = 10
+#: The client's own attempts at a request; `patience` does the rest.
+_CLIENT_ATTEMPTS = 2
+_NO_BUCKET = {"NoSuchBucket", "ContainerNotFound", "FilesystemNotFound"}
+#: gcsfs tells a bucket that is not there by nothing but the path that it asked for.
+_BUCKET_OF_GCS = re.compile(r"b/[^/]+(/o)?")
+#: What a connection spoilt or a store lost on the way is whole the next time.
+_SPOILT = {
+    *("BadDigest", "IncompleteBody", "InvalidPart", "NoSuchUpload", "OperationAborted"),
+    *("RequestTimeout", "SlowDown", "XAmzContentSHA256Mismatch"),
+}
+_PASSING = {
+    *(HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.LOCKED, HTTPStatus.TOO_EARLY),
+    HTTPStatus.TOO_MANY_REQUESTS,
+}
+_GONE = {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}
+#: Errors of the network that Python gives no class of their own.
+_NETWORK = {
+    *(errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN, errno.ENETRESET),
+    errno.ETIMEDOUT,
+}
+#: Parts of the names of errors that say that the request was never sent, for want of a setting.
+_SETTING = re.compile("Auth|Config|Credential|InvalidU|Param|Profile|Refresh|Region|Token")
+_MISSING, _REFUSED, _AWAY, _LOCAL = "missing", "refused", "away", "local"
+
+
+class RefusedError(OSError, UserError):
+    """A store said no: no right, no such bucket, no or wrong credentials. Waiting does not help."""
+
+
+def open_store(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, which sees other processes' writes at once, and the path in
+    it.
+
+    Raises:
+        UserError: unknown scheme, its package is not installed, or a setting that does not fit.
+    """
+    try:
+        from fsspec.core import url_to_fs
+
+        options = {"s3": _s3_options()} if _of_s3(url) else {}
+        filesystem, path = url_to_fs(url, use_listings_cache=False, **options)
+    except ImportError as error:
+        kind = scheme(url)
+        extra = EXTRAS.get(kind)
+        advice = f"pip install 'ahpa-scale[{extra}]'" if extra else str(error)
+        raise UserError(f"{url}: {kind}:// needs a package that is not here: {advice}") from error
+    except ValueError as error:
+        if "Protocol not known" in str(error):
+            known = "s3://, gs://, az:// or a local path"
+            text = f"unknown storage scheme {scheme(url)}:// in {url}; use {known}"
+            raise UserError(text) from error
+        raise RefusedError(f"cannot use {url}: {_text(error)}") from error
+    if hasattr(filesystem, "retries"):
+        filesystem.retries = min(filesystem.retries, _CLIENT_ATTEMPTS)
+    return filesystem, path
+
+
+def _of_s3(url: str) -> bool:
+    return any(one.startswith("s3://") for one in url.split("::"))
+
+
+def _s3_options() -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "use_listings_cache": False,
+        "config_kwargs": {"connect_timeout": _CONNECT_SECONDS},
+    }
+    # Composer and streaming read this variable; s3fs by itself does not.
+    endpoint = os.environ.get("S3_ENDPOINT_URL")
+    if endpoint:
+        if not endpoint.startswith(("http://", "https://")):
+            raise UserError(f"S3_ENDPOINT_URL is {endpoint!r}: it must begin with https://")
+        options["client_kwargs"] = {"endpoint_url": endpoint}
+    return options
+
+
+@contextmanager
+def clear_errors(url: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what fsspec's back ends raise into one line that names the URL. What is no store's
+    error, such as a full local disk or a fault of ours, passes as it is.
+
+    Raises:
+        FileNotFoundError: nothing of this name is there.
+        RefusedError: the store said no.
+        UnreachableError: it does not answer, or says that it can't for now.
+    """
+    try:
+        yield
+    except UnreachableError:
+        raise
+    except Exception as error:
+        if not _of_a_store(error):
+            raise
+        kind, cause = _judge(error)
+        if kind == _LOCAL:
+            raise
+        if kind == _MISSING:
+            raise FileNotFoundError(f"nothing at {url}") from error
+        if kind == _REFUSED:
+            raise RefusedError(f"cannot use {url}: {_text(cause)}") from error
+        raise UnreachableError(f"{url} does not answer: {_text(cause)}") from error
+
+
+def _of_a_store(error: BaseException) -> bool:
+    kinds = (OSError, TimeoutError, asyncio.TimeoutError, NotImplementedError)
+    if isinstance(error, kinds) or _of_a_back_end(error):
+        return True
+    return isinstance(error, ValueError) and _raised_in_a_back_end(error)
+
+
+def _of_a_back_end(error: BaseException) -> bool:
+    return any(one.__module__.split(".")[0] in _BACK_ENDS for one in type(error).__mro__)
+
+
+def _raised_in_a_back_end(error: BaseException) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    name = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
+    return name.split(".")[0] in _BACK_ENDS
+
+
+def _judge(error: BaseException) -> tuple[str, BaseException]:
+    """What an error means, and which of its causes says so: the first one that says anything."""
+    for cause in causes(error):
+        kind = _kind(cause)
+        if kind is not None:
+            return kind, cause
+    if isinstance(error, FileNotFoundError):
+        return _MISSING, error
+    refused = isinstance(error, PermissionError | NotImplementedError | ValueError)
+    return (_REFUSED if refused else _AWAY), error
+
+
+def _kind(error: BaseException) -> str | None:
+    """What one error says by itself; None if that is for its cause to say."""
+    code, status = _answer(error)
+    gcs = isinstance(error, FileNotFoundError) and _BUCKET_OF_GCS.fullmatch(str(error))
+    if code in _NO_BUCKET or gcs or str(error).startswith("Forbidden:"):
+        return _REFUSED
+    if code in _SPOILT:
+        return _AWAY
+    if status:
+        return _kind_of_status(status)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _REFUSED
+    passing = (ConnectionError, TimeoutError, asyncio.TimeoutError, socket.gaierror, ssl.SSLError)
+    if isinstance(error, passing) or getattr(error, "errno", None) in _NETWORK:
+        return _AWAY
+    if _of_a_back_end(error):
+        certificate = any(isinstance(one, ssl.SSLCertVerificationError) for one in causes(error))
+        name = type(error).__name__
+        return _REFUSED if certificate or _SETTING.search(name) else _AWAY
+    # s3fs gives its own errors numbers too, and says so by their cause.
+    numbered = isinstance(error, OSError) and error.errno is not None
+    if numbered and not isinstance(error, FileNotFoundError) and error.__cause__ is None:
+        return _LOCAL
+    if isinstance(error, FileNotFoundError) and os.path.isabs(str(error.filename or "")):
+        return _LOCAL
+    return None
+
+
+def _answer(error: BaseException) -> tuple[str, int]:
+    """A store's own code and the HTTP status, where an error holds them."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore
+        told = response.get("Error", {}).get("Code", "")
+        return str(told), int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    code = str(getattr(error, "error_code", "") or "")  # azure
+    for holder, name in (
+        (response, "status_code"),  # requests
+        (error, "status_code"),  # azure
+        (error, "status"),  # aiohttp
+        (error, "code"),  # gcsfs
+    ):
+        status = str(getattr(holder, name, "") or "")
+        if status.isdecimal():
+            return code, int(status)
+    return code, 0
+
+
+def _kind_of_status(status: int) -> str:
+    if status in _GONE:
+        return _MISSING
+    if status in _PASSING or (status >= 500 and status != HTTPStatus.NOT_IMPLEMENTED):
+        return _AWAY
+    return _REFUSED
+
+
+def _text(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
