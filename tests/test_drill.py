@@ -48,6 +48,9 @@ def test_signals_follow_from_the_seed_and_reach_every_target_once_and_twice():
         ("one\nerror: run.yaml: no\n", "error: run.yaml: no"),
         ("Traceback (most recent call last):\n  x\na.b.SomeError: why\nerror: late\n",
          "a.b.SomeError: why"),
+        ("ERROR:composer: Rank 1 crashed\n[rank1]: Traceback (most\n[rank1]: OSError: why\n",
+         "OSError: why"),
+        ("ERROR:composer: Rank 1 crashed\n", "ERROR:composer: Rank 1 crashed"),
         ("ValueError: quoted, without a traceback\n", ""),
     ],
 )  # fmt: skip

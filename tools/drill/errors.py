@@ -47,6 +47,11 @@ class Kind:
     disk: str | None = None
     workers: bool = False
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether the run is to come to its end all the same; what was not saved is told there."""
+        return self.codes <= {0, NOT_SAVED}
+
 
 def plugin(name: str, *words: str, codes: frozenset[int] = SOFTWARE) -> Kind:
     """A fault of `tools.drill.plugin`."""
@@ -172,8 +177,8 @@ def meet(kind: Kind, workers: int, folder: Path, places: Places) -> Result:
         words = [word.format(place=where, bucket=places.bucket) for word in kind.chosen]
         if not any(word.startswith("data.local=") for word in words):
             words.append(f"data.local={places.data}")
-        stays = kind.codes == {0}
-        words += [f"data.num_workers={workers}", f"max_duration={'60' if stays else '100000'}ba"]
+        batches = 60 if kind.goes_on else 100_000
+        words += [f"data.num_workers={workers}", f"max_duration={batches}ba"]
         words += ["guard.nonfinite=stop"] * (kind.name == "nan")
         moment = folder / "moment"
         variables = {
@@ -200,14 +205,13 @@ def _judge(kind: Kind, running: Job, where: Path, moment: Path) -> Result:
             problems.append("it did not come to train")
     elif kind.plugin and running.until(moment.exists):
         begun = moment.stat().st_mtime
-    stays = kind.codes == {0}
-    code = running.ends(PATIENCE if stays else max(1.0, begun + 2 * LIMIT - time.time()))
+    code = running.ends(PATIENCE if kind.goes_on else max(1.0, begun + 2 * LIMIT - time.time()))
     took = time.time() - begun
     left = running.left_over(30.0 if kind.name == "launcher-killed" else 10.0)
     line = running.complaint()
     if code not in kind.codes:
         problems.append(f"ended with {code}, not {sorted(kind.codes)}")
-    if took > LIMIT and not stays:
+    if took > LIMIT and not kind.goes_on:
         problems.append(f"took {took:.0f} s")
     if kind.words and not any(word.lower() in line.lower() for word in kind.words):
         problems.append(f"the first line has none of {list(kind.words)}")

@@ -115,19 +115,20 @@ class Job:
         self.process.wait()
 
     def complaint(self) -> str:
-        """The first line that says what is wrong: of an error, or of a traceback its exception."""
-        within = False
+        """The first line that says what is wrong: of an error, or of a traceback its exception.
+        Where no rank could say anything, it is the launcher's.
+        """
+        within, crashed = False, ""
         for line in self.log.splitlines():
             line = re.sub(r"^\[?rank\d+\]?: ?", "", line)
-            if (
-                re.match(r"(error: |fatal: |error:composer)", line, re.I)
-                or "Segmentation fault" in line
-            ):
+            if line.startswith("ERROR:composer"):
+                crashed = crashed or line
+            elif re.match(r"(error|fatal): ", line, re.I) or "Segmentation fault" in line:
                 return line
             within = within or line.startswith("Traceback")
             if within and _EXCEPTION.match(line):
                 return line
-        return ""
+        return crashed
 
     def _has(self, pid: int) -> bool:
         return _variable(pid, MARK) == self.mark and _state(pid) != "Z"
