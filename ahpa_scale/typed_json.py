@@ -80,9 +80,11 @@ def fit(kind: type[T], value: Any, where: str) -> T:
         return cast(T, _adapter(cast(Hashable, kind)).validate_json(json.dumps(value)))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
+        place = ".".join(
+            f"{part:.80}" if isinstance(part, str) else str(part) for part in first["loc"]
+        )
         place = f"{where}: {place}" if place else where
-        raise UserError(f"{place}: {first['msg']}") from None
+        raise UserError(f"{place}: {first['msg']:.300}") from None
 
 
 def parse_as(kind: type[T], content: bytes | str, where: str, limit: int = LIMIT) -> T:

@@ -11,14 +11,18 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from ahpa_scale import typed_json
 from ahpa_scale.checkpoint.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
 FORMAT = "ahpa-scale checkpoint 1"
 _CHUNK = 1 << 22
+_Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 _FILE = re.compile(r"\w[\w.-]*", re.ASCII)
 
 
@@ -26,7 +30,9 @@ _FILE = re.compile(r"\w[\w.-]*", re.ASCII)
 class FileEntry:
     """One file of a checkpoint: bytes, and SHA-256 in hex."""
 
-    size: int
+    __pydantic_config__ = typed_json.STRICT
+
+    size: _Count
     sha256: str
 
 
@@ -49,13 +55,15 @@ class Manifest:
         files: by name.
     """
 
-    batch: int
-    num_images: int
-    epoch: int
+    __pydantic_config__ = typed_json.STRICT
+
+    batch: _Count
+    num_images: _Count
+    epoch: _Count
     created: str
     run_name: str
     engine: str
-    world_size: int
+    world_size: _Count
     versions: dict[str, str]
     data: dict[str, Any] | None
     config: dict[str, Any]
@@ -82,19 +90,19 @@ class Manifest:
             CheckpointError: damaged, or of another format.
         """
         try:
-            content = json.loads(text)
+            content = typed_json.parse(text, MANIFEST)
             told = content.pop("sha256")
             if content.get("format") != FORMAT:
                 raise CheckpointError(f"{MANIFEST} is of format {content.get('format')!r:.40}")
             if told != _digest(content):
                 raise CheckpointError(f"{MANIFEST} is damaged")
             del content["format"]
-            files = {name: FileEntry(**entry) for name, entry in content.pop("files").items()}
+            found = typed_json.fit(cls, content, MANIFEST)
             # The hash keeps accidents out, not authors: a copy must not be led out of its folder.
-            strange = next((name for name in files if not _FILE.fullmatch(name)), None)
+            strange = next((name for name in found.files if not _FILE.fullmatch(name)), None)
             if strange is not None:
                 raise CheckpointError(f"{MANIFEST} names {strange!r:.60}, which is no file's name")
-            return cls(**content, files=files)
+            return found
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             if isinstance(error, CheckpointError):
                 raise

@@ -67,7 +67,7 @@ def decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         return {key: decode(part, tensors) for key, part in value.items()}
     try:
         return _decode_marked(value[MARK], value["v"], tensors)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"the state has a damaged {value[MARK]!r}: {error}") from None
 
 

@@ -7,7 +7,7 @@ header is all the index there is. Safetensors and JSON hold no code.
 
 from __future__ import annotations
 
-import json
+import math
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator
@@ -15,17 +15,21 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ahpa_scale import typed_json
 from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.manifest import MANIFEST, STATE, Manifest
 from ahpa_scale.checkpoint.plain import decode
+from ahpa_scale.errors import UserError
 
 RANK_FILES = "rank*.safetensors"
+_Shapes = dict[str, tuple[Annotated[int, Field(strict=True, ge=0)], ...]]
 #: Entry of a rank file's metadata that says what is this rank's alone.
 RANK_STATE = "rank_state"
 
@@ -64,12 +68,12 @@ class Reader:
             for name in sorted(self._files):
                 if fnmatch(name, RANK_FILES):
                     self._index(folder / name)
-            content = json.loads((folder / STATE).read_bytes())
-            self.shapes = {name: tuple(shape) for name, shape in content["shapes"].items()}
+            content = typed_json.parse((folder / STATE).read_bytes(), STATE)
+            self.shapes = typed_json.fit(_Shapes, content["shapes"], STATE)
             self._state = content["state"]
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             self._stack.close()
-            raise CheckpointError(f"it can't be read ({error})") from None
+            raise CheckpointError(f"it can't be read ({error!s:.300})") from None
         for stored in self._stored.values():
             stored.sort(key=lambda one: one.first)
 
@@ -104,7 +108,7 @@ class Reader:
     def whole(self, name: str) -> Tensor:
         """A whole tensor in its own shape."""
         shape = self.shapes[name]
-        return self.stretch(name, 0, torch.Size(shape).numel()).view(shape)
+        return self.stretch(name, 0, math.prod(shape)).view(shape)
 
     def state(self) -> dict[str, Any]:
         """What all ranks share: clocks, schedules, algorithms and callbacks."""
@@ -121,7 +125,11 @@ class Reader:
         with safe_open(str(path), framework="pt") as file:
             keys = (key for key in _keys(file) if key.startswith(f"rank{rank}/"))
             tensors = {key.rpartition("@")[0]: file.get_tensor(key) for key in keys}
-            found: dict[str, Any] = decode(json.loads(file.metadata()[RANK_STATE]), tensors)
+            told = (file.metadata() or {}).get(RANK_STATE, "")
+        try:
+            found: dict[str, Any] = decode(typed_json.parse(told, rank_file(rank)), tensors)
+        except UserError as error:
+            raise CheckpointError(f"it can't be read ({error})") from None
         return found
 
     def _index(self, path: Path) -> None:

@@ -19,6 +19,8 @@ from ahpa_scale.unreachable import TRY_AGAIN, UnreachableError
 
 COMMAND_LINE = "command line"
 _YIELD_SECONDS = 5.0
+#: Characters of a message.
+_LONGEST_LINE = 1500
 
 
 class ConfigError(UserError):
@@ -36,8 +38,9 @@ class ConfigError(UserError):
 
 
 def one_line(text: str) -> str:
-    """Fold all white space, so that a message is always exactly one line."""
-    return " ".join(text.split())
+    """Fold all white space, so that a message is always exactly one line, and cut one of pages."""
+    folded = " ".join(text.split())
+    return folded if len(folded) <= _LONGEST_LINE else f"{folded[:_LONGEST_LINE]} ..."
 
 
 def nearest(word: str, candidates: Iterable[str], cutoff: float = 0.6) -> str | None:

@@ -28,6 +28,9 @@ KINDS = ("latents", "images")
 SHARD_HASH = "xxh64"
 PRIOR_DTYPES = ("float16", "bfloat16")
 
+#: Bytes of the statistics; those of 5 levels with 1024 channels have 21 million.
+_STATISTICS_LIMIT = 2 << 30
+
 
 def _one_of(words: tuple[str, ...]) -> Any:
     return Field(pattern=f"^({'|'.join(words)})$")
@@ -169,11 +172,24 @@ def read_prior_statistics(url: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     where = storage.join(url, PRIOR_STATISTICS)
     try:
-        return dict(load(storage.read_bytes(where)))
+        found = dict(load(storage.read_bytes(where, _STATISTICS_LIMIT)))
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except SafetensorError as error:
-        raise UserError(f"{where} cannot be read ({error}): prepare the data again") from None
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{where} cannot be read ({reason}): prepare the data again") from None
+    for name, value in found.items():
+        level, _, kind = name.rpartition(".")
+        mean = found.get(f"{level}.mean")
+        sides = {"mean": 1, "covariance": 2}.get(kind, 0)
+        shape = () if mean is None else (mean.numel(),) * sides
+        if not shape or value.shape != shape or str(value.dtype) != "torch.float32":
+            raise UserError(
+                f"{where} cannot be used: {name!r:.80} is no level's mean or covariance"
+            )
+        if not bool(value.isfinite().all()):
+            raise UserError(f"{where} cannot be used: {name!r:.80} is not finite")
+    return found
 
 
 def write_card(url: str | os.PathLike[str], card: DatasetCard) -> None:

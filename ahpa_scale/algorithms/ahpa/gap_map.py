@@ -3,14 +3,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 import torch
+from pydantic import BaseModel
 
-from ahpa_scale import storage
+from ahpa_scale import storage, typed_json
 from ahpa_scale.errors import UserError
 from ahpa_scale.method import GapMap
+
+#: Bytes of a map; one of 32 levels, 64 blocks and 100 bins has 4 million.
+_LIMIT = 64 << 20
+
+
+class _Told(BaseModel):
+    model_config = {**typed_json.STRICT, "extra": "ignore"}
+
+    levels: list[str]
+    blocks: list[int]
+    bins: int
+    r2_LDT: list[list[list[float]]]
 
 
 def read_gap_map(url: str | os.PathLike[str]) -> GapMap:
@@ -20,15 +32,16 @@ def read_gap_map(url: str | os.PathLike[str]) -> GapMap:
         UserError: there is none, or it is not a whole map of numbers.
     """
     try:
-        content = json.loads(storage.read_text(url))
-        levels = tuple(str(name) for name in content["levels"])
-        blocks = tuple(int(block) for block in content["blocks"])
-        r2_LDT = torch.tensor(content["r2_LDT"], dtype=torch.float32)
-        shape = (len(levels), len(blocks), int(content["bins"]))
+        content = storage.read_bytes(url, _LIMIT)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise UserError(f"there is no file {url}; write one with ahpa-scale diagnose") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{url} is not a recoverability map: {error!r}") from None
+    told = typed_json.parse_as(_Told, content, f"{url} is not a recoverability map: it", _LIMIT)
+    levels, blocks = tuple(told.levels), tuple(told.blocks)
+    shape = (len(levels), len(blocks), told.bins)
+    try:
+        r2_LDT = torch.tensor(told.r2_LDT, dtype=torch.float32)
+    except ValueError as error:  # rows of several lengths
+        raise UserError(f"{url} is not a recoverability map: r2_LDT: {error}") from None
     if 0 in shape or tuple(r2_LDT.shape) != shape or not bool(r2_LDT.isfinite().all()):
         raise UserError(
             f"{url} is not a recoverability map: r2_LDT must hold {list(shape)} finite numbers"
