@@ -171,6 +171,45 @@ def test_an_error_is_told_and_ends_the_job(
     assert time.monotonic() - begun < BOUND
 
 
+def test_neither_a_console_that_goes_nor_a_hang_up_ends_training_and_sigterm_to_all_is_one_request(
+    start, data: Path, tmp_path: Path
+):
+    """As a dropped ssh does; and as srun, systemd and GNU timeout end a job."""
+    items = words(data, tmp_path, data__num_workers=1, logging__progress_bar="true",
+                  logging__wandb="true")  # fmt: skip
+    reader, writer = os.pipe()
+    job = start(CLI, "launch", "-n", 2, *items, console=writer)
+    os.close(writer)
+    os.close(reader)
+    job.trains()
+    job.signal_all(signal.SIGHUP)
+    seen = len(rows(tmp_path))
+    job.trains(seen + 2)
+    job.signal_all(signal.SIGTERM)
+    assert job.ended() == 79
+    (saved,) = list_checkpoints(str(tmp_path / "saved"))
+    assert saved.batch == rows(tmp_path)[-1]["batch"]
+
+
+def test_ctrl_c_in_the_middle_of_a_sample_grid_leaves_with_a_checkpoint(
+    start, data: Path, tmp_path: Path
+):
+    """The grid alone would take hours."""
+    items = words(data, tmp_path, data__num_workers=1, sampling__interval="2ba",
+                  sampling__steps=100_000)  # fmt: skip
+    job = start(sys.executable, *items)
+    job.trains(1)  # the row of the second batch comes after the grid
+    time.sleep(1)
+    job.signal_all(signal.SIGINT)
+    assert job.ended(120) == 79, job.log.read_text()
+    told = job.log.read_text()
+    assert "SIGINT: saving a checkpoint after this batch within 120 s, then leaving" in told
+    assert "Traceback" not in told
+    (saved,) = list_checkpoints(str(tmp_path / "saved"))
+    assert saved.batch in (2, 3), "the grid began, or it had not yet"
+    assert not (tmp_path / "run" / "samples").exists()
+
+
 @pytest.mark.parametrize("launcher", ["ours", "composers"])
 def test_a_launcher_that_is_killed_takes_its_ranks_along(
     launcher: str, start, data: Path, tmp_path: Path
