@@ -315,3 +315,11 @@ def test_a_last_checkpoint_that_fails_is_an_error(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(writer, "save_file", full)
     with pytest.raises(CheckpointError, match="ba2 was not saved"):
         train("2ba", Saver(str(tmp_path), "2ba"))
+
+
+def test_what_a_killed_attempt_left_of_a_checkpoint_goes(tmp_path: Path):
+    left = tmp_path / "ba2" / ".spool-host-b-17-x"
+    left.mkdir(parents=True)
+    (left / "rank00000.safetensors").touch()
+    train("2ba", Saver(str(tmp_path), "2ba"))
+    assert not left.exists()

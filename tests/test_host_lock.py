@@ -10,7 +10,7 @@ import time
 import pytest
 from filelock import FileLock, Timeout
 
-from ahpa_scale.data import host_lock
+from ahpa_scale.data import neighbours
 from ahpa_scale.data.host_lock import alone_on_host
 
 # Each job says that it is ready, waits for the common start, and opens the same data many times.
@@ -48,7 +48,7 @@ def test_jobs_that_start_together_all_get_their_data(prepared, tmp_path):
 
 
 def test_a_lock_that_is_never_given_back_is_not_waited_for(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(host_lock.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(neighbours, "MEMORY", tmp_path)
     with alone_on_host():
         (path,) = tmp_path.glob("*.lock")
         with pytest.raises(Timeout):

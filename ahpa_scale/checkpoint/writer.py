@@ -7,9 +7,7 @@ folder a checkpoint, and last of all ``latest``.
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +27,7 @@ from ahpa_scale.checkpoint.reader import rank_file
 from ahpa_scale.checkpoint.retention import Retention, prune
 from ahpa_scale.checkpoint.snapshot import Snapshot
 
-_SPOOL = f".spool-{socket.gethostname()}-"
+_SPOOL = ".spool-"
 
 
 class Writer:
@@ -61,9 +59,17 @@ class Writer:
         self._together(lambda: self._complete(url, replace(manifest, files=files)))
 
     def _make_way(self, url: str) -> None:
-        """A checkpoint that is written anew stops being one before its files change."""
-        if dist.get_global_rank() == 0:
-            storage.remove(storage.join(url, MANIFEST))
+        """A checkpoint that is written anew stops being one before its files change.
+
+        What an earlier attempt has left goes now, while no rank of this job writes. Names of hosts
+        and numbers of processes would not tell whose it is: machines and containers share both.
+        """
+        if dist.get_global_rank() != 0:
+            return
+        storage.remove(storage.join(url, MANIFEST))
+        if not storage.is_remote(url):
+            for room in storage.local_path(url).glob(f"{_SPOOL}*"):
+                shutil.rmtree(room, ignore_errors=True)
 
     def _write_rank(self, url: str, snapshot: Snapshot) -> dict[str, FileEntry]:
         rank = dist.get_global_rank()
@@ -116,18 +122,8 @@ def _spool(url: str) -> Iterator[Path]:
     if not storage.is_remote(url):
         parent = storage.local_path(url)
         parent.mkdir(parents=True, exist_ok=True)
-        _remove_left_over(parent)
-    room = Path(tempfile.mkdtemp(prefix=f"{_SPOOL}{os.getpid()}-", dir=parent))
+    room = Path(tempfile.mkdtemp(prefix=_SPOOL, dir=parent))
     try:
         yield room
     finally:
         shutil.rmtree(room, ignore_errors=True)
-
-
-def _remove_left_over(folder: Path) -> None:
-    """Spools of this host's processes that were killed while they saved this very checkpoint."""
-    for room in folder.glob(f"{_SPOOL}*"):
-        pid = room.name.removeprefix(_SPOOL).split("-")[0]
-        # A container that starts anew counts its processes from the same numbers.
-        if pid == str(os.getpid()) or not Path("/proc", pid).exists():
-            shutil.rmtree(room, ignore_errors=True)

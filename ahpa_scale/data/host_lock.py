@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 
 import torch.distributed as dist
 from filelock import BaseFileLock, FileLock, Timeout
 
+from ahpa_scale.data import neighbours
 from ahpa_scale.data.leftovers import clear_leftovers
 
 #: Two jobs of several nodes could each hold one host and wait for the other's: no wait is endless.
@@ -26,14 +25,18 @@ def alone_on_host(patience: float = PATIENCE_SECONDS) -> Iterator[None]:
 
     streaming looks for the first free number for its shared memory and takes it a moment later;
     jobs that start together on one host take the same one, and the slower dies of a
-    FileExistsError. Each host's first rank holds a lock, and no rank begins before it is held.
-    Every rank of the job must enter.
+    FileExistsError. The first of this job's ranks that share a memory holds a lock, however many
+    launchers have started them, and no rank begins before it is held. Every rank must enter.
 
     Args:
         patience: seconds to wait for another job; then this one goes on without the lock.
+
+    Raises:
+        UserError: ranks lie on the hosts in a way that streaming can't take.
     """
-    lock = _acquired(patience) if int(os.environ.get("LOCAL_RANK", "0")) == 0 else None
-    with lock or nullcontext():
+    place, size = neighbours.local_place()
+    lock = _acquired(patience) if place == 0 else None
+    with neighbours.as_neighbours(place, size), lock or nullcontext():
         # Before the others look for a number: they must find the one that this rank finds.
         clear_leftovers()
         if dist.is_available() and dist.is_initialized():
@@ -42,11 +45,15 @@ def alone_on_host(patience: float = PATIENCE_SECONDS) -> Iterator[None]:
 
 
 def _acquired(patience: float) -> BaseFileLock | None:
-    path = Path(tempfile.gettempdir()) / f"ahpa_scale-{os.getuid()}-stream.lock"
+    # Beside what it protects: containers may share the one and not their temporary folders.
+    path = neighbours.MEMORY / f"ahpa_scale-{os.getuid()}-stream.lock"
     lock = FileLock(path, timeout=patience)
     try:
         lock.acquire()
     except Timeout:
         _log.warning("another job has been opening its data for %g s: not waiting for it", patience)
+        return None
+    except PermissionError as error:  # another container's user of the same number
+        _log.debug("no lock while opening data: %s", error)
         return None
     return lock
