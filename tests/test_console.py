@@ -51,7 +51,8 @@ import sys
 from ahpa_scale import console
 from ahpa_scale.watch.messages import Verdict
 from ahpa_scale.watch.pulse import Pulse
-from ahpa_scale.watch.station import Place, Station
+from ahpa_scale.watch.place import Place
+from ahpa_scale.watch.station import Station
 
 class Alone(Station):
     def step(self):
@@ -60,7 +61,7 @@ class Alone(Station):
 console.set_up(sys.argv[1], rank=0, node=0)
 pulse = Pulse()
 pulse.mark("before_forward", 12)
-alone = Alone(Place(0, 2, 1, 0, "127.0.0.1", 1), pulse, 4)
+alone = Alone(Place(0, 2, 1, 0, "127.0.0.1", 1, 1), bytes(32), pulse, 4)
 alone.leave(Verdict("rank 0 is stuck", ranks=(0,), kind="stuck"))
 """
 

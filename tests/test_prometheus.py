@@ -34,13 +34,16 @@ def test_numbers_that_are_not_finite_and_odd_names_are_served():
     board.losses["total"] = float("nan")
     board.logged['router/a"b/t0.50'] = float("inf")
     port = free_port()
-    with serving(port, board, Pulse(), None):
+    pulse = Pulse()
+    pulse.dropped = 3
+    with serving(port, board, pulse, None):
         found = scrape(port)
     assert found["ahpa_run_info", (("run", 'a "b"'),)] == 1
     assert found["ahpa_loss", (("part", "total"),)] != found["ahpa_loss", (("part", "total"),)]
     assert found["ahpa_logged", (("name", 'router/a"b/t0.50'),)] == float("inf")
     assert found["ahpa_checkpoint_batch", ()] == 7
     assert found["ahpa_checkpoint_timestamp_seconds", ()] == 1.5e9
+    assert found["ahpa_watch_dropped_datagrams_total", ()] == 3
 
 
 def test_mfu_is_speed_times_flops_over_the_peak(make_generator, make_trainer):

@@ -17,11 +17,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ahpa_scale.config.schema import Config
-from ahpa_scale.watch.messages import Beat, Reply, Verdict, decode_beat, decode_reply, encode
 
 RANK = Path(__file__).with_name("watched_rank.py")
 #: Long enough for a machine that does other things as well.
@@ -43,6 +40,7 @@ class Ranks:
         port: number of MASTER_PORT; None is a free one.
         ranks: their numbers; None counts from 0.
         variables: of all ranks, in place of those of two nodes with one rank each.
+        join: whether they meet as a run's ranks do; else they have one key, and no torch.
         meeting: folder where they meet, and how many do; None: these meet in one of their own.
         watch_port: key `port` of the section.
         watch: its other keys.
@@ -53,7 +51,8 @@ class Ranks:
         *ends: tuple[int, str],
         port: int | None = None,
         ranks: Sequence[int] | None = None,
-        variables: Mapping[str, int] | None = None,
+        variables: Mapping[str, int | str] | None = None,
+        join: bool = False,
         meeting: tuple[Path, int] | None = None,
         watch_port: int | None = None,
         **watch: float | bool | None,
@@ -67,7 +66,7 @@ class Ranks:
             told = {
                 "RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 1, "NODE_RANK": rank,
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self.port,
-                **(variables or {}),
+                **({"JOIN": 1} if join else {}), **(variables or {}),
             }  # fmt: skip
             self.processes.append(
                 subprocess.Popen(
@@ -203,20 +202,56 @@ def test_a_rank_that_never_speaks_is_named(start):
 
 
 def test_a_rank_of_an_earlier_attempt_ends_and_does_not_disturb_the_new_one(start):
-    first = start((15, "die"), (6000, "finish"), silence=300.0)
+    first = start((15, "die"), (6000, "finish"), join=True, silence=30.0)
     first.processes[0].wait(timeout=600)
-    second = start((150, "finish"), (150, "finish"), port=first.port)
+    second = start((30, "finish"), (30, "finish"), join=True, port=first.port)
     assert [code for code, _ in second.ends()] == [0, 0]
     code, told = first.ends()[1]
     assert code == 75
-    assert "(node 0) has been started anew, without this rank" in told
+    assert "rank 0 on" in told
+    assert "has not been heard from" in told
 
 
-def test_two_processes_with_one_rank_are_told_apart(start):
-    ranks = start((1000, "finish"), (1000, "finish"), (1000, "finish"), ranks=[0, 1, 1])
-    told = ranks.ends()
-    assert [code for code, _ in told] == [75, 75, 75]
-    assert "has started while rank 1 on" in told[0][1]
+def listeners(port: int) -> dict[str, set[str]]:
+    """The addresses of this host that listen on a port, as the kernel writes them."""
+    found: dict[str, set[str]] = {"tcp": set(), "udp": set()}
+    for name in ("tcp", "tcp6", "udp", "udp6"):
+        for line in Path("/proc/net", name).read_text().splitlines()[1:]:
+            address, number = line.split()[1].split(":")
+            if int(number, 16) == port and line.split()[3] in ("0A", "07"):
+                found[name[:3]].add(address)
+    return found
+
+
+def test_a_second_job_with_the_same_port_fails_alone_and_at_once(start):
+    """So does a second process in the place of one rank."""
+    first = start((6000, "finish"), (6000, "finish"), join=True).begun()
+    assert listeners(first.port) == {"tcp": {"0100007F"}, "udp": {"0100007F"}}
+    second = start((1, "finish"), (1, "finish"), join=True, port=first.port)
+    (code, told), (other_code, other) = second.ends()
+    assert (code, other_code) == (2, 75)
+    assert re.fullmatch(
+        rf"error: MASTER_PORT: TCP port {first.port} can't be had on rank 0's host: another job "
+        r"has it; give each job .*--master-port\)\n",
+        told,
+    )
+    assert "error: MASTER_PORT: a job that has a rank 1 already meets at" in other
+    assert [process.poll() for process in first.processes] == [None, None]
+
+
+def test_ranks_with_different_secrets_earn_one_line(start, tmp_path):
+    port = free_udp_port()
+    first, second = (
+        start((1000, "finish"), ranks=[rank], join=True, port=port, meeting=(tmp_path, 9),
+              variables={"AHPA_JOB_SECRET": "secret" * (rank + 1)})
+        for rank in (0, 1)
+    )  # fmt: skip
+    ((code, told),) = second.ends()
+    assert code == 2
+    assert told == (
+        "error: AHPA_JOB_SECRET is not the one that rank 0 has: give all ranks the same\n"
+    )
+    first.processes[0].kill()
 
 
 def test_a_port_that_is_taken_is_a_users_mistake(start):
@@ -224,18 +259,22 @@ def test_a_port_that_is_taken_is_a_users_mistake(start):
         other.bind(("", 0))
         port = other.getsockname()[1]
         ((code, told),) = start((1, "finish"), ranks=[0], port=port).ends()
-    assert code == 1
+    assert code == 2
     assert f"watch.port: UDP port {port} can't be had on rank 0's host" in told
 
 
-def test_noise_on_the_port_disturbs_nobody(start):
-    ranks = start((40, "finish"), (40, "finish"))
-    with closing(socket.socket(type=socket.SOCK_DGRAM)) as noise:
-        for _ in range(20):
-            for datagram in (b"", b"\xff", b"[]", b'{"rank":1}', b"[" * 2000):
-                noise.sendto(datagram, ("127.0.0.1", ranks.port))
-            time.sleep(0.1)
-    assert [code for code, _ in ranks.ends()] == [0, 0]
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_watch_that_fails_ends_its_process_and_says_why(start, broken):
+    ends = [(8, "break") if rank == broken else (1000, "finish") for rank in (0, 1)]
+    told = start(*ends).ends()
+    assert (told[broken][0], told[1 - broken][0]) == (1, 75)
+    assert "Traceback" in told[broken][1]
+    assert told[broken][1].endswith(f"error: the watch of rank {broken} has failed\n")
+
+
+def test_no_exit_code_of_one_rank_makes_the_others_look_successful(start):
+    """Of 256 the system keeps the last byte."""
+    assert start((3, "succeed"), (20, "finish")).ends() == [(0, ""), (0, "")]
 
 
 def test_the_port_may_be_another_than_the_jobs(start, tmp_path):
@@ -265,26 +304,6 @@ def test_a_longer_silence_is_waited_for(start):
 def test_one_rank_alone_or_a_watch_that_is_off_starts_nothing(start, variables, watch):
     ((code, told),) = start((1, "finish"), ranks=[0], variables=variables, **watch).ends()
     assert (code, told) == (0, "unwatched\n")
-
-
-_texts = st.text(max_size=20)
-_beats = st.builds(
-    Beat, st.integers(0, 9999), _texts, st.integers(0, 99), _texts, _texts, st.integers(0)
-)
-_verdicts = st.builds(Verdict, _texts, st.integers(1, 255), st.lists(st.integers(0)).map(tuple))
-
-
-@given(_beats, st.none() | _verdicts)
-def test_messages_arrive_as_they_were_sent(beat, verdict):
-    assert decode_beat(encode(beat)) == beat
-    reply = Reply(beat, "alive", verdict)
-    assert decode_reply(encode(reply)) == reply
-
-
-@given(st.binary(max_size=60) | st.from_regex(r'\{"(of|rank|host)":[{}\[\]"0-9a-z:,]{0,20}\}').map(str.encode))  # fmt: skip  # noqa: E501
-def test_what_is_no_message_is_none(datagram):
-    assert decode_beat(datagram) is None
-    assert decode_reply(datagram) is None
 
 
 def test_the_defaults_end_a_job_within_a_minute():

@@ -4,8 +4,9 @@
 usage: watched_rank.py WATCH MEETING PRESENT BATCHES END. Ranks meet as soon as there are PRESENT of
 them, each with a file in the folder MEETING; their first batch leaves another there. WATCH is the
 section `watch` as JSON, a batch takes a tenth of a second and END is one of finish, raise, refuse,
-lose, stall, die. A rank that stalls is alive and does nothing more. One that nobody watches says
-so.
+succeed, lose, stall, break, die. A rank that stalls is alive and does nothing more; one that breaks
+does so in its watch. One that nobody watches says so. Ranks share a key and do without torch,
+unless the variable JOIN is set: then they meet as those of a run do.
 """
 
 from __future__ import annotations
@@ -15,11 +16,16 @@ import os
 import signal
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+from ahpa_scale.config.errors import exit_on_user_error
 from ahpa_scale.config.schema import Config, Watch
 from ahpa_scale.config.watch import watch_ranks
-from ahpa_scale.watch import Pulse
+from ahpa_scale.watch import Pulse, place_from, watching
+from ahpa_scale.watch.station import Station
+
+KEY = bytes(32)
 
 
 def stop(number: int, frame: object) -> None:
@@ -31,8 +37,8 @@ def stop(number: int, frame: object) -> None:
 def main(watch: str, meeting: str, present: str, batches: str, end: str) -> None:
     """Marks and ends."""
     signal.signal(signal.SIGTERM, stop)
-    config = Config(run_name="a", max_duration="1ba", watch=Watch(**json.loads(watch)))
-    with watch_ranks(config) as found:
+    section = Watch(**json.loads(watch))
+    with exit_on_user_error(), _watched(section) as found:
         if found is None:
             print("unwatched", file=sys.stderr)
         pulse = found or Pulse()
@@ -51,12 +57,24 @@ def main(watch: str, meeting: str, present: str, batches: str, end: str) -> None
                 raise ValueError("run.yaml:3: no such VAE")
             except ValueError:
                 raise SystemExit(2) from None
+        if end == "succeed":
+            sys.exit(256)
+        if end == "break":
+            Station.beat = None
+            time.sleep(30)
         if end == "lose":
             raise RuntimeError("[pair.cc:534] Connection closed by peer [10.0.0.2]:43021")
         if end == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         while end == "stall":
             time.sleep(0.1)
+
+
+def _watched(section: Watch) -> AbstractContextManager[Pulse | None]:
+    place = place_from(os.environ, section.port)
+    if "JOIN" in os.environ or place is None or not section.enabled:
+        return watch_ranks(Config(run_name="a", max_duration="1ba", watch=section))
+    return watching(place, KEY, silence=section.silence, hang=section.hang)
 
 
 if __name__ == "__main__":

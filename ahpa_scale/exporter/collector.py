@@ -72,6 +72,11 @@ class BoardCollector(Collector):
             "Batches whose loss or gradient was not finite.",
             value=board.nonfinite_batches,
         )
+        yield CounterMetricFamily(
+            "ahpa_watch_dropped_datagrams",
+            "Datagrams to the watch that were not of this job, or not new.",
+            value=self.pulse.dropped,
+        )
 
     def _moments(self, now: float) -> Iterator[Metric]:
         saved = self.board.saved()

@@ -3,11 +3,24 @@
 
 Every rank sends rank 0 a datagram each second from a thread of its own, and rank 0 answers. Own
 sockets, because torch's store and collectives can block for ever, which is what is to be noticed.
-Datagrams are believed as gloo believes its connections: the nodes' network must be the job's own.
+What is believed is sealed with the job's key, see `seal`.
 """
 
-from ahpa_scale.watch.guard import WatchError, is_lost_connection, place_from, watching
+from ahpa_scale.watch.guard import is_lost_connection, watching
 from ahpa_scale.watch.messages import EXIT_CODE
+from ahpa_scale.watch.place import Place, place_from
+from ahpa_scale.watch.ports import PortError, tcp_port
 from ahpa_scale.watch.pulse import Pulse
+from ahpa_scale.watch.seal import job_key
 
-__all__ = ["EXIT_CODE", "Pulse", "WatchError", "is_lost_connection", "place_from", "watching"]
+__all__ = [
+    "EXIT_CODE",
+    "Place",
+    "PortError",
+    "Pulse",
+    "is_lost_connection",
+    "job_key",
+    "place_from",
+    "tcp_port",
+    "watching",
+]

@@ -8,9 +8,10 @@ import time
 from dataclasses import replace
 
 from ahpa_scale.watch.messages import Beat, Reply, Verdict, decode_reply, encode
+from ahpa_scale.watch.place import Place
 from ahpa_scale.watch.pulse import Pulse
 from ahpa_scale.watch.roll import FIREWALL
-from ahpa_scale.watch.station import Place, Station, listen, send
+from ahpa_scale.watch.station import Station, listen, send
 
 
 class Client(Station):
@@ -18,13 +19,15 @@ class Client(Station):
 
     Args:
         place: of this rank.
+        key: of the job.
         pulse: of its main thread.
         silence: seconds without an answer after which rank 0 counts as gone.
     """
 
-    def __init__(self, place: Place, pulse: Pulse, silence: float) -> None:
-        super().__init__(place, pulse, silence)
+    def __init__(self, place: Place, key: bytes, pulse: Pulse, silence: float) -> None:
+        super().__init__(place, key, pulse, silence)
         self._hub: Beat | None = None
+        self._newest = 0
         self._heard = 0.0
         self._due = 0.0
         self._socket: socket.socket | None = None
@@ -33,10 +36,11 @@ class Client(Station):
     def step(self) -> bool:
         """Beats when it is time, listens, judges."""
         unheard = self.state in ("left", "failed", "stopped") and not self.heeded.is_set()
-        urgent = unheard or self._hub is None
+        # An answer that is late may have been lost in a flood.
+        urgent = unheard or self.clock - self._heard > 2 * self.interval
         if urgent or self.clock >= self._due:
             self._due = self.clock + self.interval
-            self._send(self.beat(hub=self._life_of_hub()))
+            self._send(self.beat())
         verdict = self._listen()
         if verdict is None and self._unanswered():
             if self.state == "left":
@@ -47,14 +51,11 @@ class Client(Station):
         if verdict is not None:
             own = verdict.kind == "own" and self.place.rank in verdict.ranks
             if not own:
-                self._send(replace(self.beat(hub=self._life_of_hub()), state="ended"))
+                self._send(replace(self.beat(), state="ended"))
                 self.leave(verdict)
             self.heeded.set()
             return False
         return not (self.state == "left" and self.heeded.is_set())
-
-    def _life_of_hub(self) -> str:
-        return "" if self._hub is None else self._hub.life
 
     def _send(self, beat: Beat) -> None:
         if self._socket is None:
@@ -65,25 +66,37 @@ class Client(Station):
             except OSError:
                 return  # the name of a host that is still starting
             self._socket = socket.socket(family, kind)
+            if self.place.on_loopback:
+                self._socket.bind((self.place.address, 0))
             self._target = target  # type: ignore[assignment]
-        send(self._socket, encode(beat), self._target)
+        send(self._socket, self.seal.close("beat", beat.rank, encode(beat)), self._target)
 
     def _listen(self) -> Verdict | None:
         """Takes in rank 0's answers; the verdict where one is among them."""
         if self._socket is None:
             time.sleep(self.interval)
             return None
-        for datagram, _ in listen(self._socket):
-            reply = decode_reply(datagram)
+        for datagram, sender in listen(self._socket):
+            reply = self._open(datagram)
             if reply is None:
+                self.drop(sender)
                 continue
-            if self._hub is not None and self._hub.life != reply.of.life:
-                return Verdict(f"{reply.of.name} has been started anew, without this rank")
             self._hub, self._heard = reply.of, self.clock
             if reply.verdict is not None:
                 return reply.verdict
             self._heed(reply)
         return None
+
+    def _open(self, datagram: bytes) -> Reply | None:
+        """An answer of rank 0 to this rank that has not been heard; else None."""
+        opened = self.seal.open("reply", datagram)
+        if opened is None or opened.rank != self.place.rank or opened.number <= self._newest:
+            return None
+        reply = decode_reply(opened.body)
+        if reply is None or reply.of.rank != 0:
+            return None
+        self._newest = opened.number
+        return reply
 
     def _heed(self, reply: Reply) -> None:
         # A rank that was stopped waits for the verdict: another one may be why a launcher did it.
@@ -91,10 +104,14 @@ class Client(Station):
             self.heeded.set()
 
     def _unanswered(self) -> bool:
-        """Whether rank 0 has gone; before the ranks have met it may still be starting."""
+        """Whether rank 0 has gone; before the ranks have met it may still be starting.
+
+        Launchers stop the ranks beside one that was killed: to a stopped one a few beats tell.
+        """
         if self._hub is None and not self.pulse.met:
             self._heard = self.clock
-        return self.clock - self._heard >= self.silence
+        stopped = self.state == "stopped" and self._hub is not None
+        return self.clock - self._heard >= (5 * self.interval if stopped else self.silence)
 
     def _gone(self) -> Verdict:
         if self._hub is None:

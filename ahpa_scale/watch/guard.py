@@ -6,19 +6,20 @@ from __future__ import annotations
 import faulthandler
 import re
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ahpa_scale.errors import UserError
 from ahpa_scale.watch.client import Client
 from ahpa_scale.watch.hub import Hub
-from ahpa_scale.watch.messages import EXIT_CODE
+from ahpa_scale.watch.messages import EXIT_CODE, HIGHEST_CODE
+from ahpa_scale.watch.place import Place
 from ahpa_scale.watch.pulse import Pulse
-from ahpa_scale.watch.station import Place, Station
+from ahpa_scale.watch.station import Station
 
 _SIGNALLED = 128
-#: Seconds that a rank waits until the others know why it ends.
-_WORD = 5.0
+#: Seconds that a rank waits until the others know why it ends, or until it knows whose end a
+#: launcher stops it for: that takes three beats, and two seconds to tell the others.
+_WORD = 10.0
 #: Seconds that an interpreter may take to go once all is said: gloo's destructors can hang.
 _FAREWELL = 60.0
 #: How torch.distributed, gloo and NCCL name themselves where a connection broke. Words such as
@@ -26,55 +27,27 @@ _FAREWELL = 60.0
 _LOST = re.compile(r"gloo|nccl|c10d|TCPStore|process ?group|closed by peer", re.I)
 
 
-class WatchError(UserError):
-    """The watch can't start as it is configured."""
-
-
-def place_from(environment: Mapping[str, str], port: int | None) -> Place | None:
-    """This rank's place, by the variables that Composer's launcher and torchrun set.
-
-    Args:
-        environment: the environment.
-        port: UDP port of rank 0; None: the number of MASTER_PORT, which is a TCP port.
-
-    Returns:
-        None where there is one rank, or none knows of another.
-    """
-    world = int(environment.get("WORLD_SIZE", "1"))
-    if world == 1 or "RANK" not in environment:
-        return None
-    rank, per_node = int(environment["RANK"]), int(environment.get("LOCAL_WORLD_SIZE", "1"))
-    return Place(
-        rank=rank,
-        world=world,
-        per_node=per_node,
-        node=int(environment.get("NODE_RANK", rank // per_node)),
-        # On one host nothing needs to leave it, whatever the host calls itself.
-        address="127.0.0.1" if world == per_node else environment["MASTER_ADDR"],
-        port=port or int(environment.get("MASTER_PORT", "29500")),
-    )
-
-
 @contextmanager
-def watching(place: Place | None, *, silence: float, hang: float | None) -> Iterator[Pulse | None]:
+def watching(place: Place, key: bytes, *, silence: float, hang: float | None) -> Iterator[Pulse]:
     """Watches the other ranks, and has them watch this one, while the body runs.
 
     Args:
-        place: of this rank; None watches nothing.
+        place: of this rank.
+        key: of the job; what comes without it is dropped.
         silence: seconds without a sign of life after which a rank counts as gone.
         hang: seconds without progress of any rank after which the job counts as stuck; None: never.
 
     Yields:
-        What the main thread marks its progress on; None where nothing is watched.
+        What the main thread marks its progress on.
 
     Raises:
-        WatchError: rank 0's port can't be had.
+        PortError: rank 0's port can't be had.
     """
-    if place is None:
-        yield None
-        return
     pulse = Pulse()
-    station = _station(place, pulse, silence, hang)
+    if place.rank == 0:
+        station: Station = Hub(place, key, pulse, silence, hang)
+    else:
+        station = Client(place, key, pulse, silence)
     station.start()
     try:
         yield pulse
@@ -87,18 +60,6 @@ def watching(place: Place | None, *, silence: float, hang: float | None) -> Iter
         station.heeded.wait()
     finally:
         faulthandler.dump_traceback_later(_FAREWELL, exit=True)
-
-
-def _station(place: Place, pulse: Pulse, silence: float, hang: float | None) -> Station:
-    if place.rank != 0:
-        return Client(place, pulse, silence)
-    try:
-        return Hub(place, pulse, silence, hang)
-    except OSError as error:
-        raise WatchError(
-            f"watch.port: UDP port {place.port} can't be had on rank 0's host: "
-            f"{error.strerror}; name another one, or set watch.enabled=false"
-        ) from None
 
 
 def _tell(station: Station, error: BaseException) -> None:
@@ -133,7 +94,8 @@ def _exit_code(error: BaseException) -> int:
         return 1
     if error.code is None:
         return 0
-    return error.code if isinstance(error.code, int) else 1
+    # The last byte is what the system keeps: 256 is a success to whoever waits for the process.
+    return error.code & HIGHEST_CODE if isinstance(error.code, int) else 1
 
 
 def _words(error: BaseException) -> str:

@@ -3,17 +3,15 @@
 
 from __future__ import annotations
 
-import errno
-import socket
 import time
 
 from ahpa_scale.watch.messages import Beat, Reply, Verdict, decode_beat, encode
+from ahpa_scale.watch.place import Place
+from ahpa_scale.watch.ports import ANSWER, QUESTION, udp_port
 from ahpa_scale.watch.pulse import Pulse
 from ahpa_scale.watch.roll import Roll
-from ahpa_scale.watch.station import Place, Station, listen, send
+from ahpa_scale.watch.station import Station, listen, send
 
-#: A process that ended just now may leave its port taken until its loader processes have gone.
-_PATIENCE = 10.0
 _TELLING = 2.0
 _LINGER = 0.5
 
@@ -23,16 +21,19 @@ class Hub(Station):
 
     Args:
         place: of rank 0.
+        key: of the job.
         pulse: of its main thread.
         silence: seconds without a beat after which a rank counts as gone.
         hang: seconds without progress of any rank after which the job counts as stuck; None: never.
 
     Raises:
-        OSError: the port can't be had.
+        PortError: the port can't be had.
     """
 
-    def __init__(self, place: Place, pulse: Pulse, silence: float, hang: float | None) -> None:
-        super().__init__(place, pulse, silence)
+    def __init__(
+        self, place: Place, key: bytes, pulse: Pulse, silence: float, hang: float | None
+    ) -> None:
+        super().__init__(place, key, pulse, silence)
         self.roll = Roll(
             place.world,
             place.per_node,
@@ -42,7 +43,9 @@ class Hub(Station):
             port=place.port,
         )
         self._addresses: dict[int, tuple[str, int]] = {}
-        self._socket = _bound(place)
+        #: Of each rank, its life and the number of its newest datagram.
+        self._newest: dict[int, tuple[str, int]] = {}
+        self._socket = udp_port(place)
 
     def step(self) -> bool:
         """Hears, answers, judges."""
@@ -66,22 +69,37 @@ class Hub(Station):
     def _hear(self, verdict: Verdict | None = None) -> None:
         if self.pulse.met:
             self.roll.met(self.clock)
-        own = self.beat(hub=self.life)
+        own = self.beat()
         self.roll.heard(own, self.clock)
         for datagram, address in listen(self._socket):
-            beat = decode_beat(datagram)
-            if beat is None or not 0 < beat.rank < self.place.world:
+            if datagram == QUESTION:
+                send(self._socket, ANSWER, address)
                 continue
-            # A rank of an earlier attempt learns from the answer that rank 0 is another one.
-            if beat.hub in ("", self.life):
-                self.roll.heard(beat, self.clock)
-                self._addresses[beat.rank] = address
-            self._answer(own, beat, address, verdict)
+            beat = self._open(datagram)
+            if beat is None:
+                self.drop(address)
+                continue
+            self.roll.heard(beat, self.clock)
+            self._addresses[beat.rank] = address
+            self._send(Reply(own, beat.state, verdict), beat.rank)
 
-    def _answer(
-        self, own: Beat, beat: Beat, address: tuple[str, int], verdict: Verdict | None
-    ) -> None:
-        send(self._socket, encode(Reply(own, beat.state, verdict)), address)
+    def _open(self, datagram: bytes) -> Beat | None:
+        """A beat that a rank of this job has sent and that has not been heard; else None."""
+        opened = self.seal.open("beat", datagram)
+        if opened is None or not 0 < opened.rank < self.place.world:
+            return None
+        beat = decode_beat(opened.body)
+        if beat is None or beat.rank != opened.rank:
+            return None
+        life, number = self._newest.get(beat.rank, (beat.life, 0))
+        if beat.life != life or opened.number <= number:
+            return None
+        self._newest[beat.rank] = (life, opened.number)
+        return beat
+
+    def _send(self, reply: Reply, rank: int) -> None:
+        datagram = self.seal.close("reply", rank, encode(reply))
+        send(self._socket, datagram, self._addresses[rank])
 
     def _tell(self, verdict: Verdict) -> None:
         """Says it to all until they have it, or for two seconds: a host that has gone never
@@ -89,30 +107,7 @@ class Hub(Station):
         """
         until = time.monotonic() + _TELLING
         while time.monotonic() < until and not self.roll.through(("left", "ended")):
-            reply = encode(Reply(self.beat(hub=self.life), "alive", verdict))
-            for address in self._addresses.values():
-                send(self._socket, reply, address)
+            reply = Reply(self.beat(), "alive", verdict)
+            for rank in self._addresses:
+                self._send(reply, rank)
             self._hear(verdict)
-
-
-def _bound(place: Place) -> socket.socket:
-    """A socket on rank 0's port, open to other hosts only where there are any."""
-    alone = place.world == place.per_node
-    both = socket.has_dualstack_ipv6() and not alone
-    until = time.monotonic() + _PATIENCE
-    while True:
-        found = socket.socket(socket.AF_INET6 if both else socket.AF_INET, socket.SOCK_DGRAM)
-        try:
-            if both:
-                found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-            found.bind(("127.0.0.1" if alone else "", place.port))
-        except OSError as error:
-            found.close()
-            if error.errno != errno.EADDRINUSE and both:
-                both = False  # a kernel that knows IPv6 and has it switched off
-                continue
-            if error.errno != errno.EADDRINUSE or time.monotonic() > until:
-                raise
-            time.sleep(_LINGER)
-        else:
-            return found

@@ -1,20 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ranks tell one another, one JSON object in one datagram."""
+"""What ranks tell one another, one JSON object in the body of one datagram."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 #: Exit code of ranks that end because of another one: sysexits.h's EX_TEMPFAIL, "try again later".
 EXIT_CODE = 75
 #: Characters of a failure's text that a datagram carries: the smallest IPv6 packet holds 1,280.
 MOST_TEXT = 600
+#: A process ends with 1 to 255 where it has failed; of a larger number only the last byte counts.
+HIGHEST_CODE = 255
+_MOST_COUNT = 2**63
 
 State = Literal["alive", "lost", "stopped", "failed", "left", "ended"]
 """alive; lost: its connections broke, which another rank's end may have done; stopped: by a signal;
 failed: it raised; left: it is through; ended: it has had the verdict and goes."""
+Kind = Literal["own", "stuck", "silent"]
+STATES: tuple[str, ...] = get_args(State)
+KINDS: tuple[str, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
@@ -25,8 +31,7 @@ class Beat:
         rank: in the job.
         host: name of its host.
         node: number of its node.
-        life: drawn by the process, so that a second one in its place is noticed.
-        hub: what rank 0's process has drawn, as far as this rank knows it.
+        life: drawn by the process, whose datagrams count up from 1.
         count: events passed.
         stage: where it is.
         state: how it is.
@@ -38,7 +43,6 @@ class Beat:
     host: str
     node: int
     life: str
-    hub: str = ""
     count: int = 0
     stage: str = ""
     state: State = "alive"
@@ -65,7 +69,7 @@ class Verdict:
     line: str
     code: int = EXIT_CODE
     ranks: tuple[int, ...] = ()
-    kind: Literal["own", "stuck", "silent"] = "silent"
+    kind: Kind = "silent"
 
 
 @dataclass(frozen=True)
@@ -84,33 +88,67 @@ class Reply:
 
 
 def encode(message: Beat | Reply) -> bytes:
-    """One datagram."""
-    return json.dumps(asdict(message), separators=(",", ":")).encode()
+    """The body of one datagram."""
+    return json.dumps(asdict(message), ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def decode_beat(datagram: bytes) -> Beat | None:
-    """The beat in a datagram; None for anything else that comes to the port."""
+def one_line(text: str) -> str:
+    """The text as others take it: what a terminal would not show as a character becomes ``?``."""
+    return "".join(one if one.isprintable() else "?" for one in text)
+
+
+def decode_beat(body: bytes) -> Beat | None:
+    """The beat in a body; None for anything else."""
     try:
-        return _beat(json.loads(datagram))
+        return _beat(json.loads(body))
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
 
 
-def decode_reply(datagram: bytes) -> Reply | None:
-    """The reply in a datagram; None for anything else that comes to the port."""
+def decode_reply(body: bytes) -> Reply | None:
+    """The reply in a body; None for anything else."""
     try:
-        fields = json.loads(datagram)
-        verdict = fields["verdict"]
-        if verdict is not None:
-            verdict = Verdict(**{**verdict, "ranks": tuple(verdict["ranks"])})
-        return Reply(_beat(fields["of"]), fields["got"], verdict)
+        fields = json.loads(body)
+        verdict = None if fields["verdict"] is None else _verdict(fields["verdict"])
+        return Reply(_beat(fields["of"]), _one_of(STATES, fields["got"]), verdict)
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
 
 
 def _beat(fields: dict[str, Any]) -> Beat:
     beat = Beat(**fields)
-    whole = (beat.rank, beat.node, beat.count, beat.code)
-    if any(type(number) is not int for number in whole) or not isinstance(beat.host, str):
-        raise ValueError("not a beat")
+    for number in (beat.rank, beat.node, beat.count):
+        _whole(number, 0, _MOST_COUNT)
+    _whole(beat.code, 1, HIGHEST_CODE)
+    for text in (beat.host, beat.life, beat.stage, beat.text):
+        _words(text)
+    _one_of(STATES, beat.state)
     return beat
+
+
+def _verdict(fields: dict[str, Any]) -> Verdict:
+    if type(fields["ranks"]) is not list:
+        raise ValueError("not a verdict")
+    verdict = Verdict(**{**fields, "ranks": tuple(fields["ranks"])})
+    for rank in verdict.ranks:
+        _whole(rank, 0, _MOST_COUNT)
+    _whole(verdict.code, 1, HIGHEST_CODE)
+    _words(verdict.line)
+    _one_of(KINDS, verdict.kind)
+    return verdict
+
+
+def _whole(number: Any, least: int, most: int) -> None:
+    if type(number) is not int or not least <= number <= most:
+        raise ValueError(f"{number!r} is not from {least} to {most}")
+
+
+def _words(text: Any) -> None:
+    if type(text) is not str or not text.isprintable():
+        raise ValueError("not one line of text")
+
+
+def _one_of(choices: tuple[str, ...], found: Any) -> Any:
+    if found not in choices:
+        raise ValueError(f"{found!r} is not one of {choices}")
+    return found

@@ -7,20 +7,21 @@ import time
 
 
 class Pulse:
-    """A counter, a clock and two words; marking one event costs well under a microsecond.
+    """Counters, a clock and two words; marking one event costs well under a microsecond.
 
     Attributes:
         batch: batches that have been trained at the last event.
         count: events passed since the start.
         met: whether the ranks have met, so that all of them must be there.
+        dropped: datagrams that the watch has dropped; written by its thread.
         marked: time of the last event on the monotonic clock, in seconds; before the first one,
             that of the start.
     """
 
-    __slots__ = ("_event", "batch", "count", "marked", "met")
+    __slots__ = ("_event", "batch", "count", "dropped", "marked", "met")
 
     def __init__(self) -> None:
-        self.count, self.met = 0, False
+        self.count, self.met, self.dropped = 0, False, 0
         self.marked = time.monotonic()
         self.batch, self._event = 0, ""
 

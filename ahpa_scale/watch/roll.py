@@ -50,18 +50,11 @@ class Roll:
         self._entries: dict[int, _Entry] = {}
         self._progress = 0.0
         self._met: float | None = None
-        self._restarted: Verdict | None = None
         self._stops: dict[int, float] = {}
 
     def heard(self, beat: Beat, now: float) -> None:
         """Takes in a beat that belongs to this job."""
         known = self._entries.get(beat.rank)
-        if known is not None and known.beat.life != beat.life:
-            self._restarted = Verdict(
-                f"{beat.name} has started while {known.beat.name} was part of this job",
-                ranks=(beat.rank,),
-            )
-            return
         if known is None or beat.count > known.beat.count:
             self._progress = now
         if beat.state == "stopped":
@@ -81,8 +74,7 @@ class Roll:
     def judge(self, now: float) -> Verdict | None:
         """What has gone wrong, the most telling first; None while all is well."""
         return (
-            self._restarted
-            or self._failed()
+            self._failed()
             or self._stopped(now)
             or self._silent(now)
             or self._absent(now)

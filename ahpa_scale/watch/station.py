@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import faulthandler
 import logging
+import math
 import os
 import secrets
 import select
@@ -13,39 +14,24 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 
 from ahpa_scale import console
-from ahpa_scale.watch.messages import EXIT_CODE, MOST_TEXT, Beat, State, Verdict
+from ahpa_scale.watch.messages import EXIT_CODE, MOST_TEXT, Beat, State, Verdict, one_line
+from ahpa_scale.watch.place import Place
 from ahpa_scale.watch.pulse import Pulse
+from ahpa_scale.watch.seal import MOST_BYTES, Seal
 
 #: A thread that did not run for longer, in a paused machine or an overloaded one, has not listened
 #: either: that time is no one's silence.
 _LONGEST_STEP = 2.0
 _LISTEN = 0.2
 _YIELD = 5.0
-_LARGEST = 65_536
 #: Datagrams taken at once, so that a flood of them can't keep the thread from judging.
-_MOST = 10_000
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a rank stands, and where rank 0 listens.
-
-    Attributes:
-        rank, world, per_node, node: ranks and nodes from 0.
-        address: host of rank 0.
-        port: UDP port on it.
-    """
-
-    rank: int
-    world: int
-    per_node: int
-    node: int
-    address: str
-    port: int
+_MOST = 1_000
+_BUG = 1
+_log = logging.getLogger(__name__)
 
 
 class Station(threading.Thread, ABC):
@@ -53,32 +39,45 @@ class Station(threading.Thread, ABC):
 
     Args:
         place: of this rank.
+        key: of the job.
         pulse: of its main thread.
         silence: seconds without a sign of life after which a rank counts as gone.
     """
 
-    def __init__(self, place: Place, pulse: Pulse, silence: float) -> None:
+    def __init__(self, place: Place, key: bytes, pulse: Pulse, silence: float) -> None:
         super().__init__(name="watch", daemon=True)
         self.place, self.pulse, self.silence = place, pulse, silence
+        self.seal = Seal(key)
         self.interval = min(1.0, silence / 10)
         self.life = secrets.token_hex(8)
-        self.host = socket.gethostname()
+        self.host = one_line(socket.gethostname())
         self.clock = 0.0
         self.heeded = threading.Event()
         self._word: tuple[State, str, int] = ("alive", "", EXIT_CODE)
         self._last = time.monotonic()
+        self._told_drop = -math.inf
 
     def say(self, state: State, text: str = "", code: int = EXIT_CODE) -> None:
         """Has the thread tell the others how this rank is; `heeded` is set once they know."""
         self.heeded.clear()
-        self._word = (state, text[:MOST_TEXT], code)
+        self._word = (state, one_line(text[:MOST_TEXT]), code)
 
     def run(self) -> None:
-        """Beats, listens and judges until the rank leaves or the job ends."""
-        while self.step():
-            now = time.monotonic()
-            self.clock += min(now - self._last, _LONGEST_STEP)
-            self._last = now
+        """Beats, listens and judges until the rank leaves or the job ends. A fault of its own ends
+        the process: training on unwatched, the rank would count as one that has hung.
+        """
+        try:
+            while self.step():
+                now = time.monotonic()
+                self.clock += min(now - self._last, _LONGEST_STEP)
+                self._last = now
+        except BaseException:
+            told: dict[str, object] = {"exit_code": _BUG, "traceback": traceback.format_exc()}
+            text = f"error: the watch of rank {self.place.rank} has failed"
+            if not console.is_json():
+                text = f"{told['traceback']}{text}"
+            _write(console.line(text, level=logging.CRITICAL, fields=told))
+            os._exit(_BUG)
 
     @abstractmethod
     def step(self) -> bool:
@@ -89,22 +88,23 @@ class Station(threading.Thread, ABC):
         """What this rank says of itself."""
         return self._word[0]
 
-    def beat(self, hub: str) -> Beat:
+    def beat(self) -> Beat:
         """What this rank has to say now."""
         state, text, code = self._word
         place, pulse = self.place, self.pulse
+        stage = one_line(pulse.stage)
         return Beat(
-            place.rank,
-            self.host,
-            place.node,
-            self.life,
-            hub,
-            pulse.count,
-            pulse.stage,
-            state,
-            text,
-            code,
+            place.rank, self.host, place.node, self.life, pulse.count, stage, state, text, code
         )
+
+    def drop(self, sender: tuple[str, int]) -> None:
+        """Counts a datagram that is none of this job's, or that came before; tells of some."""
+        self.pulse.dropped += 1
+        if _log.isEnabledFor(logging.DEBUG) and self.clock - self._told_drop >= self.interval:
+            self._told_drop = self.clock
+            host, port = sender[:2]
+            text = f"watch: dropped a datagram from {host}:{port}: not of this job, or not new"
+            _write(console.line(text, level=logging.DEBUG))
 
     def leave(self, verdict: Verdict) -> None:
         """Ends this process with the verdict's line and code; the main thread may be stuck for
@@ -129,7 +129,7 @@ def listen(sock: socket.socket) -> list[tuple[bytes, tuple[str, int]]]:
     sock.settimeout(_LISTEN)
     while len(found) < _MOST:
         try:
-            found.append(sock.recvfrom(_LARGEST))
+            found.append(sock.recvfrom(MOST_BYTES + 1))
         except (TimeoutError, BlockingIOError):
             return found
         except OSError:
