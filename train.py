@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train a Diffusion Transformer: composer [-n RANKS] train.py yamls/RUN.yaml [key=value ...]"""
 
+import os
 import sys
 
 from ahpa_scale.ending import one_way_out
@@ -11,6 +12,10 @@ if __name__ == "__main__":
     make_lasting()
     with listening(preparing=True) as requests, one_way_out(always=True):
         # Signals are heard while this is imported.
+        from ahpa_scale.config.errors import exit_on_user_error
         from ahpa_scale.config.main import main
+        from ahpa_scale.launch.alone import check_not_alone, parents_environment
 
+        with exit_on_user_error(shared=False):
+            check_not_alone(os.environ, parents_environment(os.getppid()))
         main(sys.argv[1:], requests)

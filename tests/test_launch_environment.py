@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from job import ROOT
+from job import BIN, ROOT
 
+from ahpa_scale.launch.alone import check_not_alone
 from ahpa_scale.launch.environment import from_environment
 from ahpa_scale.launch.flags import from_flags
 from ahpa_scale.launch.nodelist import expand_nodelist
@@ -48,6 +50,17 @@ COMPOSER = {
     "WORLD_SIZE": "16", "NODE_RANK": "1", "LOCAL_WORLD_SIZE": "8",
     "MASTER_ADDR": "a", "MASTER_PORT": "7000",
 }  # fmt: skip
+#: Kubeflow's PyTorchJob (v1), Volcano and Vertex AI: pods, counted as if they were ranks.
+PODS = {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "job-master-0", "MASTER_PORT": "23456"}
+HYDRA = {
+    "PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2",
+    "MASTER_ADDR": "a",
+}  # fmt: skip
+PALS = {
+    "PALS_RANKID": "5", "PALS_NODEID": "1", "PMI_RANK": "5", "PMI_SIZE": "8",
+    "PMI_LOCAL_RANK": "1", "PMI_LOCAL_SIZE": "4", "MASTER_ADDR": "a",
+}  # fmt: skip
+SBATCH = {n: v for n, v in SLURM.items() if "STEP" not in n}
 
 
 def without(values: dict[str, str], *names: str) -> dict[str, str]:
@@ -77,6 +90,18 @@ def without(values: dict[str, str], *names: str) -> dict[str, str]:
         (MPI, 8, (2, 8, 1, "a", 29500, None)),
         (MPI | SLURM, 8, (2, 8, 1, "a", 29500, None)),
         (MPI_RANKS, None, (2, 2, 1, "a", 29500, 1)),
+        (PODS, 8, (4, 8, 1, "job-master-0", 23456, None)),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, 2, (1, 2, 0, None, None, None)),
+        (PODS | {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, None,
+         (2, 2, 0, "job-master-0", 23456, 1)),
+        (HYDRA, None, (2, 2, 1, "a", 29500, 1)),
+        (HYDRA | {"MPI_LOCALNRANKS": "1", "MPI_LOCALRANKID": "0"}, 8, (4, 8, 3, "a", 29500, None)),
+        (PALS, None, (2, 4, 1, "a", 29500, 1)),
+        (SLURM_TASKS | {"PMI_RANK": "2", "PMI_SIZE": "32", "SLURM_NTASKS": "32"}, None,
+         (4, 8, 2, "n01", 24567, 3)),
+        (SBATCH | {"SLURM_NNODES": "1", "SLURM_NTASKS_PER_NODE": "8"}, None,
+         (1, 8, 0, None, None, None)),
+        ({"NHOSTS": "1"}, 2, (1, 2, 0, None, None, None)),
         (COMPOSER, None, (2, 8, 1, "a", 7000, None)),
         (COMPOSER, 4, (4, 4, 1, "a", 7000, None)),
     ],
@@ -122,6 +147,21 @@ def test_variables_say_where_a_node_stands(values, nproc, placed):
         (without(MPI, "MASTER_ADDR"), 8, ["MASTER_ADDR is missing", "-x MASTER_ADDR"]),
         (MPI_RANKS | {"OMPI_COMM_WORLD_SIZE": "5"}, None, ["OMPI_COMM_WORLD_SIZE=5", "ppr:2"]),
         (MPI_RANKS | {"OMPI_COMM_WORLD_LOCAL_RANK": "0"}, None, ["node after node"]),
+        (PODS, None, ["RANK and WORLD_SIZE", "--nproc"]),
+        (without(PODS, "WORLD_SIZE"), 8, ["WORLD_SIZE is missing"]),
+        (without(PODS, "MASTER_ADDR"), 8, ["MASTER_ADDR is missing"]),
+        (PODS | {"LOCAL_RANK": "1"}, None, ["LOCAL_WORLD_SIZE is missing", "--nnodes"]),
+        (without(HYDRA, "MPI_LOCALNRANKS"), None, ["MPI_LOCALNRANKS is missing", "--nnodes"]),
+        (without(HYDRA, "MASTER_ADDR"), None, ["MASTER_ADDR is missing", "-genv MASTER_ADDR"]),
+        (SBATCH, 8, ["srun in front"]),
+        (SLURM | {"SLURM_STEP_ID": "4294967290"}, 8, ["srun in front"]),
+        ({"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-2]"}, 8,
+         ["SLURM_JOB_NUM_NODES=2", "srun in front"]),
+        ({"NHOSTS": "2"}, 8, ["Grid Engine", "2 hosts", "mpiexec"]),
+        ({"LSB_MCPU_HOSTS": "a 8 b 8"}, 8, ["LSF", "2 hosts", "mpiexec"]),
+        ({"PBS_NODEFILE": "/nowhere"}, 8, ["PBS_NODEFILE=/nowhere can't be read"]),
+        ({"FLUX_JOB_SIZE": "2", "FLUX_TASK_RANK": "0"}, 8, ["Flux", "--nnodes"]),
+        ({"PMIX_RANK": "0"}, 8, ["PMIx", "--nnodes"]),
         (COMPOSER | {"WORLD_SIZE": "15"}, None, ["WORLD_SIZE=15", "8 ranks"]),
         (without(COMPOSER, "LOCAL_WORLD_SIZE"), None, ["LOCAL_WORLD_SIZE", "--nproc"]),
     ],
@@ -212,7 +252,9 @@ def test_processes_of_torchrun_slurm_and_openmpi_become_every_rank_once(nnodes, 
     assert ranks == list(range(nnodes * local))
 
 
-_names = st.sampled_from([*TORCHRUN, *SLURM, *JOBSET, *KUBEFLOW, *MPI, *COMPOSER])
+_names = st.sampled_from([
+    *TORCHRUN, *SLURM, *JOBSET, *KUBEFLOW, *MPI, *COMPOSER, *HYDRA, *PALS, "NHOSTS",
+])  # fmt: skip
 _values = st.sampled_from(["", "0", "1", "2", "8", "-1", "x", "n[1-2]", "2(x2)"])
 
 
@@ -232,6 +274,61 @@ def test_any_environment_is_a_consistent_place_or_one_line(values):
         assert found.master_addr
         assert found.master_port
         assert found.world_size == found.nnodes * found.nproc
+
+
+RANK_OF_TWO = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+
+
+@pytest.mark.parametrize(
+    ("values", "parents", "words"),
+    [
+        ({}, {}, None),
+        (RANK_OF_TWO | {"NODE_RANK": "0"}, {}, None),
+        (RANK_OF_TWO | SLURM | {"WORLD_SIZE": "8"}, {}, None),
+        (SBATCH | {"SLURM_NNODES": "1"}, {}, None),
+        (SLURM | {"SLURM_STEP_NUM_NODES": "1"}, {}, None),
+        (SLURM | {"AHPA_LAUNCHED": "1"}, {}, None),
+        ({"JOB_COMPLETION_INDEX": "3"}, {}, None),  # runs of their own, numbered
+        ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}, {}, None),
+        (RANK_OF_TWO, {"RANK": "0", "WORLD_SIZE": "1"}, None),
+        (PODS, {}, ["RANK and WORLD_SIZE", "ahpa-scale launch"]),
+        (PODS | RANK_OF_TWO, PODS | {"WORLD_SIZE": "2"}, ["RANK and WORLD_SIZE", "launch"]),
+        (HYDRA, {}, ["2 nodes", "alone", "ahpa-scale launch"]),
+        (without(HYDRA, "MPI_LOCALNRANKS"), {}, ["MPI_LOCALNRANKS", "ahpa-scale launch"]),
+        (SBATCH, {}, ["srun in front", "ahpa-scale launch"]),
+        (SBATCH | RANK_OF_TWO, {}, ["srun in front"]),
+        (SLURM_TASKS | {"SLURM_STEP_NUM_NODES": "1"}, {}, ["8 processes", "alone"]),
+        (SLURM | RANK_OF_TWO, {}, ["4 nodes", "alone"]),
+        (KUBERNETES, {}, ["Kubernetes", "ahpa-scale launch"]),
+        (KUBEFLOW | RANK_OF_TWO, {}, ["2 nodes"]),
+        ({"NODE_RANK": "1", "WORLD_SIZE": "2"}, {}, ["LOCAL_WORLD_SIZE is missing"]),
+    ],
+)  # fmt: skip
+def test_no_process_trains_alone_by_mistake(values, parents, words):
+    if words is None:
+        check_not_alone(values, parents)
+        return
+    with pytest.raises(LaunchError) as caught:
+        check_not_alone(values, parents)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("command", "values"),
+    [
+        (["python", "train.py"], PODS),
+        (["composer", "-n", "2", "train.py"], PODS | {"WORLD_SIZE": "2", "RANK": "0"}),
+    ],
+)
+def test_train_refuses_it_before_anything_starts(command, values):
+    plain = {name: value for name, value in os.environ.items() if name not in COMPOSER}
+    done = subprocess.run(
+        [BIN / command[0], *command[1:], "yamls/demo-ahpa.yaml"],
+        cwd=ROOT, env=plain | values, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "ahpa-scale launch" in line
 
 
 def test_reading_an_environment_needs_nothing_heavy():

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ahpa_scale.config.load import load_config
 from ahpa_scale.config.schema import Config
+from ahpa_scale.launch.alone import LAUNCHED
 from ahpa_scale.launch.placement import LaunchError, Placement
 
 #: What Composer's launcher would read where a flag is missing. Its flags say it all.
@@ -55,7 +56,7 @@ class Command:
         """Turns this process into it, so that signals reach it; never returns."""
         kept = {name: value for name, value in os.environ.items() if name not in _LAUNCHERS_OWN}
         sys.stdout.flush()
-        os.execve(self.words[0], self.words, {**kept, **self.variables})
+        os.execve(self.words[0], self.words, {**kept, **self.variables, LAUNCHED: "1"})
 
 
 def command_for(placement: Placement, script: str, arguments: Sequence[str]) -> Command:

@@ -13,11 +13,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
+from ahpa_scale.launch.mpi import FAMILIES, without_sruns
 from ahpa_scale.launch.nodelist import expand_nodelist
+from ahpa_scale.launch.others import batch_script, not_understood, rank_and_world
 from ahpa_scale.launch.placement import LaunchError, Placement, Variables, placed
 
 #: Ports that job numbers of Slurm are spread over, away from those that kernels hand out first.
 _SLURM_PORTS = range(20_000, 30_000)
+_SLURM_MARKS = (
+    "SLURM_JOB_ID", "SLURM_NNODES", "SLURM_JOB_NUM_NODES", "SLURM_JOB_NODELIST", "SLURM_NODEID",
+)  # fmt: skip
+_SLURM_SPECIAL_STEPS = 0xFFFF_FF00
 _TASKS = re.compile(r"(\d+)(?:\(x\d+\))?", re.ASCII)
 
 
@@ -31,6 +37,7 @@ def from_environment(values: Mapping[str, str], nproc: int | None = None) -> Pla
     Raises:
         LaunchError: variables that are missing or contradict one another.
     """
+    values = without_sruns(values)
     for marks, source, read in _SCHEDULERS:
         if any(values.get(mark) for mark in marks):
             return _with_nproc(read(Variables(values, source), nproc), nproc)
@@ -96,45 +103,23 @@ def _kubeflow(found: Variables, nproc: int | None) -> Placement:
     )
 
 
-def _openmpi(found: Variables, nproc: int | None) -> Placement:
-    world = found.needed_whole("OMPI_COMM_WORLD_SIZE", least=1)
-    local_size = found.needed_whole("OMPI_COMM_WORLD_LOCAL_SIZE", least=1)
-    rank = found.needed_whole("OMPI_COMM_WORLD_RANK")
-    local_rank = found.whole("OMPI_COMM_WORLD_LOCAL_RANK")
-    if world % local_size:
-        raise LaunchError(
-            f"OpenMPI: OMPI_COMM_WORLD_SIZE={world} is no multiple of "
-            f"OMPI_COMM_WORLD_LOCAL_SIZE={local_size}; use mpirun --map-by ppr:{local_size}:node"
-        )
-    if local_rank is not None and rank % local_size != local_rank:
-        raise LaunchError(
-            f"OpenMPI: OMPI_COMM_WORLD_RANK={rank} is not the {local_rank}. of its node: ranks "
-            f"must fill node after node; use mpirun --map-by ppr:{local_size}:node --rank-by slot"
-        )
-    nnodes = world // local_size
-    hint = "name node 0's host: mpirun -x MASTER_ADDR=HOST"
-    return placed(
-        nnodes,
-        local_size if local_size > 1 else _first(nproc, None if nnodes > 1 else 1),
-        rank // local_size,
-        found.needed("MASTER_ADDR", hint) if nnodes > 1 else "127.0.0.1",
-        found.port(),
-        found.source,
-        local_rank=rank % local_size if local_size > 1 else None,
-    )
-
-
 def _slurm(found: Variables, nproc: int | None) -> Placement:
+    in_step = _in_step(found)
     # A step may take fewer nodes than its job has.
-    count = _either(found, "SLURM_STEP_NUM_NODES", "SLURM_NNODES", "SLURM_JOB_NUM_NODES")
-    listed = _either(found, "SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST")
+    step = (("SLURM_STEP_NUM_NODES",), ("SLURM_STEP_NODELIST",)) if in_step else ((), ())
+    count = _either(found, *step[0], "SLURM_NNODES", "SLURM_JOB_NUM_NODES")
+    listed = _either(found, *step[1], "SLURM_JOB_NODELIST")
     nnodes = found.needed_whole(count, least=1)
     hosts = _hosts(found, listed) if nnodes > 1 else ["127.0.0.1"]
     if nnodes > len(hosts):
         raise LaunchError(f"Slurm: {count}={nnodes}, and {listed} names {len(hosts)} hosts")
-    if nnodes > 1:
-        found.needed("SLURM_STEP_ID", "a batch script runs on one node only; put srun in front")
-    tasks = _tasks_per_node(found)
+    if nnodes > 1 and not in_step:
+        raise LaunchError(
+            f"Slurm: SLURM_STEP_ID is missing, and {count}={nnodes}: a batch script or shell runs "
+            "on one node only; put srun in front (srun -N1 for one node alone)"
+        )
+    # Outside of a step this process is the only one, whatever a step would have.
+    tasks = _tasks_per_node(found) if in_step else 1
     local_rank = found.needed_whole("SLURM_LOCALID") if tasks > 1 else None
     if local_rank is not None and local_rank >= tasks:
         raise LaunchError(f"Slurm: SLURM_LOCALID={local_rank} is not below {tasks} tasks per node")
@@ -148,6 +133,14 @@ def _slurm(found: Variables, nproc: int | None) -> Placement:
         found.source,
         local_rank=local_rank,
     )
+
+
+def _in_step(found: Variables) -> bool:
+    """Whether srun has started this process: a batch script, or the shell of an allocation, has the
+    number of no step, or one of those at the upper end that Slurm gives to such.
+    """
+    number = found.whole("SLURM_STEP_ID")
+    return number is not None and number < _SLURM_SPECIAL_STEPS
 
 
 def _either(found: Variables, *names: str) -> str:
@@ -244,10 +237,27 @@ def _first(*numbers: int | None) -> int | None:
 #: runs inside Slurm jobs, and Kubeflow's pods belong to a JobSet of indexed jobs.
 _SCHEDULERS = (
     (("TORCHELASTIC_RUN_ID", "GROUP_RANK"), "torchrun", _torchrun),
-    (("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), "OpenMPI", _openmpi),
+    *((family.rank + family.size, family.name, family.read) for family in FAMILIES),
     (("PET_NNODES", "PET_NODE_RANK", "PET_MASTER_ADDR"), "Kubeflow", _kubeflow),
     (("JOBSET_NAME", "REPLICATED_JOB_NAME"), "JobSet", _jobset),
     (("JOB_COMPLETION_INDEX", "AHPA_NODES"), "Kubernetes", _indexed_job),
-    (("SLURM_NNODES", "SLURM_JOB_NODELIST", "SLURM_NODEID"), "Slurm", _slurm),
+    (
+        (
+            "SLURM_JOB_ID",
+            "SLURM_NNODES",
+            "SLURM_JOB_NUM_NODES",
+            "SLURM_JOB_NODELIST",
+            "SLURM_NODEID",
+        ),
+        "Slurm",
+        _slurm,
+    ),
+    (("PBS_NODEFILE",), "PBS", batch_script),
+    (("LSB_MCPU_HOSTS",), "LSF", batch_script),
+    (("NHOSTS",), "Grid Engine", batch_script),
+    (("FLUX_JOB_SIZE", "FLUX_TASK_RANK"), "Flux", not_understood),
+    (("JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_RANK"), "jsrun", not_understood),
+    (("PMIX_RANK",), "PMIx", not_understood),
     (("NODE_RANK",), "Composer's variables", _composer),
+    (("RANK", "WORLD_SIZE"), "RANK and WORLD_SIZE", rank_and_world),
 )
