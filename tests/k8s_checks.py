@@ -130,7 +130,10 @@ def _references(work: Work, around: list[Document]) -> Iterator[str]:
             if "secretRef" in one and reference.get("optional") is not True:
                 yield f"envFrom: Secret {reference.get('name')} must be optional: none is shipped"
         for one in container.get("env", []):
-            if re.search("key|secret|token|password", one["name"], re.I):
+            reference = one.get("valueFrom", {}).get("secretKeyRef")
+            if reference and reference.get("optional") is not True:
+                yield f"env: Secret {reference.get('name')} must be optional: none is shipped"
+            if not reference and re.search("key|secret|token|password", one["name"], re.I):
                 yield f"env: {one['name']} belongs into a Secret"
     for constraint in work.spec.get("topologySpreadConstraints", []):
         wanted = constraint.get("labelSelector", {}).get("matchLabels", {})
@@ -156,7 +159,7 @@ def environment(work: Work, index: int = 0, nodes: int = 1) -> dict[str, str]:
         for variable in container["env"]:
             path = variable.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath", "")
             match = re.fullmatch(r"metadata\.annotations\['jobset\.sigs\.k8s\.io/(.+)'\]", path)
-            found[variable["name"]] = labels[match[1]] if match else variable["value"]
+            found[variable["name"]] = labels[match[1]] if match else variable.get("value", "")
     if work.owner["kind"] == "TrainingRuntime":
         found["PET_NNODES"], found["PET_NODE_RANK"] = str(nodes), str(index)
         found["PET_MASTER_ADDR"] = f"{name}-node-0-0.{name}"

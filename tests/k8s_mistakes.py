@@ -6,6 +6,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from k8s_network import COMPONENT, INSTANCE
+
 #: In the place of a value: the key is taken away.
 GONE = object()
 
@@ -15,6 +17,7 @@ _RULES = "spec.podFailurePolicy.rules"
 _SERVICE = "Service ahpa-scale"
 _DENY, _RANKS = "NetworkPolicy ahpa-scale", "NetworkPolicy ahpa-scale-ranks"
 _SCRAPED, _SCRAPER = "Service ahpa-scale-metrics", "NetworkPolicy ahpa-scale-metrics"
+_PEER = "spec.ingress.0.from.0.podSelector.matchLabels"
 _SPACES = "spec.ingress.0.from.0.namespaceSelector"
 
 #: Object, path, value that is planted, and what the refusal must name. Numbers index lists; a path
@@ -82,6 +85,9 @@ MISTAKES: list[tuple[str, str, Any, str]] = [
     (_RANKS, "spec.ingress.0.ports.1", GONE, "UDP 29500"),
     (_RANKS, "spec.ingress.0.ports.2", GONE, "TCP 32768"),
     (_RANKS, "spec.ingress.0.from.0.podSelector", {}, "others than the ranks"),
+    (_RANKS, f"{_PEER}.{INSTANCE}", GONE, "others than the ranks"),
+    (_RANKS, "spec.podSelector.matchLabels", {COMPONENT: "train"}, "lets in another job's"),
+    ("Job", f"spec.template.metadata.labels.{INSTANCE}", "another", "must be the job's name"),
     (_RANKS, "spec.ingress.0.from", GONE, "others than the ranks"),
     (_DENY, "spec.policyTypes", ["Ingress"], "closes all"),
     (_DENY, "spec.egress.0", GONE, "names"),
@@ -126,6 +132,7 @@ MISTAKES: list[tuple[str, str, Any, str]] = [
     ("Job", f"{_MAIN}.securityContext.allowPrivilegeEscalation", True, "allowPrivilege"),
     ("Job", f"{_POD}.volumes.1", {"name": "local", "hostPath": {"path": "/mnt"}}, "hostPath"),
     ("Job", f"{_MAIN}.envFrom.0.secretRef.optional", False, "must be optional"),
+    ("Job", f"{_MAIN}.env.5.valueFrom.secretKeyRef.optional", False, "must be optional"),
     ("Job", f"{_MAIN}.env.+", {"name": "WANDB_API_KEY", "value": "x"}, "belongs into a Secret"),
     ("Job", f"{_POD}.automountServiceAccountToken", True, "automountServiceAccountToken"),
     # Commands and configuration.

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 PORT = 29500
 #: Finds the pods for Prometheus; every overlay has it.
 METRICS = "ahpa-scale-metrics"
+#: The job's name: pods of another one carry another.
+INSTANCE = "app.kubernetes.io/instance"
+COMPONENT = "app.kubernetes.io/component"
 _SPACE = "kubernetes.io/metadata.name"
 
 
@@ -118,6 +121,9 @@ def _selects(selector: dict[str, Any] | None, labels: dict[str, str]) -> bool:
 
 def _policies(docs: list[dict[str, Any]], work: Work) -> Iterator[str]:
     policies = [doc["spec"] for doc in docs if doc["kind"] == "NetworkPolicy"]
+    name = work.owner["metadata"]["name"]
+    if work.labels.get(INSTANCE) != name:
+        yield f"{work.title}: label {INSTANCE} must be the job's name, {name}"
     for policy in policies:
         for word in set(policy["policyTypes"]) - {"Ingress", "Egress"}:
             yield f"NetworkPolicy: policyTypes: {word} is none"
@@ -126,6 +132,10 @@ def _policies(docs: list[dict[str, Any]], work: Work) -> Iterator[str]:
         yield "NetworkPolicy: none closes all pods, inwards and outwards"
     mine = [p for p in policies if _selects(p["podSelector"], work.labels)]
     for way, side in (("ingress", "from"), ("egress", "to")):
+        for policy in mine:
+            among = any(_between(rule.get(side, []), work.labels) for rule in policy.get(way, []))
+            if among and INSTANCE not in policy["podSelector"].get("matchLabels", {}):
+                yield f"NetworkPolicy: {way}: it lets in another job's ranks as well"
         rules = [rule for policy in mine for rule in policy.get(way, [])]
         among = [rule for rule in rules if _between(rule.get(side, []), work.labels)]
         for port, protocol in ((PORT, "TCP"), (PORT, "UDP"), (32768, "TCP"), (60999, "TCP")):
@@ -146,10 +156,10 @@ def _policies(docs: list[dict[str, Any]], work: Work) -> Iterator[str]:
 
 
 def _between(peers: list[dict[str, Any]], labels: dict[str, str]) -> bool:
-    """Whether all these are the pods themselves, and no other pods of the namespace."""
+    """Whether all these are the pods of this very job, and no others of the namespace."""
     return bool(peers) and all(
         peer.keys() == {"podSelector"}
-        and peer["podSelector"].get("matchLabels", {}).get("app.kubernetes.io/component")
+        and peer["podSelector"].get("matchLabels", {}).keys() >= {COMPONENT, INSTANCE}
         and _selects(peer["podSelector"], labels)
         for peer in peers
     )

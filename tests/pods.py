@@ -171,6 +171,12 @@ class Node:
             assert secret is not None or reference["optional"], reference
             found |= secret or {}
         for one in container["env"]:
+            if "valueFrom" in one:
+                reference = one["valueFrom"]["secretKeyRef"]
+                secret = self.objects.get(("Secret", reference["name"]))
+                assert secret is not None or reference["optional"], reference
+                found |= {one["name"]: secret[reference["key"]]} if secret else {}
+                continue
             assert one.keys() == {"name", "value"}, one
             found[one["name"]] = one["value"]
         return found

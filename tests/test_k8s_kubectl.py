@@ -197,6 +197,7 @@ def test_the_commands_of_the_runbook_run_in_its_order(kubectl: Kubectl, tmp_path
     shutil.copytree(K8S, tmp_path / "k8s", symlinks=True)
     (tmp_path / "credentials.env").write_text("S3_ENDPOINT_URL=http://store:8333\n")
     (tmp_path / "wandb.env").write_text("WANDB_API_KEY=none\n")
+    (tmp_path / "job-secret").write_text("none\n")
     seen = set()
     for program, *words in runbook():
         if program == "make":
