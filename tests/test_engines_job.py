@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,12 @@ def losses(folder: Path) -> dict[int, float]:
     return {row["batch"]: row["loss/train/total"] for row in rows}
 
 
+def half(done: Path, folder: Path) -> str:
+    """Puts the checkpoint of a run's middle where the same run is to go on from it."""
+    shutil.copytree(done / "checkpoints" / "ba3", folder / "checkpoints" / "ba3")
+    return "checkpoint.autoresume=true"
+
+
 @pytest.fixture(scope="module")
 def straight(data, tmp_path_factory) -> Path:
     """Six batches under FSDP2 in one go, saved at the third."""
@@ -64,17 +71,11 @@ def straight(data, tmp_path_factory) -> Path:
     ("engine", "ranks"), [("hsdp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2), ("ddp", 1)]
 )
 def test_another_engine_goes_on_from_the_checkpoint(engine, ranks, straight, data, tmp_path):
-    done = train(
-        data,
-        tmp_path / "run",
-        f"parallelism.engine={engine}",
-        "precision=fp32",
-        f"checkpoint.load_path={straight}/checkpoints/ba3",
-        # Two ranks are one node, and hsdp has a copy on each.
-        *(["parallelism.replicate_degree=2"] if engine == "hsdp" else []),
-        ranks=ranks,
-        workers=USUAL,
-    )
+    resumed = half(straight, tmp_path / "run")
+    chosen = [f"parallelism.engine={engine}", "precision=fp32", resumed]
+    # Two ranks are one node, and hsdp has a copy on each.
+    chosen += ["parallelism.replicate_degree=2"] if engine == "hsdp" else []
+    done = train(data, tmp_path / "run", *chosen, ranks=ranks, workers=USUAL)
     assert done.returncode == 0, done.stderr
     assert f"engine {engine}: {ranks} ranks" in done.stderr
     told, went_on = losses(straight), losses(tmp_path / "run")
@@ -88,8 +89,8 @@ def test_fsdp2_goes_on_from_a_zero_checkpoint(data, tmp_path):
     zero = tmp_path / "zero3"
     done = train(data, zero, "parallelism.engine=zero3", "precision=fp32")
     assert done.returncode == 0, done.stderr
-    load = f"checkpoint.load_path={zero}/checkpoints/ba3"
-    done = train(data, tmp_path / "run", "parallelism.engine=fsdp2", "precision=fp32", load)
+    resumed = half(zero, tmp_path / "run")
+    done = train(data, tmp_path / "run", "parallelism.engine=fsdp2", "precision=fp32", resumed)
     assert done.returncode == 0, done.stderr
     told, went_on = losses(zero), losses(tmp_path / "run")
     for batch in (4, 5, 6):

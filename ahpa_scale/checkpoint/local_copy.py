@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -56,7 +56,9 @@ class LocalCopy:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def open_newest(folder: str, cache: Path) -> LocalCopy | None:
+def open_newest(
+    folder: str, cache: Path, check: Callable[[Sequence[Found]], None] | None = None
+) -> LocalCopy | None:
     """The newest checkpoint of a run whose every byte is as it was saved. Every rank calls it.
 
     Damaged ones are stepped over, each with a warning.
@@ -64,6 +66,8 @@ def open_newest(folder: str, cache: Path) -> LocalCopy | None:
     Args:
         folder: the run's save_folder, a local path or URL.
         cache: local folder to copy to, on each node.
+        check: given on rank 0 all that is there, oldest first, before anything is copied; what it
+            raises is raised on every rank.
 
     Returns:
         None if nothing was ever saved there, or a first save did not come to its end.
@@ -74,7 +78,7 @@ def open_newest(folder: str, cache: Path) -> LocalCopy | None:
     """
     group = PatientGroup()
     candidates: list[Found] = []
-    for found in reversed(_told_by_rank_0(group, lambda: list_checkpoints(folder))):
+    for found in reversed(_told_by_rank_0(group, lambda: _checked(folder, check))):
         if found.begun:
             _warn(f"{found.url} is half an upload ({found.problem}): stepping over it")
         else:
@@ -96,6 +100,13 @@ def open_newest(folder: str, cache: Path) -> LocalCopy | None:
             f"used; {_ANOTHER}"
         )
     return None
+
+
+def _checked(folder: str, check: Callable[[Sequence[Found]], None] | None) -> list[Found]:
+    there = list_checkpoints(folder)
+    if check is not None:
+        check(there)
+    return there
 
 
 def open_checkpoint(url: str, cache: Path) -> LocalCopy:

@@ -53,6 +53,9 @@ class Manifest:
         config: the resolved configuration.
         loggers: ids under which trackers know the run.
         files: by name.
+        run_id: of all checkpoints of one run; empty in those of older versions.
+        data_set: what tells the data set from others, see `data_set.identity`; None in those of
+            older versions.
     """
 
     __pydantic_config__ = typed_json.STRICT
@@ -69,6 +72,8 @@ class Manifest:
     config: dict[str, Any]
     loggers: dict[str, str]
     files: dict[str, FileEntry] = field(default_factory=dict)
+    run_id: str = ""
+    data_set: dict[str, Any] | None = None
 
     @property
     def total_bytes(self) -> int:

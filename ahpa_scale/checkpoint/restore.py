@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +11,7 @@ from operator import itemgetter
 from typing import Any
 
 import torch
-from composer.core import State
+from composer.core import State, Timestamp
 from torch import Tensor
 
 from ahpa_scale.checkpoint.errors import CheckpointError
@@ -26,7 +27,7 @@ from ahpa_scale.checkpoint.pieces import (
     trainable,
 )
 from ahpa_scale.checkpoint.reader import Reader
-from ahpa_scale.checkpoint.snapshot import group_names
+from ahpa_scale.checkpoint.snapshot import data_position, group_names
 
 #: What a run may have or lack beside a checkpoint that it only starts from.
 ATTACHMENTS = "attachments."
@@ -35,7 +36,7 @@ _ENGINES = ("ZeRO",)
 _log = logging.getLogger(__name__)
 
 
-def restore(state: State, reader: Reader, *, same_run: bool) -> None:
+def restore(state: State, reader: Reader, *, same_run: bool, new_pass: bool | None = None) -> None:
     """Takes everything but the generators of random numbers up. Every rank must call it.
 
     Args:
@@ -43,6 +44,8 @@ def restore(state: State, reader: Reader, *, same_run: bool) -> None:
         reader: the checkpoint.
         same_run: the checkpoint must fit in every part. Otherwise a run may start from it without
             the attachments that the other run had, or with new ones.
+        new_pass: whether the data are read from the beginning of a pass, in the order of the run
+            that goes on; None: unless it is the same run.
 
     Raises:
         CheckpointError: it belongs to another model or another setting.
@@ -62,8 +65,18 @@ def restore(state: State, reader: Reader, *, same_run: bool) -> None:
     if state.scaler is not None and shared["scaler"]:
         state.scaler.load_state_dict(shared["scaler"])
     state.timestamp.load_state_dict(shared["timestamp"])
-    if shared["data"] is not None:
-        state._load_dataset_state({"train": shared["data"], "eval": {}})
+    position = shared["data"]
+    if new_pass or (new_pass is None and not same_run):
+        state.timestamp = _at_the_beginning(state.timestamp)
+        position = data_position(state)
+    if position is not None:
+        state._load_dataset_state({"train": position, "eval": {}})
+
+
+def _at_the_beginning(time: Timestamp) -> Timestamp:
+    """Of the pass that it stands in."""
+    none: Any = {f"{unit}_in_epoch": 0 for unit in ("batch", "sample", "token")}
+    return time.copy(**none, epoch_wct=datetime.timedelta(0))
 
 
 def _fill(pieces: Mapping[str, Piece], reader: Reader, prefix: str, lenient: bool) -> None:

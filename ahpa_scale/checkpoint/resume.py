@@ -23,21 +23,23 @@ class Resume(Callback):
     Args:
         source: the checkpoint, on this node's disk.
         same_run: whether this run is the one that saved it; if not, it may align otherwise.
+        new_pass: whether the data are read from the beginning of a pass, in this run's own order;
+            None: unless it is the same run.
 
     Raises:
         CheckpointError: on ``Event.AFTER_LOAD``: it belongs to another model.
     """
 
-    def __init__(self, source: LocalCopy, *, same_run: bool) -> None:
+    def __init__(self, source: LocalCopy, *, same_run: bool, new_pass: bool | None = None) -> None:
         self.source = source
-        self.same_run = same_run
+        self.same_run, self.new_pass = same_run, new_pass
         self._random: dict[str, Any] | None = None
 
     def after_load(self, state: State, logger: Logger) -> None:
         """Composer has loaded nothing; this does."""
         del logger
         with Reader(self.source.folder) as reader:
-            restore(state, reader, same_run=self.same_run)
+            restore(state, reader, same_run=self.same_run, new_pass=self.new_pass)
             # On another number of ranks the ranks' own generators would mean nothing.
             if self.source.manifest.world_size == dist.get_world_size():
                 self._random = reader.rank_state(dist.get_global_rank())

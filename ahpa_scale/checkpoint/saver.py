@@ -42,12 +42,16 @@ class Description:
         engine: parallel engine.
         config: the resolved configuration, as JSON.
         loggers: ids under which trackers know the run.
+        run_id: the run's own.
+        data_set: what tells its data set from others.
     """
 
     run_name: str = ""
     engine: str = "ddp"
     config: Mapping[str, Any] | None = None
     loggers: Mapping[str, str] | None = None
+    run_id: str = ""
+    data_set: Mapping[str, Any] | None = None
 
 
 class Saver(Callback):
@@ -64,6 +68,7 @@ class Saver(Callback):
         alive: called every second while the main thread waits for an upload.
         requests: a checkpoint is saved when all ranks have agreed that one was asked for.
         saved_at: when the checkpoint was saved that the run goes on from, in seconds since 1970.
+        saved: called on rank 0, on the thread, after each checkpoint that has come to its place.
 
     Raises:
         CheckpointError: at the end of training, the last checkpoint could not be written.
@@ -79,12 +84,14 @@ class Saver(Callback):
         alive: Callable[[], None] | None = None,
         requests: Requests | None = None,
         saved_at: float | None = None,
+        saved: Callable[[], None] | None = None,
     ) -> None:
         self.folder = folder
         self.retention = retention or Retention()
         self.description = description or Description()
         self._due = create_interval_scheduler(interval)
         self._alive = alive or (lambda: None)
+        self._saved = saved or (lambda: None)
         self._photographer = Photographer()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writer: Writer | None = None
@@ -185,6 +192,8 @@ class Saver(Callback):
             _warn(text)
             raise CheckpointError(text) from error
         self.last_saved_batch, self.last_saved_at = manifest.batch, time.time()
+        if dist.get_global_rank() == 0:
+            self._saved()
         took = time.monotonic() - begun
         told = {"batch": manifest.batch, "seconds": took}
         name = checkpoint_name(manifest.batch)
@@ -209,6 +218,8 @@ def _manifest(state: State, description: Description) -> Manifest:
         data=data_position(state),
         config=dict(description.config or {}),
         loggers=dict(description.loggers or {}),
+        run_id=description.run_id,
+        data_set=None if description.data_set is None else dict(description.data_set),
     )
 
 

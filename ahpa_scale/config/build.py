@@ -69,7 +69,7 @@ def build_trainer(
     """
     device = get_device(config.device)
     dist.initialize_dist(device)
-    start = find_start(config)
+    start = find_start(config, card)
     # Every rank draws the same initial weights; what differs between ranks derives from samples.
     reproducibility.seed_all(config.seed)
     vae = _load_vae(config, card)
@@ -88,7 +88,7 @@ def build_trainer(
             algorithms=build_algorithms(config, card, device, requests),
             callbacks=[
                 *start.callbacks(),
-                *build_saver(config, start, tracker_ids, alive, requests),
+                *build_saver(config, start, tracker_ids, alive, requests, card),
                 *_build_callbacks(config, card, generator, vae, requests),
                 *callbacks,
             ],

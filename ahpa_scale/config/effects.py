@@ -98,6 +98,9 @@ def _idle(config: Config) -> Iterator[Idle]:
         yield from (Idle(f"checkpoint.{n}", "checkpoint.save_folder", why) for n in saving)
     elif config.checkpoint.keep == -1:
         yield Idle("checkpoint.keep_every", "checkpoint.keep", "checkpoint.keep=-1 keeps all")
+    if not config.checkpoint.autoresume and config.checkpoint.load_path is None:
+        why = "neither checkpoint.autoresume nor checkpoint.load_path takes a checkpoint up"
+        yield Idle("checkpoint.accept_other_data", "checkpoint.autoresume", why)
     yield from (Idle(*one) for one in idle_keys(config))
     yield from _idle_guard(config)
     if not config.watch.enabled:

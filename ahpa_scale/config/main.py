@@ -6,13 +6,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import yaml
 
 from ahpa_scale import console, storage
 from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.find import holds_checkpoints
+from ahpa_scale.checkpoint.lease import Lease, holding
 from ahpa_scale.config.card import check_data, read_data_card
 from ahpa_scale.config.checks import config_error
 from ahpa_scale.config.errors import exit_on_user_error, leave, speaks_for_all_ranks
@@ -64,6 +67,7 @@ def _run(argv: Sequence[str], requests: Requests, way_out: WayOut, stack: ExitSt
         check_output(config)
         pulse = stack.enter_context(watch_ranks(config)) or Pulse()
         board = stack.enter_context(serve_metrics(config, pulse))
+        lease = stack.enter_context(hold_save_folder(config, requests))
         stack.enter_context(way_out.told_first(lambda error: _waits_for_word(config, error)))
         # Only now the seconds that torch, Composer and diffusers take to import.
         from composer.utils import dist
@@ -81,6 +85,8 @@ def _run(argv: Sequence[str], requests: Requests, way_out: WayOut, stack: ExitSt
             requests=requests,
             board=board,
         )
+        if lease is not None:
+            lease.confirm()
     if speaks_for_all_ranks():
         resolved = Path(config.output_dir) / RESOLVED
         with going_on_without(resolved):
@@ -162,14 +168,31 @@ def _farewell(config: Config, batch: int, why: str | None) -> str:
     return f"{text}, which is saved; checkpoint.autoresume=true goes on from there"
 
 
+def hold_save_folder(config: Config, requests: Requests) -> AbstractContextManager[Lease | None]:
+    """A context in which no other run saves where this one does; rank 0 sees to it for all.
+
+    Raises:
+        CheckpointError: on entering, a living run does.
+    """
+    folder = config.checkpoint.save_folder
+    if folder is None or not speaks_for_all_ranks():
+        return nullcontext()
+    return holding(folder, config.run_name, leaves=lambda: requests.leave is not None)
+
+
 def check_output(config: Config) -> None:
     """Refuses to write over another run.
 
     Raises:
         ConfigError: output_dir or checkpoint.save_folder holds a run, and this one does not go
-            on with it. A run that only starts from a checkpoint (load_path) is another run.
+            on with it. A run that only starts from a checkpoint (load_path) is another run. Whose
+            checkpoints autoresume takes up is for `config.checkpoints`.
     """
     if config.checkpoint.autoresume:
+        other = _run_at(Path(config.output_dir))
+        if other not in (None, config.run_name):
+            problem = f"{config.output_dir} holds the run {other!r}; give {config.run_name!r} "
+            raise config_error(config, "output_dir", f"{problem}a folder of its own")
         return
     save_folder = config.checkpoint.save_folder
     places = {
@@ -184,3 +207,13 @@ def check_output(config: Config) -> None:
                 f"{folder} holds a run already; set checkpoint.autoresume=true to go on with it, "
                 "or give another run_name or folder",
             )
+
+
+def _run_at(folder: Path) -> str | None:
+    """The name of the run whose output lies there; None where it hangs on a variable."""
+    try:
+        told = yaml.safe_load((folder / RESOLVED).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    name = told.get("run_name") if isinstance(told, dict) else None
+    return name if isinstance(name, str) and "${" not in name else None

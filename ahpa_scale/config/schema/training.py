@@ -64,6 +64,11 @@ class Checkpoint(Section):
         False,
         description="Take up this run_name's newest checkpoint in save_folder, if there is one.",
     )
+    accept_other_data: bool = Field(
+        False,
+        description="Go on with another data set than the checkpoint was trained on, from the "
+        "beginning of a pass.",
+    )
     keep: int = Field(-1, ge=-1, le=1_000_000, description="Newest checkpoints kept; -1: all.")
     keep_every: BatchInterval | None = Field(
         None, description="Besides, keep those at multiples of this, as in '50000ba'; null: none."
