@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ahpa_scale import storage
+from ahpa_scale import console, storage
 from ahpa_scale.algorithms.ahpa import is_self_level, self_groups
+from ahpa_scale.config.brought import Brought, bring
 from ahpa_scale.config.build import build_generator
 from ahpa_scale.config.card import check_data, check_vae_weights
 from ahpa_scale.config.diagnosis import SELF, VAE, Diagnosis
 from ahpa_scale.config.errors import choices
 from ahpa_scale.config.levels import EXTERNAL, LATENT
 from ahpa_scale.config.schema import Config
-from ahpa_scale.config.trained import find_run, load_backbone, unaligned
+from ahpa_scale.config.trained import find_run, load_backbone, told_data, unaligned
 from ahpa_scale.data.card import DatasetCard, read_card
 from ahpa_scale.data.prepare import check_device
 from ahpa_scale.data.stream import build_loader
@@ -49,6 +51,8 @@ def diagnose(wanted: Diagnosis, out: str) -> RecoverabilityMap:
     try_to_write(out)
     config, place = find_run(wanted.checkpoint, wanted.config)
     card = read_card(wanted.data)
+    brought = bring(config, card, wanted.data, told_data(place), _tell)
+    card = brought.card
     check_data(unaligned(config, card), card)
     generator = _load(config, card, place)
     levels = wanted.levels or _levels_of(wanted.source, card, generator.dit.depth)
@@ -59,7 +63,7 @@ def diagnose(wanted: Diagnosis, out: str) -> RecoverabilityMap:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             found = recoverability(
                 generator,
-                _pictures(wanted, card, levels, local),
+                _pictures(wanted, brought, levels, local),
                 levels,
                 wanted.bins,
                 device,
@@ -109,9 +113,11 @@ def _check_levels(levels: Sequence[str], card: DatasetCard, depth: int) -> None:
 
 
 def _pictures(
-    wanted: Diagnosis, card: DatasetCard, levels: Sequence[str], local: str | None
+    wanted: Diagnosis, brought: Brought, levels: Sequence[str], local: str | None
 ) -> Iterator[Mapping[str, Tensor]]:
     """The data set's first pictures, in order: a preparation has shuffled them already."""
+    card = brought.card
+    labels = None if brought.labels is None else torch.tensor(brought.labels)
     stored = [*(card.level_names if card.kind == "latents" else ()), EXTERNAL]
     loader = build_loader(
         wanted.data,
@@ -123,10 +129,16 @@ def _pictures(
     )
     left = wanted.pictures
     for batch in loader:
+        if labels is not None:
+            batch["label"] = labels[batch["label"]]
         yield {name: value[:left] for name, value in batch.items()}
         left -= len(batch["index"])
         if left <= 0:
             return
+
+
+def _tell(line: str) -> None:
+    console.say(line, level=logging.WARNING)
 
 
 def _write(found: RecoverabilityMap, wanted: Diagnosis, place: str, out: str) -> None:

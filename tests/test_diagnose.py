@@ -59,6 +59,21 @@ def wanted(folder: Path) -> Diagnosis:
     return Diagnosis(str(folder / "run"), str(folder / "latents"), bins=2, progress=False)
 
 
+def test_classes_in_another_order_are_matched_by_name_and_others_refused(folder, wanted, tmp_path):
+    card = json.loads((folder / "latents" / "dataset.json").read_text())
+    names = card["classes"]
+    turned = Path(shutil.copytree(folder / "latents", tmp_path / "turned"))
+    latent = replace(wanted, levels=("latent",))
+    straight = diagnose(latent, str(tmp_path / "a"))
+    latent = replace(latent, data=str(turned))
+    changed = {**card, "classes": [*names[1:], names[0]]}
+    (turned / "dataset.json").write_text(json.dumps(changed))
+    assert diagnose(latent, str(tmp_path / "b")) != straight
+    (turned / "dataset.json").write_text(json.dumps({**card, "classes": ["emu", *names[1:]]}))
+    with pytest.raises(ValueError, match="has the class 'emu', which is none of"):
+        diagnose(latent, str(tmp_path / "c"))
+
+
 def test_it_writes_the_map_of_the_newest_checkpoint(folder, wanted, tmp_path):
     found = diagnose(wanted, str(tmp_path))
     content = json.loads((tmp_path / "recoverability.json").read_text())

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from PIL import Image
 from ahpa_scale.checkpoint.find import find_checkpoint
 from ahpa_scale.checkpoint.manifest import Manifest
 from ahpa_scale.config.trained import told_config
+from ahpa_scale.data.card import read_card
 from ahpa_scale.data.prepare import prepare
 from ahpa_scale.data.stream import build_loader
 from ahpa_scale.evaluate.rows import Rows, settings_digest
@@ -111,16 +115,57 @@ def test_rows_that_can_not_be_compared_are_refused(trained, evaluate, tmp_path):
     assert file.read_text() == '{"batch": 3, "metrics": {}}\n'
 
 
-def test_latents_are_scaled_as_the_run_scaled_its_own(trained, evaluate, tmp_path, monkeypatch):
+def renamed(data: Path, folder: Path, names: Sequence[str]) -> Path:
+    """A copy of a data set whose classes bear other names."""
+    copy = Path(shutil.copytree(data, folder))
+    card = json.loads((copy / "dataset.json").read_text())
+    (copy / "dataset.json").write_text(json.dumps({**card, "classes": list(names)}))
+    return copy
+
+
+def without_data(saved: Path) -> None:
+    """Makes the newest checkpoint one of an older version, which tells nothing of its data."""
+    path = saved / "ba6" / "manifest.json"
+    path.write_text(replace(Manifest.from_json(path.read_bytes()), data_set=None).to_json())
+
+
+def test_held_out_classes_are_matched_by_name_or_refused(trained, saved, evaluate, tmp_path):
+    names = read_card(str(trained / "held-out")).classes
+    turned = renamed(trained / "held-out", tmp_path / "turned", [*names[1:], names[0]])
+    code, _, told = evaluate(saved, "--newest", data=turned)
+    assert (code, told) == (0, "")
+    (row,) = rows_of(tmp_path / "out")
+    loader = build_loader(str(turned), batch_size=64, levels=(), shuffle=False, drop_last=False)
+    matched = [{**batch, "label": (batch["label"] + 1) % len(names)} for batch in loader]
+    model = model_of(saved / "ba6", turned)
+    assert row["flow"] == heldout_flow(model, matched, 2)["flow"]
+    assert row["flow"] != loss_of(model, turned)["flow"]
+    strange = renamed(trained / "held-out", tmp_path / "strange", ["emu", *names[1:]])
+    code, _, told = evaluate(saved, data=strange, out=tmp_path / "other")
+    assert code == 2
+    assert "strange has the class 'emu', which is none of the 8 classes that the model" in told
+    without_data(saved)
+    card = (trained / "data" / "dataset.json").rename(tmp_path / "away.json")
+    try:
+        code, _, told = evaluate(saved, "--newest", data=strange, out=tmp_path / "other")
+    finally:
+        card.rename(trained / "data" / "dataset.json")
+    assert code == 0
+    assert "warning: nothing tells the classes that the model was trained on" in told
+
+
+def test_latents_are_scaled_as_the_run_scaled_its_own(trained, saved, evaluate, tmp_path):
     data = tmp_path / "by-channel"
     prepare("demo", str(data), start=64, scaling="channel", **DEMO)
-    newest = trained / "run" / "checkpoints" / "ba6"
+    newest = saved / "ba6"
     assert evaluate(newest)[0] == 0
     assert evaluate(newest, data=data, out=tmp_path / "other")[0] == 0
     one, other = (rows_of(tmp_path / name)[0]["flow_t"] for name in ("out", "other"))
     assert one == other
     card = (trained / "data" / "dataset.json").rename(tmp_path / "away.json")
     try:
+        assert evaluate(newest, data=data, out=tmp_path / "told")[0] == 0, "the manifest tells"
+        without_data(saved)
         code, _, told = evaluate(newest, data=data, out=tmp_path / "third")
     finally:
         card.rename(trained / "data" / "dataset.json")

@@ -76,6 +76,18 @@ def told_config(found: Found) -> Config | None:
     return load_mapping(told)
 
 
+def told_data(place: str) -> dict[str, Any] | None:
+    """What a checkpoint tells of the data set that it was trained on; None where it doesn't.
+
+    Args:
+        place: as `find_run` has found it.
+    """
+    if not storage.is_remote(place) and storage.local_path(place).is_file():
+        return None
+    manifest = find_checkpoint(place).manifest
+    return None if manifest is None else manifest.data_set
+
+
 def unaligned(config: Config, card: DatasetCard) -> Config:
     """The run as far as its backbone goes, to be checked against a data set that is not the one it
     was trained on: that may hold other levels, or pictures.

@@ -159,7 +159,8 @@ class _Work:
         self._duration = config.max_duration
         wanted = self._wanted
         before = self._rows.settings
-        subject = Subject(wanted, config, self._card, before, self._room, self._tell)
+        told = one.manifest.data_set if one.manifest else None
+        subject = Subject(wanted, config, self._card, told, before, self._room, self._tell)
         self._settings = subject.settings()
         self._rows.check(self._settings)
         subject.load()

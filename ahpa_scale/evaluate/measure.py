@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,13 +16,14 @@ from torch import Tensor
 
 from ahpa_scale import storage
 from ahpa_scale.checkpoint.weights import Kind
+from ahpa_scale.config.brought import bring
 from ahpa_scale.config.build import build_generator
 from ahpa_scale.config.card import check_data, check_vae_weights
 from ahpa_scale.config.checks import check_sampling
 from ahpa_scale.config.evaluation import Evaluation
 from ahpa_scale.config.schema import Config
 from ahpa_scale.config.trained import take_weights, unaligned
-from ahpa_scale.data.card import DatasetCard, read_card
+from ahpa_scale.data.card import DatasetCard
 from ahpa_scale.data.stream import build_loader
 from ahpa_scale.errors import UserError
 from ahpa_scale.evaluate.rows import Settings
@@ -67,6 +67,7 @@ class Subject:
         wanted: what the command was told.
         config: the run's.
         card: of the held-out data.
+        told: what the checkpoint tells of the run's own data; None where it doesn't.
         before: settings of rows that are there already; what the command was not told is theirs.
         room: local folder for copies of the data.
         tell: prints a line for people.
@@ -81,14 +82,23 @@ class Subject:
         wanted: Evaluation,
         config: Config,
         card: DatasetCard,
+        told: Mapping[str, Any] | None,
         before: Settings | None,
         room: str,
         tell: Callable[[str], None],
     ) -> None:
+        brought = bring(config, card, wanted.data, told, tell)
+        if brought.known:
+            tell(
+                f"warning: {wanted.data} is what the run was trained on: its loss is not a "
+                "held-out one"
+            )
+        card = brought.card
         check_data(unaligned(config, card), card)
         self._wanted, self._room, self._run_name = wanted, room, config.run_name
         self._config = _as_told(config, wanted, before)
-        self._card = replace(card, scaling=_scaling(config, card, wanted.data, tell))
+        self._card = card
+        self._labels = None if brought.labels is None else torch.tensor(brought.labels)
         self._pictures = pictures_of(wanted, card)
         self.kind = _kind(config, wanted, before)
         self._real = Folder(wanted.reference, card.image_size) if wanted.reference else None
@@ -189,6 +199,8 @@ class Subject:
         left = self._pictures
         with self._bar(left, "held-out loss") as bar:
             for batch in self._loader:
+                if self._labels is not None:
+                    batch["label"] = self._labels[batch["label"]]
                 yield {name: value[:left] for name, value in batch.items()}
                 bar.update(min(left, len(batch["index"])))
                 left -= len(batch["index"])
@@ -239,22 +251,3 @@ def _as_told(config: Config, wanted: Evaluation, before: Settings | None) -> Con
     changed = config.model_copy(update={"sampling": config.sampling.model_copy(update=known)})
     check_sampling(changed)
     return changed
-
-
-def _scaling(
-    config: Config, card: DatasetCard, data: str, tell: Callable[[str], None]
-) -> LatentScaling:
-    """How the run scaled its latents, which other data may do otherwise."""
-    place = config.data.remote or str(config.data.local)
-    try:
-        trained_on = read_card(place)
-    except (ValueError, OSError) as error:
-        if card.scaling.kind == "channel":
-            raise UserError(
-                f"latents of {data} are scaled by numbers of their own, and those of the run's own "
-                f"data can't be read: {error}"
-            ) from None
-        return card.scaling
-    if trained_on.fingerprint == card.fingerprint:
-        tell(f"warning: {data} is what the run was trained on: its loss is not a held-out one")
-    return trained_on.scaling

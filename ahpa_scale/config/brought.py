@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Another data set in the terms of a trained model: its scaling, its classes by its own labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ahpa_scale import typed_json
+from ahpa_scale.config.schema import Config
+from ahpa_scale.data.card import DatasetCard, read_card
+from ahpa_scale.data.identity import labels_by_name
+from ahpa_scale.errors import UserError
+from ahpa_scale.models.vae_config import LatentScaling
+
+
+@dataclass(frozen=True)
+class Brought:
+    """A data set that is brought to a trained model.
+
+    Attributes:
+        card: the set's, with the scaling and the classes that the model was trained with.
+        labels: for each label of the set the model's; None where they are the same.
+        known: it is the very set that the model was trained on.
+    """
+
+    card: DatasetCard
+    labels: list[int] | None = None
+    known: bool = False
+
+
+def bring(
+    config: Config,
+    card: DatasetCard,
+    place: str,
+    told: Mapping[str, Any] | None,
+    tell: Callable[[str], None],
+) -> Brought:
+    """Fits a data set to what a model was trained on.
+
+    Args:
+        config: the run's.
+        card: of the set.
+        place: where it lies.
+        told: what the checkpoint tells of the run's own set; None, as in older ones, reads the card
+            of that set.
+        tell: prints a warning.
+
+    Raises:
+        UserError: the set has a class that the model does not know, or is scaled by numbers of its
+            own while those of the run can't be had.
+    """
+    try:
+        classes, scaling, fingerprint = _trained_on(config, told)
+    except (UserError, OSError) as error:
+        if card.scaling.kind == "channel":
+            raise UserError(
+                f"latents of {place} are scaled by numbers of their own, and those of the run's "
+                f"own data can't be read: {error}"
+            ) from None
+        if not config.model.unconditional:
+            tell(
+                f"warning: nothing tells the classes that the model was trained on: the labels of "
+                f"{place} are taken as they are"
+            )
+        return Brought(card)
+    fitting, known = replace(card, scaling=scaling), fingerprint == card.fingerprint
+    if config.model.unconditional:
+        return Brought(fitting, None, known)
+    labels = labels_by_name(classes, card.classes, place)
+    return Brought(replace(fitting, classes=classes), labels, known)
+
+
+def _trained_on(
+    config: Config, told: Mapping[str, Any] | None
+) -> tuple[tuple[str, ...], LatentScaling, str]:
+    """Classes, scaling and fingerprint of the run's own data."""
+    if told is None:
+        card = read_card(config.data.remote or str(config.data.local))
+        return card.classes, card.scaling, card.fingerprint
+    scaling = typed_json.fit(LatentScaling, told.get("scaling"), "the checkpoint's data_set")
+    return tuple(told.get("classes", ())), scaling, str(told.get("fingerprint"))
