@@ -10,7 +10,7 @@ from typing import Any
 from ahpa_scale import typed_json
 from ahpa_scale.config.schema import Config
 from ahpa_scale.data.card import DatasetCard, read_card
-from ahpa_scale.data.identity import labels_by_name
+from ahpa_scale.data.identity import labels_by_name, told_classes
 from ahpa_scale.errors import UserError
 from ahpa_scale.models.vae_config import LatentScaling
 
@@ -80,4 +80,4 @@ def _trained_on(
         card = read_card(config.data.remote or str(config.data.local))
         return card.classes, card.scaling, card.fingerprint
     scaling = typed_json.fit(LatentScaling, told.get("scaling"), "the checkpoint's data_set")
-    return tuple(told.get("classes", ())), scaling, str(told.get("fingerprint"))
+    return tuple(told_classes(told)), scaling, str(told.get("fingerprint"))

@@ -13,7 +13,7 @@ from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.manifest import Manifest
 from ahpa_scale.config.schema import Config, parse_time
 from ahpa_scale.data.card import DatasetCard
-from ahpa_scale.data.identity import differences, model_differences, moved_class
+from ahpa_scale.data.identity import differences, model_differences, moved_class, told_classes
 from ahpa_scale.log_files import going_on_without
 
 #: In output_dir: the id of the run whose checkpoints were saved from there.
@@ -73,7 +73,7 @@ def check_other_run(config: Config, card: DatasetCard, url: str, manifest: Manif
     told = manifest.data_set
     if told is None:
         return
-    moved = None if config.model.unconditional else moved_class(told["classes"], card.classes)
+    moved = None if config.model.unconditional else moved_class(told_classes(told), card.classes)
     if moved is not None and not config.checkpoint.accept_other_data:
         raise CheckpointError(
             f"{url} was trained with its classes in another order than those of {_place(config)}: "

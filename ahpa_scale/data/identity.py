@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from ahpa_scale import typed_json
 from ahpa_scale.data.card import DatasetCard
 from ahpa_scale.errors import UserError
 
@@ -63,6 +64,15 @@ def _differing(
 def _shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def told_classes(told: Mapping[str, Any]) -> list[str]:
+    """The class names that a checkpoint tells.
+
+    Raises:
+        UserError: they are no names.
+    """
+    return typed_json.fit(list[str], told.get("classes"), "the classes that the checkpoint tells")
 
 
 def moved_class(before: Sequence[str], now: Sequence[str]) -> str | None:
