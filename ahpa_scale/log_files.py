@@ -32,7 +32,7 @@ def append_line(path: Path, line: bytes) -> None:
         # Unbuffered: a killed process loses no finished line, and a failed one is not tried again
         # in the middle of the next.
         with path.open("ab", buffering=0) as file:
-            end = file.tell()
+            end = os.fstat(file.fileno()).st_size  # a pipe has no place to tell
             if file.write(line) != len(line):
                 os.ftruncate(file.fileno(), end)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
