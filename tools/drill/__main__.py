@@ -11,6 +11,7 @@ import argparse
 import fnmatch
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -61,6 +62,8 @@ def main(argv: Sequence[str]) -> int:
     if os.geteuid() != 0:
         parser.error("this needs root, for file systems of its own")
     given.out.parent.mkdir(parents=True, exist_ok=True)
+    # So that jobs, servers and mounts go with a drill that is ended.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     return drill({name: cases[name] for name in chosen}, given.out, given.seed, given.keep)
 
 
