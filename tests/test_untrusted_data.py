@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
+from streaming import MDSWriter
+from streaming.base.format.mds.reader import MDSReader
 
+from ahpa_scale.data import codec
+from ahpa_scale.data.card import read_card
+from ahpa_scale.data.index import index_digest
+from ahpa_scale.data.prepare import prepare
 from ahpa_scale.data.stream import build_loader
 from ahpa_scale.errors import UserError
 
@@ -138,3 +145,48 @@ def test_streaming_reads_the_index_that_was_checked(prepared, tmp_path):
     (other / "index.json").write_bytes(good + b"\n")
     with pytest.raises(UserError, match=r"not the index that its dataset\.json was written for"):
         build_loader(str(other), batch_size=4)
+
+
+def rewrite(folder: Path, card: Any, **told: Any) -> None:
+    """Every shard anew, by streaming itself, some columns of all samples replaced."""
+    shards = json.loads((folder / "index.json").read_text())["shards"]
+    readers = [MDSReader.from_json(str(folder), None, shard) for shard in shards]
+    kept = [reader[i] for reader in readers for i in range(len(reader))]
+    told_card = (folder / "dataset.json").read_bytes()
+    shutil.rmtree(folder)
+    with MDSWriter(out=str(folder), columns=codec.columns(card), hashes=["xxh64"]) as writer:
+        for sample in kept:
+            writer.write({**sample, **{name: make(sample[name]) for name, make in told.items()}})
+    (folder / "dataset.json").write_bytes(told_card)
+    change_card(folder, {"fingerprint": index_digest((folder / "index.json").read_bytes())})
+
+
+def spoiled(value: Any) -> Any:
+    value = value.copy()
+    value.reshape(-1)[-1] = float("inf")
+    return value
+
+
+@pytest.mark.parametrize(
+    ("told", "problem"),
+    [
+        ({"label": lambda label: 3}, "its label is 3, and there are 3 classes"),
+        ({"label": lambda label: -1}, "its label is -1"),
+        ({"moments": spoiled}, "its moments holds values that are not finite"),
+        ({"prior.encoder.mid_block": spoiled}, "its prior.encoder.mid_block holds"),
+    ],
+)
+def test_what_no_preparation_writes_is_named_with_its_sample(prepared, tmp_path, told, problem):
+    folder = Path(shutil.copytree(prepared, tmp_path / "set"))
+    rewrite(folder, read_card(prepared), **told)
+    with pytest.raises(UserError, match=rf"sample \d+ in shard\.00000\.mds: {problem}"):
+        list(build_loader(str(folder), batch_size=4))
+
+
+def test_a_picture_that_says_it_is_huge_is_not_unpacked(tmp_path):
+    options = {"vae_path": "demo", "size": 32, "num_samples": 4, "progress": False}
+    card = prepare("demo", str(tmp_path / "set"), kind="images", **options)
+    assert len(list(build_loader(str(tmp_path / "set"), batch_size=4))) == 1
+    rewrite(tmp_path / "set", card, image=lambda _: Image.new("RGB", (4000, 4000)))
+    with pytest.raises(UserError, match="its picture is PNG of 4000x4000"):
+        list(build_loader(str(tmp_path / "set"), batch_size=4))

@@ -85,6 +85,29 @@ def decode(column: str, value: Any, prior_dtype: str) -> Tensor:
     return array
 
 
+def flaw(column: str, value: Any, card: DatasetCard) -> str | None:
+    """What is wrong with a stored value, before it is decoded; None if nothing is.
+
+    A picture's header alone is looked at: what says that it is huge is never unpacked.
+    """
+    if column == "label":
+        known = card.num_classes
+        return (
+            None if 0 <= value < known else f"its label is {value}, and there are {known} classes"
+        )
+    if isinstance(value, Image.Image):
+        sides = (card.image_size, card.image_size)
+        found = "x".join(map(str, value.size))
+        sound = value.format == "PNG" and value.size == sides
+        return None if sound else f"its picture is {value.format} of {found}"
+    half = card.prior_dtype == "float16" or not column.startswith(PRIOR_PREFIX)
+    # All ones in the exponent: infinite, or not a number.
+    exponent = np.uint16(0x7C00 if half else 0x7F80)
+    if bool(((value.view(np.uint16) & exponent) == exponent).any()):
+        return f"its {column} holds values that are not finite"
+    return None
+
+
 def wanted_columns(card: DatasetCard, levels: tuple[str, ...] | None) -> tuple[str, ...]:
     """Columns that a reader of these levels needs, sorted; None asks for all that is stored.
 

@@ -133,13 +133,23 @@ class LatentStream(StreamingDataset):
             self._at_hand.add(shard_id)
 
     def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
-        """One sample; outside of a pass its `epoch` is that of the latest pass begun."""
+        """One sample; outside of a pass its `epoch` is that of the latest pass begun.
+
+        Raises:
+            UserError: a label beyond the classes, values that are not finite, or another picture
+                than the card tells of; the line names sample and shard.
+        """
         try:
             stored = super().get_item(sample_id, retry)
         except ShardError:
             if not self._dropped(sample_id):
                 raise
             stored = super().get_item(sample_id, retry)
+        for column, value in stored.items():
+            flaw = codec.flaw(column, value, self.card)
+            if flaw is not None:
+                shard = self.shards[self.spanner[sample_id][0]].raw_data.basename
+                raise UserError(f"sample {sample_id} in {shard}: {flaw}; prepare the data again")
         sample: dict[str, Any] = {
             "index": int(sample_id),
             "epoch": self._current_epoch(),
