@@ -70,6 +70,9 @@ def prepare(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures per encoder call.")] = 64,
     limit: Limit = None,
+    rejects: Annotated[
+        float, typer.Option(help="Share of a folder's pictures that may be unreadable.")
+    ] = 0.01,
     shuffle_seed: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(help="Order of a folder's pictures (default: 0)."),
@@ -114,11 +117,11 @@ def prepare(
     if chosen is None:
         from ahpa_scale.data.prepare import prepare as prepare_all
 
-        card = prepare_all(**given)
+        card = prepare_all(tell=_remark, **given)
     else:
         from ahpa_scale.data.parts import prepare_part
 
-        found = prepare_part(part=chosen, **given)
+        found = prepare_part(part=chosen, tell=_remark, **given)
         if found is None:
             console.tell(
                 f"{out}: part {chosen.index} of {chosen.count} is there; others are missing"
@@ -228,7 +231,7 @@ def train_vae(
         device=device,
     )
     pictures = source if size is None else FolderSource(source, size=size)
-    report = train(out, pictures, settings, overwrite=overwrite, progress=progress)
+    report = train(out, pictures, settings, overwrite=overwrite, progress=progress, tell=_remark)
     quality = ", ".join(f"{name} {value:.1f} dB" for name, value in report.psnr.items())
     console.tell(f"{out}: PSNR {quality}; scaling factor {report.scaling_factor:.5f}")
 
@@ -286,6 +289,10 @@ def launch(
 app.command()(evaluate_cli.evaluate)
 app.command("unpack-idx")(pictures_cli.unpack_idx)
 app.command("demo-images")(pictures_cli.demo_images)
+
+
+def _remark(text: str) -> None:
+    typer.echo(text, err=True)
 
 
 def _numbers(text: str, name: str) -> tuple[int, ...]:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import safetensors.torch as safetensors
@@ -19,16 +21,26 @@ from ahpa_scale import storage, typed_json
 from ahpa_scale.data.card import CARD_NAME, DatasetCard, read_card
 from ahpa_scale.data.encode import BatchEncoder
 from ahpa_scale.data.index import INDEX_NAME, parse_index
-from ahpa_scale.data.prepare import check_device, finish, plan, write_shards
+from ahpa_scale.data.pictures.files import shown
+from ahpa_scale.data.pictures.rejects import REJECTS_NAME, Rejects
+from ahpa_scale.data.prepare import (
+    Written,
+    check_device,
+    finish,
+    plan,
+    rejects_of,
+    write_shards,
+)
+from ahpa_scale.data.reading import report
 from ahpa_scale.data.settings import Part, PrepareSettings
-from ahpa_scale.data.sources import Picture, Source
+from ahpa_scale.data.sources import FolderSource, Picture, Source
 from ahpa_scale.errors import UserError
 from ahpa_scale.models.vae import FrozenVAE
 
 PART_NAME = "part.json"
 _STATISTICS = "statistics.safetensors"
 #: Bytes of `part.json`.
-_PART_LIMIT = 1 << 16
+_PART_LIMIT = 1 << 26
 
 
 class _Share:
@@ -46,13 +58,21 @@ class _Share:
         return self.whole.read(self.span[position])
 
 
-def prepare_part(source: str, out: str, part: Part, **options: Any) -> DatasetCard | None:
+def prepare_part(
+    source: str,
+    out: str,
+    part: Part,
+    *,
+    tell: Callable[[str], None] = lambda _: None,
+    **options: Any,
+) -> DatasetCard | None:
     """Prepares one part, and the whole where it is the last one; a part that is there is kept.
 
     Args:
         source: as for :func:`ahpa_scale.data.prepare.prepare`.
         out: of the whole data set, the same for all parts.
         part: which one.
+        tell: gets what was left out, line by line, at the end.
         options: further fields of PrepareSettings, the same for all parts.
 
     Returns:
@@ -72,15 +92,22 @@ def prepare_part(source: str, out: str, part: Part, **options: Any) -> DatasetCa
     card, pictures = plan(settings, vae, None)
     if part.count > len(pictures):
         raise UserError(f"{len(pictures)} pictures make no {part.count} parts")
-    identity = _identity(settings, card)
+    identity = _Identity.of(settings, card, pictures)
+    parts = [Part(index, part.count) for index in range(part.count)]
     # All of them, because one of another preparation would keep the whole from being made.
-    made = [_made(out, Part(index, part.count), identity) for index in range(part.count)]
+    made = [_made(out, each, identity) for each in parts]
     if not made[part.index]:
         share = _Share(pictures, part.span(len(pictures)))
-        _write(settings, card, vae.to(settings.device), share, part, identity)
+        rejects = _write(settings, card, vae.to(settings.device), share, part, identity)
+        report(share, rejects, storage.join(out, part.folder), tell)
     if storage.exists(storage.join(out, CARD_NAME)):
         return read_card(out)
-    return _merge(settings, card, vae, part.count, identity)
+    if not all(_made(out, each, identity) for each in parts):
+        return None
+    written = _merge(settings, card, vae, parts)
+    whole = finish(out, card, written)
+    report(pictures, written.rejects, out, tell)
+    return whole
 
 
 def _check_place(out: str, part: Part) -> None:
@@ -97,13 +124,47 @@ def _check_place(out: str, part: Part) -> None:
         raise FileExistsError(f"{folder} holds something else: choose another place")
 
 
-def _identity(settings: PrepareSettings, card: DatasetCard) -> str:
-    """Digest of all that parts of one set must have in common."""
-    content = [card.to_json(), settings.scaling, settings.shuffle_seed, repr(settings.demo)]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+@dataclass(frozen=True)
+class _Identity:
+    """What parts of one set must have in common.
+
+    Attributes:
+        options: digest of all that is asked for.
+        pictures: per class of a folder, the number and digest of the files that this machine sees.
+    """
+
+    options: str
+    pictures: dict[str, str]
+
+    @classmethod
+    def of(cls, settings: PrepareSettings, card: DatasetCard, pictures: Source) -> _Identity:
+        content = [card.to_json(), settings.scaling, settings.shuffle_seed, repr(settings.demo)]
+        options = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+        if not isinstance(pictures, FolderSource):
+            return cls(options, {})
+        return cls(options, pictures.listing.digests(settings.workers))
+
+    def check(self, told: _Identity, where: str) -> None:
+        """Refuses a part that was made of something else.
+
+        Raises:
+            UserError: it was; the line says of what, where that is known.
+        """
+        for name in {**told.pictures, **self.pictures}:
+            there, here = (each.pictures.get(name, "no pictures") for each in (told, self))
+            if there != here:
+                raise UserError(
+                    f"{where} was made of other files: class {shown(name)} had {there}, and this "
+                    f"machine sees {here}; give all machines the same files, or remove its folder"
+                )
+        if told != self:
+            raise UserError(
+                f"{where} belongs to a preparation with other options, pictures or VAE: "
+                "remove its folder, or choose another out"
+            )
 
 
-def _made(out: str, part: Part, identity: str) -> bool:
+def _made(out: str, part: Part, identity: _Identity) -> bool:
     """Whether a part is there.
 
     Raises:
@@ -112,12 +173,8 @@ def _made(out: str, part: Part, identity: str) -> bool:
     where = storage.join(out, part.folder, PART_NAME)
     if not storage.exists(where):
         return False
-    told = typed_json.parse(storage.read_bytes(where, _PART_LIMIT), where, _PART_LIMIT)
-    if told != {"identity": identity}:
-        raise UserError(
-            f"{where} belongs to a preparation with other options, pictures or VAE: "
-            "remove its folder, or choose another out"
-        )
+    content = storage.read_bytes(where, _PART_LIMIT)
+    identity.check(typed_json.parse_as(_Identity, content, where, _PART_LIMIT), where)
     return True
 
 
@@ -127,33 +184,35 @@ def _write(
     vae: FrozenVAE,
     share: _Share,
     part: Part,
-    identity: str,
-) -> None:
+    identity: _Identity,
+) -> Rejects:
     place = storage.join(settings.out, part.folder)
 
-    def complete(folder: str, encoder: BatchEncoder) -> None:
-        state = safetensors.save(encoder.state())
+    def complete(folder: str, written: Written) -> Rejects:
+        written.rejects.write(folder)
+        state = safetensors.save(written.encoder.state())
         storage.write_bytes(storage.join(folder, _STATISTICS), state)
-        storage.write_text(storage.join(folder, PART_NAME), json.dumps({"identity": identity}))
+        storage.write_text(storage.join(folder, PART_NAME), json.dumps(asdict(identity)))
+        return written.rejects
 
     if storage.is_remote(place):
+        # Of an earlier try that was cut short.
+        storage.remove(storage.join(place, REJECTS_NAME))
         with tempfile.TemporaryDirectory(prefix="ahpa-scale-") as room:
-            complete(place, write_shards(settings, card, vae, share, (room, place)))
-        return
+            return complete(place, write_shards(settings, card, vae, share, (room, place)))
     with storage.atomic_folder(place, marker=PART_NAME) as folder:
-        complete(str(folder), write_shards(settings, card, vae, share, str(folder)))
+        return complete(str(folder), write_shards(settings, card, vae, share, str(folder)))
 
 
 def _merge(
-    settings: PrepareSettings, card: DatasetCard, vae: FrozenVAE, count: int, identity: str
-) -> DatasetCard | None:
-    """Makes the whole of its parts; two processes at once would write the same bytes."""
-    parts = [Part(index, count) for index in range(count)]
-    if not all(_made(settings.out, part, identity) for part in parts):
-        return None
-    encoder, shards = BatchEncoder(settings, card, vae), []
+    settings: PrepareSettings, card: DatasetCard, vae: FrozenVAE, parts: Sequence[Part]
+) -> Written:
+    """Writes the whole's index; two processes at once would write the same bytes."""
+    encoder, rejects, shards = BatchEncoder(settings, card, vae), rejects_of(settings, card), []
     for part in parts:
         folder = storage.join(settings.out, part.folder)
+        if rejects.add_part(folder) == len(part.span(card.num_samples)):
+            continue  # nothing of it could be read
         encoder.merge_state(safetensors.load(storage.read_bytes(storage.join(folder, _STATISTICS))))
         where = storage.join(folder, INDEX_NAME)
         for shard in parse_index(storage.read_bytes(where), where).model_dump()["shards"]:
@@ -161,4 +220,4 @@ def _merge(
             shards.append(shard)
     whole = json.dumps({"version": 2, "shards": shards}, sort_keys=True)
     storage.write_text(storage.join(settings.out, INDEX_NAME), whole)
-    return finish(settings.out, card, encoder)
+    return Written(encoder, rejects)

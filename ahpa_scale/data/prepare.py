@@ -7,12 +7,9 @@ Shapes: B batch, H W picture sides, C channels, g the token grid's side.
 from __future__ import annotations
 
 import tempfile
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from itertools import islice
 from typing import Any
 
 import safetensors.torch as safetensors
@@ -32,8 +29,10 @@ from ahpa_scale.data.card import (
 )
 from ahpa_scale.data.encode import BatchEncoder
 from ahpa_scale.data.index import INDEX_NAME, index_digest, parse_index
+from ahpa_scale.data.pictures.rejects import REJECTS_NAME, Rejects
+from ahpa_scale.data.reading import batches, report
 from ahpa_scale.data.settings import DEMO, PrepareSettings
-from ahpa_scale.data.sources import DemoSource, FolderSource, Picture, Source
+from ahpa_scale.data.sources import DemoSource, FolderSource, Source
 from ahpa_scale.data.writing import ShardWriter
 from ahpa_scale.errors import UserError
 from ahpa_scale.models.vae import FrozenVAE
@@ -41,10 +40,30 @@ from ahpa_scale.models.vae_config import LatentScaling
 from ahpa_scale.progress import progress_bar
 
 
-def prepare(source: str | ArraySource, out: str, **options: Any) -> DatasetCard:
+@dataclass(frozen=True)
+class Written:
+    """What a pass over the pictures leaves besides its shards.
+
+    Attributes:
+        encoder: has their statistics.
+        rejects: pictures that could not be read.
+    """
+
+    encoder: BatchEncoder
+    rejects: Rejects
+
+
+def prepare(
+    source: str | ArraySource,
+    out: str,
+    *,
+    tell: Callable[[str], None] = lambda _: None,
+    **options: Any,
+) -> DatasetCard:
     """Write a data set; options are the fields of PrepareSettings. Returns its card.
 
-    Pictures in memory come as an ArraySource, which settles their size, order and features.
+    Pictures in memory come as an ArraySource, which settles their size, order and features. What
+    was left out is told at the end, line by line, and rejected pictures are in `rejects.jsonl`.
 
     The data set appears whole or not at all: locally by one rename, in an object store because
     readers demand the card, which is written last.
@@ -65,10 +84,13 @@ def prepare(source: str | ArraySource, out: str, **options: Any) -> DatasetCard:
     card, pictures = plan(settings, vae, given)
     vae = vae.to(settings.device)
     if storage.is_remote(out):
-        return _write_remote(settings, card, vae, pictures)
-    with storage.atomic_folder(out, replace=settings.overwrite, marker=CARD_NAME) as folder:
-        encoder = write_shards(settings, card, vae, pictures, str(folder))
-        return finish(str(folder), card, encoder)
+        card, rejects = _write_remote(settings, card, vae, pictures)
+    else:
+        with storage.atomic_folder(out, replace=settings.overwrite, marker=CARD_NAME) as folder:
+            written = write_shards(settings, card, vae, pictures, str(folder))
+            card, rejects = finish(str(folder), card, written), written.rejects
+    report(pictures, rejects, out, tell)
+    return card
 
 
 def _check_target(settings: PrepareSettings) -> None:
@@ -170,7 +192,7 @@ def _chosen_levels(names: Sequence[str] | None, vae: FrozenVAE) -> tuple[LevelIn
 
 def _write_remote(
     settings: PrepareSettings, card: DatasetCard, vae: FrozenVAE, pictures: Source
-) -> DatasetCard:
+) -> tuple[DatasetCard, Rejects]:
     """Upload shards as they fill, then the index, then the card.
 
     Only the shard being filled and those on their way lie on the local disk.
@@ -178,14 +200,14 @@ def _write_remote(
     out = settings.out
     old = _shard_names(out) if storage.exists(storage.join(out, CARD_NAME)) else set()
     # From here on the old set is no longer whole, and must not look so.
-    for name in (CARD_NAME, PRIOR_STATISTICS):
+    for name in (CARD_NAME, PRIOR_STATISTICS, REJECTS_NAME):
         storage.remove(storage.join(out, name))
     with tempfile.TemporaryDirectory(prefix="ahpa-scale-") as room:
-        encoder = write_shards(settings, card, vae, pictures, (room, out))
-    card = finish(out, card, encoder)
+        written = write_shards(settings, card, vae, pictures, (room, out))
+    card = finish(out, card, written)
     for name in old - _shard_names(out):
         storage.remove(storage.join(out, name))
-    return card
+    return card, written.rejects
 
 
 def write_shards(
@@ -194,9 +216,10 @@ def write_shards(
     vae: FrozenVAE,
     pictures: Source,
     out: str | tuple[str, str],
-) -> BatchEncoder:
-    """Encode and write every picture; returns the encoder with what it learnt on the way."""
+) -> Written:
+    """Encode and write every picture that can be read; the card counts all, and other parts'."""
     encoder = BatchEncoder(settings, card, vae)
+    rejects = rejects_of(settings, card)
     room, url = (out, None) if isinstance(out, str) else out
     writer = ShardWriter(
         room, url, columns=codec.columns(card), hashes=[SHARD_HASH], size_limit=settings.shard_size
@@ -204,10 +227,12 @@ def write_shards(
     bar = progress_bar(total=len(pictures), unit="picture", desc="prepare", shown=settings.progress)
     try:
         with bar:
-            for batch in _batches(pictures, settings):
+            count = 0
+            for batch in batches(pictures, settings, rejects):
                 for sample in encoder.samples(batch):
                     writer.write(sample)
-                bar.update(len(batch))
+                count += len(batch)
+                bar.update(count + len(rejects) - bar.n)
         writer.finish()
     except BaseException:
         # Leaving the writer's own context would write an index over what there is so far.
@@ -215,35 +240,28 @@ def write_shards(
         if writer.failure is not None:
             raise writer.failure from None
         raise
-    return encoder
+    return Written(encoder, rejects)
 
 
-def _batches(pictures: Source, settings: PrepareSettings) -> Iterator[list[Picture]]:
-    """Batches in order, read ahead by a few threads (decoding releases the interpreter lock)."""
-    ahead = 2 * settings.batch_size
-    positions = iter(range(len(pictures)))
-    pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="read")
-    try:
-        waiting: deque[Future[Picture]] = deque(
-            pool.submit(pictures.read, position) for position in islice(positions, ahead)
-        )
-        while waiting:
-            batch: list[Picture] = []
-            while waiting and len(batch) < settings.batch_size:
-                batch.append(waiting.popleft().result())
-                waiting.extend(pool.submit(pictures.read, p) for p in islice(positions, 1))
-            yield batch
-    finally:
-        pool.shutdown(cancel_futures=True)
+def rejects_of(settings: PrepareSettings, card: DatasetCard) -> Rejects:
+    """None yet, of all the pictures that a set is planned to have."""
+    advice = "mend them, or allow more with --rejects"
+    return Rejects(card.num_samples, settings.rejects, advice)
 
 
-def finish(out: str, card: DatasetCard, encoder: BatchEncoder) -> DatasetCard:
-    """Write the priors' statistics, then the card, which makes the set whole."""
-    statistics = encoder.prior_statistics()
+def finish(out: str, card: DatasetCard, written: Written) -> DatasetCard:
+    """Write the rejects and the priors' statistics, then the card, which makes the set whole."""
+    written.rejects.write(out)
+    statistics = written.encoder.prior_statistics()
     if statistics:
         storage.write_bytes(storage.join(out, PRIOR_STATISTICS), safetensors.save(statistics))
     index = storage.read_bytes(storage.join(out, INDEX_NAME))
-    card = replace(card, scaling=encoder.scaling(), fingerprint=index_digest(index))
+    card = replace(
+        card,
+        num_samples=card.num_samples - len(written.rejects),
+        scaling=written.encoder.scaling(),
+        fingerprint=index_digest(index),
+    )
     write_card(out, card)
     return card
 

@@ -10,6 +10,8 @@ from ahpa_scale.data.card import KINDS, PRIOR_DTYPES
 from ahpa_scale.errors import UserError
 
 DEMO = "demo"
+#: Of all pictures, those that a pass over them goes on without where they cannot be read.
+REJECTS = 0.01
 ORACLE = "oracle"
 
 
@@ -88,6 +90,8 @@ class PrepareSettings:
         features: folder of `.npy` features of another encoder, or 'oracle' for the demo.
         batch_size: pictures per encoder call.
         limit: at most this many pictures.
+        rejects: share of a folder's pictures that may be left out because they cannot be read; one
+            may always, unless it is 0.
         shuffle_seed: order of a folder's pictures; None is 0.
         preset, num_samples, seed, start: of the demo pictures; None is DemoChoice's default.
         overwrite: replace a whole data set that is there already.
@@ -109,6 +113,7 @@ class PrepareSettings:
     features: str | None = None
     batch_size: int = 64
     limit: int | None = None
+    rejects: float = REJECTS
     shuffle_seed: int | None = None
     preset: str | None = None
     num_samples: int | None = None
@@ -136,6 +141,8 @@ class PrepareSettings:
         for name in ("start", "seed"):
             if getattr(self, name) is not None and getattr(self, name) < 0:
                 raise UserError(f"{name} must be at least 0, not {getattr(self, name)}")
+        if not 0 <= self.rejects < 1:
+            raise UserError(f"rejects must be a share from 0 to below 1, not {self.rejects}")
         if self.kind == "images" and self.levels is not None:
             raise UserError("kind 'images' stores no levels: leave levels out")
         if storage.scheme(self.out) not in ("", "s3", "gs"):

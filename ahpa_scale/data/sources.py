@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -22,7 +23,10 @@ from ahpa_scale.data import demo
 from ahpa_scale.data.demo import DemoSpec
 from ahpa_scale.data.features import read_features
 from ahpa_scale.data.pictures.crop import center_crop
-from ahpa_scale.data.pictures.decode import SUFFIXES, open_image, read_square
+from ahpa_scale.data.pictures.decode import open_image, read_square
+from ahpa_scale.data.pictures.files import shown
+from ahpa_scale.data.pictures.listing import Listing
+from ahpa_scale.data.pictures.rejects import Rejects
 from ahpa_scale.data.settings import DEMO
 from ahpa_scale.errors import UserError
 
@@ -56,7 +60,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, position: int) -> Picture:
-        """The picture at this position."""
+        """The picture at this position; UnreadablePictureError where it cannot be read."""
         ...
 
 
@@ -86,8 +90,12 @@ class FolderSource:
         limit: int | None = None,
     ) -> None:
         self.root = _existing_folder(root)
-        self.classes, self._files = _scan(self.root)
+        self.listing = Listing(self.root, classes=True)
+        self.classes = self.listing.classes
         self.description = f"folder {self.root.name}"
+        self._files = [
+            (name, label) for label, names in enumerate(self.listing.names) for name in names
+        ]
         random.Random(shuffle_seed).shuffle(self._files)
         del self._files[limit if limit is not None else len(self._files) :]
         self._size, self._grid = size, grid
@@ -104,8 +112,24 @@ class FolderSource:
         """Paths of the pictures below the root, in order."""
         return [name for name, _ in self._files]
 
+    def remarks(self, rejects: Rejects) -> list[str]:
+        """What to say of the folder after a pass over it that could not read some pictures."""
+        told = [f"not looked at: {self.listing.left_out}"] if self.listing.left_out else []
+        planned = Counter(label for _, label in self._files)
+        lost = Counter(label for name, label in self._files if name in rejects)
+        return told + [
+            f"class {shown(self.classes[label])} has no picture left: none can be read"
+            for label, count in sorted(lost.items())
+            if count == planned[label]
+        ]
+
     def read(self, position: int) -> Picture:
-        """Read and crop one picture, and its features where asked for."""
+        """Read and crop one picture, and its features where asked for.
+
+        Raises:
+            UnreadablePictureError: the picture cannot be read.
+            UserError: its features cannot, or do not fit.
+        """
         name, label = self._files[position]
         image_HWC = read_square(self.root, name, self._size)
         external_Cgg = self._external(name) if self._features is not None else None
@@ -191,26 +215,6 @@ def _map_sizes(spec: DemoSpec) -> tuple[tuple[str, int], ...]:
     """The demo's maps and how many values each can take; 0 is the background in all."""
     sizes = {"object": spec.objects[1], "shape": spec.num_shapes, "texture": spec.num_textures}
     return tuple((name, 1 + size) for name, size in sizes.items())
-
-
-def _scan(root: Path) -> tuple[tuple[str, ...], list[tuple[str, int]]]:
-    """Class names and (relative path, label) of every picture below `root`."""
-    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if not folders:
-        raise UserError(f"{root} has no sub-folders: put the pictures of each class into its own")
-    files: list[tuple[str, int]] = []
-    for label, folder in enumerate(folders):
-        found = [
-            os.path.relpath(os.path.join(place, name), root)
-            for place, _, names in os.walk(folder)
-            for name in names
-            if name.lower().endswith(SUFFIXES)
-        ]
-        if not found:
-            kinds = ", ".join(suffix[1:] for suffix in SUFFIXES)
-            raise UserError(f"class folder {folder} has no pictures ({kinds})")
-        files += [(name, label) for name in sorted(found)]
-    return tuple(folder.name for folder in folders), files
 
 
 def _existing_folder(path: str) -> Path:

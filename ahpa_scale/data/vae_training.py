@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,10 @@ from torch import Tensor
 
 from ahpa_scale import storage
 from ahpa_scale.data.demo.mixture import SIZES, DemoMixture, Pixels, held_out
+from ahpa_scale.data.pictures.decode import UnreadablePictureError
+from ahpa_scale.data.pictures.rejects import Rejects
+from ahpa_scale.data.reading import report as report_rejects
+from ahpa_scale.data.settings import REJECTS
 from ahpa_scale.data.sources import Source
 from ahpa_scale.data.vae_release import VAEReport, card, check_free, measure_psnr
 from ahpa_scale.errors import UserError
@@ -104,6 +108,7 @@ def train_vae(
     *,
     overwrite: bool = False,
     progress: bool = True,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> VAEReport:
     """Train an AutoencoderKL and save it as a diffusers folder (safetensors) with a card.
 
@@ -114,17 +119,19 @@ def train_vae(
         settings: architecture and recipe.
         overwrite: replace an earlier VAE in out.
         progress: show a bar with rate, loss and time left.
+        tell: gets what was left out of a folder, line by line, at the end.
 
     Returns:
         PSNR on unseen pictures and the scaling factor of the saved config.
 
     Raises:
-        UserError: out is taken, or the source is unknown or does not fit the architecture.
+        UserError: out is taken, or the source is unknown, does not fit the architecture, or has
+            too many pictures that cannot be read.
     """
     settings = settings or VAETraining()
     out = storage.local_path(out)
     check_free(out, overwrite)
-    batches, unseen = _pictures(source, settings)
+    batches, unseen, rejects = _pictures(source, settings)
     device = torch.device(settings.device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
@@ -138,6 +145,9 @@ def train_vae(
         report = VAEReport(psnr, factor, min(map(len, unseen.values())))
         shown = source if isinstance(source, str) else f"FOLDER --size {_side(unseen)}"
         (room / "README.md").write_text(card(out, shown, settings, report), encoding="utf-8")
+        rejects.write(str(room))
+    if not isinstance(source, str):
+        report_rejects(source, rejects, str(out), tell)
     return report
 
 
@@ -145,35 +155,55 @@ def _side(sets: dict[str, Pixels]) -> int:
     return int(next(iter(sets.values())).shape[-1])
 
 
-def _pictures(source: str | Source, settings: VAETraining) -> tuple[Batches, dict[str, Pixels]]:
-    """Batches by (step, batch size), and named sets of unseen pictures."""
+def _pictures(
+    source: str | Source, settings: VAETraining
+) -> tuple[Batches, dict[str, Pixels], Rejects]:
+    """Batches by (step, batch size), named sets of unseen pictures, and what cannot be read."""
     if isinstance(source, str):
         if source != DEMO_SOURCE:
             raise UserError(f"unknown picture source {source!r}: use 'demo' or a folder source")
         mixture = DemoMixture(settings.seed, settings.pool)
         sets = {size: held_out(settings.seed + 1, size, settings.unseen) for size in SIZES}
-        return mixture.batch, {
-            f"{name}, {size} px": pictures
-            for size in SIZES
-            for name, pictures in sets[size].items()
-        }
+        return (
+            mixture.batch,
+            {
+                f"{name}, {size} px": pictures
+                for size in SIZES
+                for name, pictures in sets[size].items()
+            },
+            Rejects(0, 0.0),
+        )
     kept = min(settings.unseen, len(source) // 10)
     if kept < 1:
         raise UserError(f"{len(source)} pictures are too few: at least 10 are needed")
 
-    def read(positions: np.ndarray) -> Pixels:
-        pictures = [source.read(int(position)).image_HWC for position in positions]
-        return np.ascontiguousarray(np.stack(pictures).transpose(0, 3, 1, 2))
+    rejects, seen = Rejects(len(source), REJECTS), len(source) - kept
 
     def batch(step: int, batch_size: int) -> Pixels:
         generator = np.random.default_rng([settings.seed, step])
-        return read(generator.integers(len(source) - kept, size=batch_size))
+        drawn = generator.integers(seen, size=batch_size)
+        # In place of one that cannot be read comes the next that can.
+        return _stacked(
+            next(_readable(source, (*range(p, seen), *range(p)), rejects)) for p in drawn
+        )
 
-    unseen = {"unseen": read(np.arange(len(source) - kept, len(source)))}
+    unseen = {"unseen": _stacked(_readable(source, range(seen, len(source)), rejects))}
     factor = 2 ** (len(settings.block_out_channels) - 1)
     if _side(unseen) % factor:
         raise UserError(f"pictures of {_side(unseen)} pixels do not divide by {factor}")
-    return batch, unseen
+    return batch, unseen, rejects
+
+
+def _readable(source: Source, positions: Iterable[int], rejects: Rejects) -> Iterator[Pixels]:
+    for position in positions:
+        try:
+            yield source.read(int(position)).image_HWC
+        except UnreadablePictureError as error:
+            rejects.add(error)
+
+
+def _stacked(pictures: Iterable[Pixels]) -> Pixels:
+    return np.ascontiguousarray(np.stack([*pictures]).transpose(0, 3, 1, 2))
 
 
 def _build(settings: VAETraining) -> AutoencoderKL:

@@ -96,6 +96,7 @@ class Subject:
         card = brought.card
         check_data(unaligned(config, card), card)
         self._wanted, self._room, self._run_name = wanted, room, config.run_name
+        self._tell = tell
         self._config = _as_told(config, wanted, before)
         self._card = card
         self._labels = None if brought.labels is None else torch.tensor(brought.labels)
@@ -173,7 +174,12 @@ class Subject:
             assert self._wanted.reference_statistics is not None
             return read_statistics(self._wanted.reference_statistics)
         batches = self._real.batches(self._wanted.batch_size, self._wanted.progress)
-        return RealPictures.of(inception.features(batches))
+        real = RealPictures.of(inception.features(batches))
+        self._real.rejects.write(self._wanted.out)
+        summary = self._real.rejects.summary(self._wanted.out)
+        if summary is not None:
+            self._tell(summary)
+        return real
 
     def features(self, inception: Inception) -> Tensor:
         """Inception's, float32 [N, F], of generated pictures, as many of each class."""

@@ -15,7 +15,7 @@ import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ahpa_scale import storage
-from ahpa_scale.data.pictures.decode import SUFFIXES, read_square
+from ahpa_scale.data.pictures.decode import UnreadablePictureError, read_square
+from ahpa_scale.data.pictures.listing import KINDS, Listing
+from ahpa_scale.data.pictures.rejects import Rejects
+from ahpa_scale.data.settings import REJECTS
 from ahpa_scale.errors import UserError
 from ahpa_scale.progress import progress_bar
 
@@ -185,36 +188,45 @@ class Folder:
         size: side that the pictures get.
 
     Raises:
-        UserError: there are not two pictures.
+        UserError: there are not two pictures, or a folder cannot be listed.
     """
 
     def __init__(self, root: str, size: int) -> None:
         self._root, self._size = storage.local_path(root), size
-        sizes = storage.find(root)
-        self._names = sorted(name for name in sizes if name.lower().endswith(SUFFIXES))
+        listing = Listing(self._root, classes=False)
+        (self._names,) = listing.names
         if len(self._names) < 2:
-            kinds = ", ".join(suffix[1:] for suffix in SUFFIXES)
-            raise UserError(f"{root} holds {len(self._names)} pictures ({kinds}); give a folder")
-        told = [f"{size}", *(f"{name} {sizes[name]}" for name in self._names)]
+            raise UserError(f"{root} holds {len(self._names)} pictures ({KINDS}); give a folder")
+        told = [f"{size}", *(f"{name} {listing.size_of(name)}" for name in self._names)]
         #: Of names and sizes.
-        self.digest = _digest("\n".join(told).encode())
+        self.digest = _digest(os.fsencode("\n".join(told)))
+        #: Of the latest pass.
+        self.rejects = Rejects(len(self), REJECTS)
 
     def __len__(self) -> int:
         return len(self._names)
 
     def batches(self, batch_size: int, shown: bool) -> Iterator[Tensor]:
-        """The pictures in order, uint8 [B, 3, S, S].
+        """The pictures in order, uint8 [B, 3, S, S]; what cannot be read is left out.
 
         Raises:
-            UserError: one is damaged; the line names it.
+            UserError: more cannot be read than may be.
         """
-        desc = "reference pictures"
+        desc, self.rejects = "reference pictures", Rejects(len(self), REJECTS)
         with progress_bar(total=len(self), unit="picture", desc=desc, shown=shown) as bar:
             for first in range(0, len(self), batch_size):
                 names = self._names[first : first + batch_size]
-                images = [read_square(self._root, name, self._size) for name in names]
-                yield torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+                images = [*self._readable(names)]
+                if images:
+                    yield torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
                 bar.update(len(names))
+
+    def _readable(self, names: Sequence[str]) -> Iterator[NDArray[np.uint8]]:
+        for name in names:
+            try:
+                yield read_square(self._root, name, self._size)
+            except UnreadablePictureError as error:
+                self.rejects.add(error)
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from ahpa_scale.data.pictures.colour import load_png, on_white
 from ahpa_scale.data.pictures.crop import center_crop
-from ahpa_scale.data.pictures.files import open_regular
+from ahpa_scale.data.pictures.files import open_regular, shown
 from ahpa_scale.errors import UserError
 
 #: What files may hold, whatever their suffix says. Pillow's other decoders stay out of reach: that
@@ -72,7 +72,7 @@ class UnreadablePictureError(UserError):
     """
 
     def __init__(self, path: str | os.PathLike[str], name: str, reason: str) -> None:
-        super().__init__(f"cannot read the picture {os.fspath(path)}: {reason}")
+        super().__init__(f"cannot read the picture {shown(os.fspath(path))}: {reason}")
         self.name, self.reason = name, reason
 
 

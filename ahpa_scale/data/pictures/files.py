@@ -38,3 +38,8 @@ def _check_kind(mode: int, path: str | os.PathLike[str]) -> None:
     for is_kind, name in _KINDS:
         if is_kind(mode):
             raise OSError(errno.EINVAL, f"it is {name}, not a file", os.fspath(path))
+
+
+def shown(name: str) -> str:
+    """A name as it may go to a terminal: what is not printable, or not Unicode, is escaped."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in name)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures that cannot be read: listed with their reasons, and skipped while they are few."""
+
+from __future__ import annotations
+
+import json
+
+from ahpa_scale import storage, typed_json
+from ahpa_scale.data.pictures.decode import UnreadablePictureError
+from ahpa_scale.data.pictures.files import shown
+from ahpa_scale.errors import UserError
+
+REJECTS_NAME = "rejects.jsonl"
+#: Bytes of a list of them.
+_LIMIT = 1 << 30
+
+
+class Rejects:
+    """The pictures of one pass that cannot be read.
+
+    Args:
+        total: pictures that the pass has.
+        share: how many of them it goes on without. One is always allowed, unless this is 0.
+        advice: what to do where more cannot be read.
+    """
+
+    def __init__(self, total: int, share: float, advice: str = "mend them") -> None:
+        self.total = total
+        self._share, self._advice = share, advice
+        self._most = max(1, int(share * total)) if share else 0
+        self._reasons: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._reasons)
+
+    def add(self, error: UnreadablePictureError) -> None:
+        """Skips a picture; it counts once.
+
+        Raises:
+            UserError: so many cannot be read that the pass must not go on.
+        """
+        self._add({_written(error.name): error.reason})
+
+    def add_part(self, folder: str) -> int:
+        """Skips what another process could not read and has listed in its folder, if anything.
+
+        Returns:
+            How many those are.
+
+        Raises:
+            UserError: there are too many now, or the list is damaged.
+        """
+        where = storage.join(folder, REJECTS_NAME)
+        if not storage.exists(where):
+            return 0
+        found: dict[str, str] = {}
+        for line in storage.read_bytes(where, _LIMIT).splitlines():
+            told = typed_json.parse_as(dict[str, str], line, where)
+            if told.keys() != {"picture", "reason"}:
+                raise UserError(f"{where} is no list of rejected pictures: remove its folder")
+            found[told["picture"]] = told["reason"]
+        self._add(found)
+        return len(found)
+
+    def _add(self, reasons: dict[str, str]) -> None:
+        self._reasons |= reasons
+        if len(self) > self._most or len(self) == self.total:
+            first, *_, last = [*self._reasons.items()] * 2
+            told = [f"{shown(name)} ({reason})" for name, reason in dict([first, last]).items()]
+            raise UserError(
+                f"{len(self)} of {self.total} pictures cannot be read, and "
+                f"{100 * self._share:.3g} % may be: {' ... '.join(told)}; {self._advice}"
+            )
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and _written(name) in self._reasons
+
+    def write(self, out: str) -> None:
+        """Lists them beside what the pass made, where there are any: one object a line, with
+        ``picture`` and ``reason``.
+        """
+        told = ({"picture": name, "reason": reason} for name, reason in self._reasons.items())
+        if self._reasons:
+            text = "".join(json.dumps(each) + "\n" for each in told)
+            storage.write_text(storage.join(out, REJECTS_NAME), text)
+
+    def summary(self, out: str) -> str | None:
+        """One line for people; None where all could be read."""
+        if not self._reasons:
+            return None
+        where = storage.join(out, REJECTS_NAME)
+        return f"{len(self)} of {self.total} pictures cannot be read and are left out: see {where}"
+
+
+def _written(name: str) -> str:
+    """A name as JSON can hold it: bytes that are not UTF-8 are escaped."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A pass over a source's pictures, read ahead by threads, and what it left out."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+
+from ahpa_scale.data.pictures.decode import UnreadablePictureError
+from ahpa_scale.data.pictures.rejects import Rejects
+from ahpa_scale.data.settings import PrepareSettings
+from ahpa_scale.data.sources import FolderSource, Picture, Source
+
+
+def batches(
+    pictures: Source, settings: PrepareSettings, rejects: Rejects
+) -> Iterator[list[Picture]]:
+    """Whole batches in order (decoding releases the interpreter lock); what cannot be read is
+    passed over and added to the rejects.
+
+    Raises:
+        UserError: more cannot be read than may be.
+    """
+    ahead = 2 * settings.batch_size
+    positions = iter(range(len(pictures)))
+    pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="read")
+    try:
+        waiting: deque[Future[Picture]] = deque(
+            pool.submit(pictures.read, position) for position in islice(positions, ahead)
+        )
+        while waiting:
+            batch: list[Picture] = []
+            while waiting and len(batch) < settings.batch_size:
+                try:
+                    batch.append(waiting.popleft().result())
+                except UnreadablePictureError as error:
+                    rejects.add(error)
+                waiting.extend(pool.submit(pictures.read, p) for p in islice(positions, 1))
+            if batch:
+                yield batch
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def report(pictures: Source, rejects: Rejects, out: str, tell: Callable[[str], None]) -> None:
+    """Say what of the source was left out."""
+    remarks = pictures.remarks(rejects) if isinstance(pictures, FolderSource) else []
+    for line in (rejects.summary(out), *remarks):
+        if line is not None:
+            tell(line)
