@@ -55,7 +55,7 @@ from ahpa_scale.config.load import to_yaml
             ],
             [f"alignment.levels: '{LEVELS[0]}' is in none"],
         ),
-        (["alignment.kind=single"], ["alignment.level", "needs the name"]),
+        (["alignment.kind=single"], ["alignment.level", "such as alignment.level=latent"]),
         (
             ["alignment.kind=single", "alignment.level=coarse_layouts"],
             ["alignment.level", "did you mean 'coarse_layout'?"],

@@ -116,6 +116,14 @@ def test_impossible_bounds_are_refused(max_norm):
         GradClip(max_norm)
 
 
-def test_log_interval_counts_batches():
-    with pytest.raises(ValueError, match="log_interval is '1ep'"):
-        GradClip(1.0, log_interval="1ep")
+def test_an_epoch_between_two_norms_is_one():
+    log = InMemoryLogger()
+    toy_trainer("2ep", algorithms=GradClip(1.0, log_interval="1ep"), loggers=log).fit()
+    times = [time for time, _ in log.data["grad_norm/backbone"]]
+    assert len(times) == 2
+    assert times[1].batch.value == 2 * times[0].batch.value
+
+
+def test_an_interval_that_is_no_time_is_refused():
+    with pytest.raises(ValueError, match="log_interval is '1dur'"):
+        GradClip(1.0, log_interval="1dur")

@@ -12,13 +12,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ahpa_scale.algorithms.ahpa import KINDS, is_self_level
+from ahpa_scale.algorithms.ahpa import KINDS
 from ahpa_scale.config.engine_checks import idle_keys
 from ahpa_scale.config.errors import COMMAND_LINE, ConfigError
 from ahpa_scale.config.explain import shown
 from ahpa_scale.config.schema import Alignment, Config
 from ahpa_scale.config.schema.alignment import LEVEL_KINDS
 from ahpa_scale.config.schema.fields import Section
+from ahpa_scale.config.self_levels import aligns_own_blocks
 
 SectionT = TypeVar("SectionT", bound=Section)
 
@@ -157,9 +158,7 @@ def _idle_remedies(alignment: Alignment) -> Iterator[Idle]:
             Idle(f"alignment.router.{n}", switch, why)
             for n in ("gap_map", "ceiling", "gap_strength")
         )
-    named = [alignment.level or "", *(alignment.levels or ())]
-    named += [level for group in (alignment.groups or {}).values() for level in group]
-    if alignment.kind != "self" and not any(is_self_level(name) for name in named):
+    if not aligns_own_blocks(alignment):
         yield Idle("alignment.self_lead", "alignment.kind", "no level self.<block> is aligned")
 
 

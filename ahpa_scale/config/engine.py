@@ -36,7 +36,7 @@ def build_engine(config: Config, device: Device) -> list[Algorithm]:
     return engine_algorithms(
         chosen.engine,
         max_norm=config.optimizer.grad_clip,
-        log_interval=config.logging.interval if config.logging.interval.endswith("ba") else "50ba",
+        log_interval=config.logging.interval,
         replicate_degree=replicate_degree(config),
         **options,
     )

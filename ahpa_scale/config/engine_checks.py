@@ -6,10 +6,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from ahpa_scale.algorithms.ahpa import is_self_level
 from ahpa_scale.config.errors import ConfigError
 from ahpa_scale.config.schema import Config
 from ahpa_scale.config.schema.parallelism import SHARDED_BY_TORCH, SHARDED_BY_ZERO
+from ahpa_scale.config.self_levels import aligns_own_blocks
 
 #: A key without effect beside another, and why: key, switch, reason.
 Idle = tuple[str, str, str]
@@ -80,9 +80,7 @@ def _problems(config: Config, depth: int) -> Iterator[tuple[str, str]]:
             "parallelism.offload",
             f"'parameters' needs parallelism.engine=zero3, not {engine}; choose 'optimizer'",
         )
-    levels = [level for group in (config.alignment.groups or {}).values() for level in group]
-    follows = config.alignment.kind == "self" or any(is_self_level(level) for level in levels)
-    if follows and engine != "ddp":
+    if engine != "ddp" and aligns_own_blocks(config.alignment):
         yield (
             "parallelism.engine",
             f"levels self.<block> need whole averages, and {engine} shards them; use ddp, or align "

@@ -14,6 +14,7 @@ from ahpa_scale.config.errors import ConfigError, choices
 from ahpa_scale.config.schema import Config
 from ahpa_scale.config.schema.alignment import LEVEL_KINDS, ROUTED_KINDS
 from ahpa_scale.config.self_levels import check_block, check_self_groups
+from ahpa_scale.errors import UserError
 from ahpa_scale.models.vae_config import default_groups, encoder_levels
 
 LATENT = "latent"
@@ -75,7 +76,7 @@ def _default_self_groups(config: Config) -> Groups:
     named = list(tap.values()) if isinstance(tap, dict) else [tap] if tap else []
     try:
         return self_groups(depth, max(named, default=default_tap("self", depth)))
-    except ValueError as error:
+    except UserError as error:
         raise _error(config, "alignment.kind", str(error)) from None
 
 
@@ -147,9 +148,8 @@ def _check_groups(config: Config, available: Sequence[str] | None) -> None:
 def _check_single(config: Config, available: Sequence[str] | None) -> None:
     chosen = config.alignment
     if chosen.level is None:
-        raise _error(
-            config, "alignment.level", "alignment.kind=single needs the name of a group or level"
-        )
+        problem = "alignment.kind=single needs one group or level, such as alignment.level=latent"
+        raise _error(config, "alignment.level", problem)
     if available is None:
         # The groups follow from the levels; both are checked once the data set is known.
         _check_external(config, "alignment.level", [chosen.level])
@@ -161,8 +161,9 @@ def _check_single(config: Config, available: Sequence[str] | None) -> None:
     if chosen.level not in (*groups, *levels):
         problem = f"no group or level {chosen.level!r}; {choices(chosen.level, (*groups, *levels))}"
         raise _error(config, "alignment.level", problem)
+    alone = (chosen.level,)
     for key, value in (("levels", chosen.levels), ("groups", chosen.groups)):
-        if value is not None and chosen.level not in groups:
+        if value is not None and groups.get(chosen.level, alone) == alone:
             problem = "would have no effect: alignment.level names a level and no group"
             raise _error(config, f"alignment.{key}", problem)
     _check_external(config, "alignment.level", groups.get(chosen.level, (chosen.level,)))

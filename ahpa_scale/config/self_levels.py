@@ -10,7 +10,16 @@ from collections.abc import Mapping, Sequence
 from ahpa_scale.algorithms.ahpa import is_self_level
 from ahpa_scale.config.defaults import default_tap
 from ahpa_scale.config.errors import ConfigError
-from ahpa_scale.config.schema import Config
+from ahpa_scale.config.schema import Alignment, Config
+
+
+def aligns_own_blocks(alignment: Alignment) -> bool:
+    """Whether a level ``self.<k>`` is a target, whichever key names it."""
+    if alignment.kind == "self":
+        return True
+    named = [alignment.level or "", *(alignment.levels or ())]
+    named += [level for group in (alignment.groups or {}).values() for level in group]
+    return alignment.kind != "none" and any(is_self_level(name) for name in named)
 
 
 def check_block(config: Config, key: str, level: str) -> None:

@@ -192,14 +192,16 @@ def downsample(config: Mapping[str, Any]) -> int:
 def default_groups(levels: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Split levels (fine to coarse) into local geometry, spatial topology and coarse layout.
 
-    The split is contiguous and near-equal, earlier groups take the extra levels; fewer than three
-    levels make fewer groups.
+    The split is contiguous and near-equal, earlier groups take the extra levels. Two levels make
+    two groups, and one keeps its own name: it may be any of the three.
 
     Raises:
         UserError: no level was given.
     """
     if not levels:
         raise UserError("no levels to group: name at least one encoder level")
+    if len(levels) == 1:
+        return {levels[0]: (levels[0],)}
     count = min(len(GROUP_NAMES), len(levels))
     size, extra = divmod(len(levels), count)
     bounds = [i * size + min(i, extra) for i in range(count + 1)]

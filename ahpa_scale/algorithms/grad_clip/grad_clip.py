@@ -7,13 +7,13 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from composer.core import Algorithm, Event, State
+from composer.core import Algorithm, Event, State, TimeUnit
 from composer.loggers import Logger
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from ahpa_scale.algorithms.timing import parse_time
+from ahpa_scale.algorithms.timing import Every
 from ahpa_scale.errors import UserError
 
 BACKBONE = "backbone"
@@ -82,8 +82,8 @@ class GradClip(Algorithm):
     Args:
         max_norm: bound of the backbone's norm and of each attachment's, above 0; None: only
             measured.
-        log_interval: time string in batches between two logged norms; reading one waits for the
-            device, so it is not done for every batch.
+        log_interval: time string between two logged norms; reading one waits for the device, so it
+            is not done for every batch.
 
     Raises:
         UserError: an option out of range.
@@ -93,7 +93,7 @@ class GradClip(Algorithm):
         if max_norm is not None and not (max_norm > 0 and math.isfinite(max_norm)):
             raise UserError(f"max_norm is {max_norm}: give a finite number above 0, such as 1.0")
         self.max_norm = max_norm
-        self.log_every = parse_time(log_interval, "log_interval", units=["ba"]).value
+        self.log_due = Every(log_interval, "log_interval")
         self._found: tuple[int, dict[str, Tensor]] | None = None
 
     def norms(self, state: State) -> Mapping[str, Tensor] | None:
@@ -105,11 +105,15 @@ class GradClip(Algorithm):
         return self._found[1]
 
     def match(self, event: Event, state: State) -> bool:
-        del state
-        return event == Event.AFTER_TRAIN_BATCH
+        if event == Event.AFTER_TRAIN_BATCH:
+            return True
+        return self.log_due.time.unit != TimeUnit.BATCH and self.log_due(event, state)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        del event
+        if event != Event.AFTER_TRAIN_BATCH:
+            if self._found is not None:
+                log_norms(self._found[1], logger)
+            return
         groups = parameter_groups(state.model)
         if self.max_norm is None:
             norms = gradient_norms(groups)
@@ -122,7 +126,8 @@ class GradClip(Algorithm):
             )
         self._found = (state.timestamp.batch.value, norms)
         # The clock moves on at the end of the batch; this is batch number (clock + 1).
-        if (state.timestamp.batch.value + 1) % self.log_every == 0:
+        every = self.log_due.time
+        if every.unit == TimeUnit.BATCH and (state.timestamp.batch.value + 1) % every.value == 0:
             log_norms(norms, logger)
 
 

@@ -15,7 +15,7 @@ from composer.loggers import Logger
 from torch import nn
 
 from ahpa_scale.algorithms.grad_clip import log_norms, parameter_groups
-from ahpa_scale.algorithms.timing import parse_time
+from ahpa_scale.algorithms.timing import Every
 from ahpa_scale.algorithms.zero.checkpoint import save_as_whole
 from ahpa_scale.algorithms.zero.files import MappedFiles, keep_in_files
 from ahpa_scale.algorithms.zero.front import ZeroFront, leave_front_alone
@@ -38,7 +38,7 @@ class ZeRO(Algorithm):
         settings: stage and options.
         max_norm: bound of the gradient norm of each optimizer group, or None; DeepSpeed keeps
             ZeRO's gradients to itself, so `GradClip` can't.
-        log_interval: time string in batches between logged norms, as `GradClip` logs them.
+        log_interval: time string between logged norms, as `GradClip` logs them.
 
     Attributes:
         scale: of the loss's gradient under float16, else None; part of the checkpoint.
@@ -57,14 +57,14 @@ class ZeRO(Algorithm):
     ) -> None:
         self.settings = settings or ZeroSettings()
         self.max_norm = max_norm
-        self.log_every = parse_time(log_interval, "log_interval", units=["ba"]).value
+        self.log_due = Every(log_interval, "log_interval")
         self.scale = LossScale() if self.settings.autocast == torch.float16 else None
         self._names: list[str] = []
 
     def match(self, event: Event, state: State) -> bool:
         """Before loading, before scaled backward passes, after batches whose norms are logged."""
-        if event == Event.BATCH_END:
-            return state.timestamp.batch.value % self.log_every == 0
+        if event in (Event.BATCH_END, Event.EPOCH_END):
+            return self.log_due(event, state)
         if event == Event.BEFORE_BACKWARD:
             return self.scale is not None
         return event == Event.BEFORE_LOAD

@@ -147,7 +147,7 @@ class Alignment(Section):
     groups: dict[Name, List[Text]] | None = Field(
         None,
         description="Group name -> its levels, fine to coarse; null: local_geometry, "
-        "spatial_topology and coarse_layout share `levels` evenly.",
+        "spatial_topology and coarse_layout share `levels` evenly; one level alone keeps its name.",
     )
     level: Text | None = Field(
         None, description="The one target of kind single: the name of a group or of a level."
