@@ -184,7 +184,7 @@ def prune(
         f"{url}: {gone} {verb}, {len(found) - gone} left, the newest whole is {newest.name}"
     )
     if left:
-        raise OSError(f"not removed: {', '.join(left)}")
+        raise UserError(f"not removed: {', '.join(left)}")
 
 
 @app.command()

@@ -11,7 +11,9 @@ from typing import Annotated, Any, Optional
 import typer
 
 from ahpa_scale import checkpoint_cli, console, pictures_cli
+from ahpa_scale.account import settle_account
 from ahpa_scale.config import options
+from ahpa_scale.disk_errors import mendable
 from ahpa_scale.errors import UserError
 from ahpa_scale.evaluate import cli as evaluate_cli
 from ahpa_scale.streams import make_lasting
@@ -303,18 +305,23 @@ def _numbers(text: str, name: str) -> tuple[int, ...]:
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """Run a command. A user's mistake is one line on stderr and exit status 2, a hub that does not
-    answer one line and 75.
+    """Run a command. A user's mistake, and a disk or store that refuses, is one line on stderr and
+    exit status 2, a hub that does not answer one line and 75. The rest shows its traceback.
     """
     if arguments is None:
         make_lasting()
+    settle_account()
     try:
         return app(args=arguments)
     except (UserError, OSError) as error:
-        # A user can do nothing with a traceback; a message of several lines hides its point.
-        text = f"error: {' '.join(str(error).split())}"
         code = TRY_AGAIN if isinstance(error, UnreachableError) else 2
-        console.say(text, level=logging.ERROR, fields={"exit_code": code})
+        ours = isinstance(error, UserError | UnreachableError)
+        text = str(error) if ours else mendable(error)
+        if text is None:
+            raise
+        # A user can do nothing with a traceback; a message of several lines hides its point.
+        line = f"error: {' '.join(text.split())}"
+        console.say(line, level=logging.ERROR, fields={"exit_code": code})
         sys.exit(code)
 
 

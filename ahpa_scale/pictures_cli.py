@@ -46,10 +46,11 @@ def demo_images(
 ) -> None:
     """Draw demo pictures into class folders, with a contact sheet and their factors."""
     from ahpa_scale.data.demo import DemoSpec, render
+    from ahpa_scale.disk_errors import naming
     from ahpa_scale.storage import atomic_folder
 
     spec = DemoSpec.preset(preset, size=size)
-    with atomic_folder(out) as room:
+    with naming(out), atomic_folder(out) as room:
         _write_demo(room, [render(spec, seed, start + i) for i in range(num_samples)])
     console.tell(f"{out}: {num_samples} pictures, contact-sheet.png, factors.jsonl")
 

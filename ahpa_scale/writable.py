@@ -30,7 +30,7 @@ def try_to_write(url: str | os.PathLike[str]) -> None:
     storage.write_bytes(place, content)
     try:
         if storage.read_bytes(place) != content:
-            raise OSError(f"{folder} does not give back what was written to it")
+            raise OSError(errno.EIO, "it does not give back what was written to it", folder)
     finally:
         # A bucket that keeps all it is given is good enough to save in.
         with suppress(OSError):

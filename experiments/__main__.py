@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ahpa_scale.account import settle_account
 from ahpa_scale.config.errors import exit_on_user_error
 from ahpa_scale.config.options import local_arguments
 from ahpa_scale.errors import UserError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; a user's mistake is one line on stderr and exit status 2."""
+    settle_account()
     given = _parser().parse_args(arguments)
     status = 0
     with exit_on_user_error():

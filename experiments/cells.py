@@ -115,7 +115,7 @@ class Planner:
             shared, kind = _shared(
                 study.base_path, self._facts(cell.dataset, vae), recipe.overrides
             )
-        except ValueError as error:
+        except UserError as error:
             raise ConfigError("", f"datasets.{cell.dataset}", str(error)) from None
         with tempfile.TemporaryDirectory(prefix="study-") as room:
             base, architecture = Path(room) / study.base_path.name, Path(room) / "vae"

@@ -97,7 +97,7 @@ def data_folder(study: Study, name: str, work: Path, grid: int) -> DataFolder:
     recipe = study.datasets[name]
     try:
         digest = recipe.digest()
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{study.path}: datasets.{name}: {error}") from None
     return DataFolder(work / "data" / f"{name}-{digest}-g{grid}", recipe, grid)
 

@@ -25,6 +25,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ahpa_scale import storage
+from ahpa_scale.account import settle_account
 from ahpa_scale.config.errors import exit_on_user_error
 from ahpa_scale.config.options import local_arguments
 from ahpa_scale.errors import UserError
@@ -50,6 +51,7 @@ LEAST_SHARE = 1 / 3
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the comparison; a user's mistake is one line on stderr and exit status 2."""
+    settle_account()
     given = _parser().parse_args(arguments)
     with exit_on_user_error():
         local_arguments(given)

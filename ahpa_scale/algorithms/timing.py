@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from composer.core import Event, State, Time, TimeUnit
 
 from ahpa_scale.errors import UserError
 
+_TIME = re.compile(r"\d+(ba|ep|sp)", re.ASCII)
 UNIT_NAMES = {"ba": "batches", "ep": "epochs", "sp": "samples"}
 
 
@@ -25,10 +27,9 @@ def parse_time(text: str, name: str, units: Sequence[str] = ("ba", "ep", "sp")) 
     """
     wanted = ", ".join(f"'10{unit}' ({UNIT_NAMES[unit]})" for unit in units)
     problem = f"{name} is {text!r}: give a positive whole number and a unit, such as {wanted}"
-    try:
-        time = Time.from_timestring(text)
-    except (ValueError, TypeError) as error:
-        raise UserError(problem) from error
+    if not isinstance(text, str) or _TIME.fullmatch(text) is None:
+        raise UserError(problem)
+    time: Time[int] = Time.from_timestring(text)
     if time.unit not in [TimeUnit(unit) for unit in units] or time.value <= 0:
         raise UserError(problem)
     return time

@@ -28,6 +28,7 @@ from ahpa_scale.checkpoint.pieces import (
 )
 from ahpa_scale.checkpoint.reader import Reader
 from ahpa_scale.checkpoint.snapshot import data_position, group_names
+from ahpa_scale.errors import UserError
 
 #: What a run may have or lack beside a checkpoint that it only starts from.
 ATTACHMENTS = "attachments."
@@ -171,7 +172,7 @@ def _load_states(
         if contents:
             try:
                 (owner.go_on if hasattr(owner, "parts") else owner.load_state_dict)(contents.pop(0))
-            except ValueError as error:
+            except UserError as error:
                 raise CheckpointError(str(error)) from None
     for kind in (kind for kind, left in waiting.items() if left and kind not in _ENGINES):
         if same_run:

@@ -18,6 +18,7 @@ from ahpa_scale.config.remedies import check_remedies
 from ahpa_scale.config.schema import Config
 from ahpa_scale.config.schema.alignment import ROUTED_KINDS
 from ahpa_scale.data.card import DatasetCard, read_prior_statistics
+from ahpa_scale.errors import UserError
 from ahpa_scale.method import GapMap
 
 Groups = Mapping[str, Sequence[str]]
@@ -89,7 +90,7 @@ def _read_statistics(config: Config, groups: Groups) -> dict[str, Tensor] | None
     assert url is not None, "check_static demands data.local"
     try:
         statistics = read_prior_statistics(url)
-    except ValueError as error:
+    except UserError as error:
         raise _error(config, "alignment.whiten", str(error)) from None
     for level in (one for levels in groups.values() for one in levels):
         if f"{level}.mean" not in statistics:
@@ -113,7 +114,7 @@ def _read_map(config: Config, groups: Groups) -> GapMap | None:
         found = read_gap_map(path)
         blocks = [taps.get(name, default) for name in groups]
         found.gap(groups, blocks, config.alignment.router.ceiling)
-    except ValueError as error:
+    except UserError as error:
         raise _error(config, "alignment.router.gap_map", str(error)) from None
     return found
 

@@ -11,7 +11,7 @@ from composer import Trainer
 from composer.core import Algorithm, Callback
 from composer.devices import Device
 from composer.optim import ComposerScheduler, ConstantScheduler, ConstantWithWarmupScheduler
-from composer.utils import dist, get_device, reproducibility
+from composer.utils import dist, reproducibility
 
 from ahpa_scale.algorithms import EMA, Guard
 from ahpa_scale.algorithms.guard import Spikes
@@ -25,6 +25,7 @@ from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.config.alignment import build_alignment
 from ahpa_scale.config.card import check_vae_weights
 from ahpa_scale.config.checkpoints import build_saver, find_start
+from ahpa_scale.config.device import chosen_device
 from ahpa_scale.config.engine import (
     build_engine,
     composer_precision,
@@ -37,6 +38,7 @@ from ahpa_scale.config.loggers import build_loggers
 from ahpa_scale.config.schema import Config, parse_duration, parse_time
 from ahpa_scale.data.card import DatasetCard
 from ahpa_scale.data.stream import build_loader
+from ahpa_scale.errors import UserError
 from ahpa_scale.exporter import Board
 from ahpa_scale.models.dit import build_dit
 from ahpa_scale.models.generator import DiffusionGenerator
@@ -64,10 +66,11 @@ def build_trainer(
         board: what is served of the run's numbers.
 
     Raises:
+        HostError: the device that is asked for isn't there.
         ConfigError: the VAE's weights are not those that made the data, or a checkpoint that
             can't be loaded.
     """
-    device = get_device(config.device)
+    device = chosen_device(config)
     dist.initialize_dist(device)
     start = find_start(config, card)
     # Every rank draws the same initial weights; what differs between ranks derives from samples.
@@ -179,7 +182,7 @@ def _load_vae(config: Config, card: DatasetCard) -> FrozenVAE | None:
         return None
     try:
         vae = FrozenVAE.from_pretrained(config.vae.path)
-    except ValueError as error:
+    except UserError as error:
         raise ConfigError(config.source_of("vae.path"), "vae.path", str(error)) from None
     check_vae_weights(config, card, vae.identity)
     return vae

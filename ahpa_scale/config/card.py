@@ -19,6 +19,7 @@ from ahpa_scale.config.levels import (
 )
 from ahpa_scale.config.schema import Config
 from ahpa_scale.config.self_levels import level_key
+from ahpa_scale.errors import UserError
 from ahpa_scale.models.vae_config import (
     DEMO_VAE,
     KNOWN_VAES,
@@ -48,7 +49,7 @@ def read_data_card(config: Config) -> DatasetCard:
     check_placeholders(config)
     try:
         return read_card(url)
-    except ValueError as error:
+    except UserError as error:
         raise _error(config, key, str(error)) from None
 
 

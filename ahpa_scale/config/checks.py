@@ -17,6 +17,7 @@ from ahpa_scale.config.errors import ConfigError, choices
 from ahpa_scale.config.levels import alignment_groups, check_level_names, known_levels
 from ahpa_scale.config.remedies import check_remedies
 from ahpa_scale.config.schema import Config, parse_time
+from ahpa_scale.errors import UserError
 from ahpa_scale.models.dit_config import DiTGeometry, resolve_geometry
 from ahpa_scale.models.vae_config import DEMO_VAE, KNOWN_VAES, load_vae_config
 
@@ -57,13 +58,13 @@ def geometry(config: Config) -> DiTGeometry:
     model = config.model
     try:
         return model.geometry()
-    except ValueError as error:
+    except UserError as error:
         # What the name alone allows, a number beside it has spoilt.
         given = [name for name in ("width", "heads") if getattr(model, name) is not None]
         try:
             resolve_geometry(model.name, input_size=model.input_size)
             key = f"model.{given[0]}"
-        except ValueError:
+        except UserError:
             key = "model.name"
         raise config_error(config, key, str(error)) from None
 
@@ -211,7 +212,7 @@ def check_sampling(config: Config) -> None:
 def _check_vae(config: Config) -> None:
     try:
         vae = load_vae_config(config.vae.path)
-    except ValueError as error:
+    except UserError as error:
         raise config_error(config, "vae.path", str(error)) from None
     if vae is None and "/" not in config.vae.path:
         hint = choices(config.vae.path, (DEMO_VAE, *KNOWN_VAES))

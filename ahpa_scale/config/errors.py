@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from ahpa_scale import console
+from ahpa_scale.disk_errors import mendable
 from ahpa_scale.errors import HostError, UserError
 from ahpa_scale.unreachable import TRY_AGAIN, UnreachableError
 
@@ -70,7 +71,8 @@ def exit_on_user_error(*, shared: bool = True) -> Iterator[None]:
     now into one line and exit code 75. A fault of the software passes, with its traceback.
 
     Args:
-        shared: whether all ranks meet the same mistakes, so that one of them says it.
+        shared: whether all ranks meet the same mistakes, so that one of them says it, as before
+            training; then a disk that refuses is the user's to mend as well.
     """
     try:
         yield
@@ -79,6 +81,11 @@ def exit_on_user_error(*, shared: bool = True) -> Iterator[None]:
     except UnreachableError as error:
         # One rank may reach what another one doesn't.
         leave(str(error), TRY_AGAIN, shared=False)
+    except OSError as error:
+        text = mendable(error) if shared else None
+        if text is None:
+            raise
+        leave(text, 2, shared=False)
 
 
 def leave(problem: str, exit_code: int, *, shared: bool = True) -> NoReturn:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from ahpa_scale import console, storage
+from ahpa_scale.account import settle_account
 from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.find import holds_checkpoints
 from ahpa_scale.checkpoint.lease import Lease, holding
@@ -51,6 +52,7 @@ def main(argv: Sequence[str], requests: Requests | None = None) -> None:
     was asked to, see `ahpa_scale.stops`; with 1 after the traceback of any other error. Where
     another rank died or hangs, the watch ends this process with code 75 and one line.
     """
+    settle_account()
     hearing = nullcontext(requests) if requests else listening(preparing=True)
     with hearing as asked, one_way_out() as way_out, ExitStack() as stack:
         _run(argv, asked, way_out, stack)

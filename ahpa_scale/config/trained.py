@@ -47,10 +47,7 @@ def find_run(place: str, config: str | None = None) -> tuple[Config, str]:
         if (path / RESOLVED).is_file():
             named = named or load_yaml(path / RESOLVED, elsewhere=True)
             return named, _newest(path, named).url
-    try:
-        found = find_checkpoint(place)
-    except OSError as error:
-        raise UserError(str(error)) from None
+    found = find_checkpoint(place)
     if named is None:
         named = told_config(found)
         if named is None:

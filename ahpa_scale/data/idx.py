@@ -16,6 +16,7 @@ from PIL import Image
 
 from ahpa_scale import storage
 from ahpa_scale.data.pictures.files import open_regular
+from ahpa_scale.disk_errors import naming
 from ahpa_scale.errors import UserError
 
 NAMES = {
@@ -67,7 +68,7 @@ def unpack_idx(
     splits = {split: _read_split(source, stem) for split, stem in SPLITS.items()}
     for split, (_, labels_N) in splits.items():
         _check_classes(labels_N, limit, split)
-    with storage.atomic_folder(out) as room:
+    with naming(out), storage.atomic_folder(out) as room:
         for split, (images_NHW, labels_N) in splits.items():
             framed_NHW = _framed(images_NHW[:limit], side)
             _write_split(room / split, framed_NHW, labels_N[:limit], NAMES[names])

@@ -34,6 +34,7 @@ from ahpa_scale.data.reading import batches, report
 from ahpa_scale.data.settings import DEMO, PrepareSettings
 from ahpa_scale.data.sources import DemoSource, FolderSource, Source
 from ahpa_scale.data.writing import ShardWriter
+from ahpa_scale.disk_errors import naming
 from ahpa_scale.errors import UserError
 from ahpa_scale.models.vae import FrozenVAE
 from ahpa_scale.models.vae_config import LatentScaling
@@ -86,7 +87,10 @@ def prepare(
     if storage.is_remote(out):
         card, rejects = _write_remote(settings, card, vae, pictures)
     else:
-        with storage.atomic_folder(out, replace=settings.overwrite, marker=CARD_NAME) as folder:
+        with (
+            naming(out),
+            storage.atomic_folder(out, replace=settings.overwrite, marker=CARD_NAME) as folder,
+        ):
             written = write_shards(settings, card, vae, pictures, str(folder))
             card, rejects = finish(str(folder), card, written), written.rejects
     report(pictures, rejects, out, tell)

@@ -26,6 +26,7 @@ from ahpa_scale.data.reading import report as report_rejects
 from ahpa_scale.data.settings import REJECTS
 from ahpa_scale.data.sources import Source
 from ahpa_scale.data.vae_release import VAEReport, card, check_free, measure_psnr
+from ahpa_scale.disk_errors import naming
 from ahpa_scale.errors import UserError
 from ahpa_scale.models.vae import FrozenVAE
 from ahpa_scale.precision import cpu_has_bf16
@@ -139,7 +140,7 @@ def train_vae(
         _fit(model, batches, settings, progress)
         factor = _scaling_factor(model, batches, settings)
     model.register_to_config(scaling_factor=factor)
-    with atomic_folder(out, replace=overwrite) as room:
+    with naming(out), atomic_folder(out, replace=overwrite) as room:
         model.half().save_pretrained(room)
         psnr = measure_psnr(FrozenVAE.from_pretrained(room), unseen)
         report = VAEReport(psnr, factor, min(map(len, unseen.values())))

@@ -10,16 +10,18 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ahpa_scale import typed_json
 from ahpa_scale.errors import UserError
 from ahpa_scale.storage import atomic_folder
 
@@ -161,8 +163,10 @@ class Classifier(nn.Module):
 
     def write(self, room: Path) -> None:
         """The files of `save`, into a folder that the caller makes appear atomically."""
-        config = {"arch": self.arch, "num_classes": self.num_classes}
-        (room / _CONFIG).write_text(json.dumps(config, sort_keys=True) + "\n", encoding="utf-8")
+        told = _Told(self.arch, self.num_classes)
+        (room / _CONFIG).write_text(
+            json.dumps(asdict(told), sort_keys=True) + "\n", encoding="utf-8"
+        )
         state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         save_file(state, str(room / _WEIGHTS))
 
@@ -175,14 +179,32 @@ class Classifier(nn.Module):
         """
         folder = Path(folder)
         try:
-            config: dict[str, Any] = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-            model = cls(config["arch"], config["num_classes"])
-            model.load_state_dict(load_file(str(folder / _WEIGHTS)))
-        except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"no classifier can be read from {folder}: {reason}") from error
+            told = typed_json.parse_as(_Told, (folder / _CONFIG).read_bytes(), _CONFIG)
+            model = cls(told.arch, told.num_classes)
+            weights = load_file(str(folder / _WEIGHTS))
+        except (OSError, SafetensorError, UserError) as error:
+            raise _unreadable(folder, error) from error
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:  # of another architecture
+            raise _unreadable(folder, error) from error
         model.requires_grad_(False)
         return model.train(False)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What the JSON file holds."""
+
+    arch: str
+    num_classes: int
+
+    __pydantic_config__ = typed_json.STRICT
+
+
+def _unreadable(folder: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200]
+    return UserError(f"no classifier can be read from {folder}: {reason}")
 
 
 @torch.no_grad()

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ahpa_scale import typed_json
 from ahpa_scale.data.demo import DemoSpec
 from ahpa_scale.errors import UserError
 from ahpa_scale.evaluation.distributions import texture_quantiles, wasserstein
@@ -165,13 +166,21 @@ def load_demo_reference(folder: str | Path) -> DemoReference:
     """
     folder = Path(folder)
     try:
-        facts: dict[str, Any] = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
-        spec = DemoSpec(**facts)
-        judge = FactorJudge(spec.num_shapes)
-        judge.load_state_dict(load_file(str(folder / _JUDGE)))
+        spec = typed_json.parse_as(DemoSpec, (folder / _FACTS).read_bytes(), str(folder / _FACTS))
+        weights = load_file(str(folder / _JUDGE))
         tensors = load_file(str(folder / _TENSORS))
-        judge.requires_grad_(False).train(False)
-        return DemoReference(spec, judge, tensors["layout"], tensors["texture"])
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"no demo reference can be read from {folder}: {reason}") from error
+        layout_4Q, texture_7Q = tensors["layout"], tensors["texture"]
+    except (OSError, SafetensorError, KeyError, UserError) as error:
+        raise _unreadable(folder, error) from error
+    judge = FactorJudge(spec.num_shapes)
+    try:
+        judge.load_state_dict(weights)
+    except RuntimeError as error:  # of another architecture
+        raise _unreadable(folder, error) from error
+    judge.requires_grad_(False).train(False)
+    return DemoReference(spec, judge, layout_4Q, texture_7Q)
+
+
+def _unreadable(folder: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200]
+    return UserError(f"no demo reference can be read from {folder}: {reason}")

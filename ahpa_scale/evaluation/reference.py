@@ -7,16 +7,17 @@ Shapes: N pictures, S the picture's side, F features.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ahpa_scale import typed_json
 from ahpa_scale.errors import UserError
 from ahpa_scale.evaluation.classifier import Classifier, apply_in_batches, to_pictures
 from ahpa_scale.evaluation.metrics import (
@@ -29,8 +30,20 @@ from ahpa_scale.evaluation.training import check_labels, train_classifier
 from ahpa_scale.storage import atomic_folder
 
 _JUDGE, _TENSORS, _FACTS = "judge", "reference.safetensors", "reference.json"
+_KEPT = ("mean", "covariance", "kernel")
 _KERNEL_PICTURES = 5000
 _KERNEL_SEED = 0
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the JSON file holds."""
+
+    count: int
+    judge_accuracy: float
+    size: int
+
+    __pydantic_config__ = typed_json.STRICT
 
 
 @dataclass(frozen=True)
@@ -156,33 +169,22 @@ def load_reference(folder: str | Path) -> Reference:
     """
     folder = Path(folder)
     try:
-        facts: dict[str, Any] = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+        facts = typed_json.parse_as(_Facts, (folder / _FACTS).read_bytes(), str(folder / _FACTS))
         tensors = load_file(str(folder / _TENSORS))
-        train = FeatureStatistics(tensors["mean"], tensors["covariance"], facts["count"])
-        return Reference(
-            Classifier.load(folder / _JUDGE),
-            train,
-            tensors["kernel"],
-            facts["judge_accuracy"],
-            facts["size"],
-        )
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        mean_F, covariance_FF, kernel_NF = (tensors[name] for name in _KEPT)
+    except (OSError, SafetensorError, KeyError, UserError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"no reference can be read from {folder}: {reason}") from error
+    train = FeatureStatistics(mean_F, covariance_FF, facts.count)
+    judge = Classifier.load(folder / _JUDGE)
+    return Reference(judge, train, kernel_NF, facts.judge_accuracy, facts.size)
 
 
 def _write(reference: Reference, room: Path) -> None:
     (room / _JUDGE).mkdir()
     reference.judge.write(room / _JUDGE)
-    tensors = {
-        "mean": reference.train.mean_F,
-        "covariance": reference.train.covariance_FF,
-        "kernel": reference.kernel_NF,
-    }
+    kept = (reference.train.mean_F, reference.train.covariance_FF, reference.kernel_NF)
+    tensors = dict(zip(_KEPT, kept, strict=True))
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, room / _TENSORS)
-    facts = {
-        "count": reference.train.count,
-        "judge_accuracy": reference.judge_accuracy,
-        "size": reference.size,
-    }
-    (room / _FACTS).write_text(json.dumps(facts, sort_keys=True) + "\n", encoding="utf-8")
+    facts = _Facts(reference.train.count, reference.judge_accuracy, reference.size)
+    (room / _FACTS).write_text(json.dumps(asdict(facts), sort_keys=True) + "\n", encoding="utf-8")

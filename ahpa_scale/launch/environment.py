@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
+from ahpa_scale.errors import UserError
 from ahpa_scale.launch.mpi import FAMILIES, without_sruns
 from ahpa_scale.launch.nodelist import expand_nodelist
 from ahpa_scale.launch.others import batch_script, not_understood, rank_and_world
@@ -152,7 +153,7 @@ def _hosts(found: Variables, name: str) -> list[str]:
     text = found.needed(name)
     try:
         return expand_nodelist(text)
-    except ValueError as error:
+    except UserError as error:
         raise LaunchError(f"Slurm: {name}: {error}") from None
 
 

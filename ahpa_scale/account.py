@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A user id without a name or a home folder, as OpenShift gives one to each container.
+
+torch, matplotlib, Triton, wandb and the hub's client name their caches after the user, or keep them
+in the home folder. Where there is none they fail, some of them at the first batch. Standard library
+only.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+#: Where those libraries look first.
+_CACHES = {
+    "XDG_CACHE_HOME": "",
+    "MPLCONFIGDIR": "matplotlib",
+    "TRITON_HOME": "",
+    "WANDB_CONFIG_DIR": "wandb",
+}
+
+
+def settle_account() -> None:
+    """Sets the variables that stand for a name and a home folder, where this user has none. Call it
+    before those libraries are imported; what is set already stays.
+    """
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # OSError from Python 3.13 on
+        os.environ["USER"] = f"uid-{os.getuid()}"
+    home = os.path.expanduser("~")
+    if os.path.isdir(home) and os.access(home, os.W_OK | os.X_OK):
+        return
+    missing = [name for name in _CACHES if not os.environ.get(name)]
+    room = _private_folder() if missing else None
+    if room is not None:
+        os.environ.update({name: str(room / _CACHES[name]) for name in missing})
+
+
+def _private_folder() -> Path | None:
+    """The same one for all processes of this user; compiled code that lies in it is run, so that
+    nobody else may write there. None where no temporary folder takes anything.
+    """
+    try:
+        room = Path(tempfile.gettempdir(), f"ahpa-scale-uid-{os.getuid()}")
+        room.mkdir(mode=0o700, exist_ok=True)
+        found = room.lstat()
+        ours = found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        if stat.S_ISDIR(found.st_mode) and ours:
+            return room
+        return Path(tempfile.mkdtemp(prefix="ahpa-scale-"))
+    except OSError:
+        return None
