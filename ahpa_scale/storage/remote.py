@@ -48,6 +48,9 @@ _NETWORK = {
 }
 #: Parts of the names of errors that say that the request was never sent, for want of a setting.
 _SETTING = re.compile("Auth|Config|Credential|InvalidU|Param|Profile|Refresh|Region|Token")
+#: Kept for good: a forked process would else close its parent's connections, in a loop that it
+#: doesn't have, and print a traceback about that.
+_opened: set[Any] = set()
 _MISSING, _REFUSED, _AWAY, _LOCAL = "missing", "refused", "away", "local"
 
 
@@ -80,6 +83,7 @@ def open_store(url: str) -> tuple[Any, str]:
         raise RefusedError(f"cannot use {url}: {_text(error)}") from error
     if hasattr(filesystem, "retries"):
         filesystem.retries = min(filesystem.retries, _CLIENT_ATTEMPTS)
+    _opened.add(filesystem)
     return filesystem, path
 
 
