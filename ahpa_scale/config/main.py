@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from ahpa_scale.account import settle_account
 from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.find import holds_checkpoints
 from ahpa_scale.checkpoint.lease import Lease, holding
-from ahpa_scale.config.card import check_data, read_data_card
+from ahpa_scale.config.card import check_data, check_placeholders, read_data_card
 from ahpa_scale.config.checks import config_error
 from ahpa_scale.config.errors import exit_on_user_error, leave, speaks_for_all_ranks
 from ahpa_scale.config.folders import check_folders
@@ -29,6 +29,7 @@ from ahpa_scale.ending import PATIENCE, WayOut, end_children, end_within, one_wa
 from ahpa_scale.log_files import going_on_without
 from ahpa_scale.requests import Requests, hear_signals, listening, looking
 from ahpa_scale.stops import NOT_SAVED, PREEMPTED, RunStoppedError
+from ahpa_scale.unreachable import UnreachableError
 from ahpa_scale.watch import Pulse, is_lost_connection
 
 if TYPE_CHECKING:
@@ -62,11 +63,11 @@ def _run(argv: Sequence[str], requests: Requests, way_out: WayOut, stack: ExitSt
     with exit_on_user_error():
         config = load_config(argv)
         set_up_console(config)
+        check_output(config)  # first, because a trial write leaves its time on a folder
         if os.environ.get("LOCAL_RANK", "0") == "0":
             check_folders(config)
         card = read_data_card(config)
         check_data(config, card)
-        check_output(config)
         pulse = stack.enter_context(watch_ranks(config)) or Pulse()
         board = stack.enter_context(serve_metrics(config, pulse))
         lease = stack.enter_context(hold_save_folder(config, requests))
@@ -196,19 +197,28 @@ def check_output(config: Config) -> None:
             problem = f"{config.output_dir} holds the run {other!r}; give {config.run_name!r} "
             raise config_error(config, "output_dir", f"{problem}a folder of its own")
         return
-    save_folder = config.checkpoint.save_folder
-    places = {
-        "output_dir": (config.output_dir, storage.exists(Path(config.output_dir) / RESOLVED)),
-        "checkpoint.save_folder": (save_folder, save_folder and holds_checkpoints(save_folder)),
+    check_placeholders(config)
+    places: dict[str, tuple[str | None, Callable[[str], bool]]] = {
+        "output_dir": (config.output_dir, lambda folder: storage.exists(Path(folder, RESOLVED))),
+        "checkpoint.save_folder": (config.checkpoint.save_folder, holds_checkpoints),
     }
-    for key, (folder, taken) in places.items():
-        if taken:
+    for key, (folder, holds_run) in places.items():
+        if folder is not None and _asked(config, key, folder, holds_run):
             raise config_error(
                 config,
                 key,
                 f"{folder} holds a run already; set checkpoint.autoresume=true to go on with it, "
                 "or give another run_name or folder",
             )
+
+
+def _asked(config: Config, key: str, folder: str, question: Callable[[str], bool]) -> bool:
+    try:
+        return question(folder)
+    except UnreachableError:
+        raise
+    except OSError as error:
+        raise config_error(config, key, f"{error}; name another place") from None
 
 
 def _run_at(folder: Path) -> str | None:
