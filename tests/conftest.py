@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ahpa_scale.launch.command import LAUNCHERS_OWN
+
 LEVELS = {
     "encoder.down_blocks.0.resnets.0": 8,
     "encoder.down_blocks.1.resnets.0": 12,
@@ -40,6 +42,13 @@ hypothesis.settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("any machine")
+
+
+@pytest.fixture(autouse=True)
+def no_rank_of_an_earlier_test() -> None:
+    """Composer notes in the environment that this process is rank 0 of 1, for jobs to inherit."""
+    for name in LAUNCHERS_OWN:
+        os.environ.pop(name, None)
 
 
 class ToyLatents(Dataset):

@@ -15,7 +15,7 @@ from job import BIN, CLI, ROOT, run
 from test_launch_environment import COMPOSER, KUBEFLOW, MPI_RANKS, SLURM, TORCHRUN
 from test_two_hosts import arguments, rows
 
-from ahpa_scale.launch.command import _LAUNCHERS_OWN
+from ahpa_scale.launch.command import LAUNCHERS_OWN
 
 YAML = "yamls/demo-ahpa.yaml"
 PRINTER = "import os, sys; print(sys.argv[1:], *(f'{n}={os.environ.get(n)}' for n in %r))"
@@ -25,7 +25,7 @@ def launch(
     *words: str, environment: Mapping[str, str], cwd: Path = ROOT
 ) -> subprocess.CompletedProcess[str]:
     """Runs it with these variables of a scheduler and no others."""
-    plain = {n: v for n, v in os.environ.items() if n not in _LAUNCHERS_OWN}
+    plain = {n: v for n, v in os.environ.items() if n not in LAUNCHERS_OWN}
     return subprocess.run(
         [CLI, "launch", *words],
         cwd=cwd,

@@ -19,7 +19,7 @@ from ahpa_scale.launch.alone import LAUNCHED
 from ahpa_scale.launch.placement import LaunchError, Placement
 
 #: What Composer's launcher would read where a flag is missing. Its flags say it all.
-_LAUNCHERS_OWN = (
+LAUNCHERS_OWN = (
     "BASE_RANK",
     "LOCAL_RANK",
     "LOCAL_WORLD_SIZE",
@@ -54,7 +54,7 @@ class Command:
 
     def run(self) -> None:
         """Turns this process into it, so that signals reach it; never returns."""
-        kept = {name: value for name, value in os.environ.items() if name not in _LAUNCHERS_OWN}
+        kept = {name: value for name, value in os.environ.items() if name not in LAUNCHERS_OWN}
         sys.stdout.flush()
         os.execve(self.words[0], self.words, {**kept, **self.variables, LAUNCHED: "1"})
 
