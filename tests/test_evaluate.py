@@ -202,7 +202,10 @@ def test_a_run_on_many_nodes_is_read_on_one_device(trained):
         (["--follow", "--until", "3ep"], "give batches, such as 400000ba"),
         (["--inception", "w.pth"], "--inception belongs to --samples"),
         (["--samples", "8"], "either --reference, a folder of pictures, or --reference-statistics"),
-        (["--samples", "8", "--reference", "/nowhere"], "/nowhere holds 0 pictures"),
+        (
+            ["--samples", "8", "--reference", "/nowhere"],
+            "cannot list /nowhere: No such file or directory",
+        ),
         (["--samples", "8", "--reference-statistics", "/no.npz"], "No such file"),
         (["--samples", "8", "--reference", ".", "--inception", "w.pth"], "there is no file w.pth"),
         (["--samples", "8", "--reference", "docs", "--inception", "README.md"], "holds no weights"),
