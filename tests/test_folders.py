@@ -50,6 +50,19 @@ def test_a_run_that_can_save_nowhere_does_not_start(command, tmp_path: Path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_temporary_folder_too_deep_for_workers_sockets_is_refused(tmp_path: Path):
+    """With it, a worker's batches are lost and the rank waits for good."""
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    (tmp_path / "run.yaml").write_text(SMALL)
+    items = ["train.py", tmp_path / "run.yaml", f"output_dir={tmp_path}/run"]
+    done = run(sys.executable, *items, environment={"TMPDIR": str(deep)})
+    assert done.returncode == 2
+    assert f"TMPDIR: {deep} has {len(str(deep))} characters" in done.stderr
+    done = run(sys.executable, *items, "data.num_workers=0", environment={"TMPDIR": str(deep)})
+    assert "TMPDIR" not in done.stderr
+
+
 def test_a_link_to_nothing_is_no_folder(tmp_path: Path):
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     with pytest.raises(NotADirectoryError):

@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -41,8 +42,10 @@ class Host:
         self.space, self.number, self.cable = space, number, f"cable{number}"
         self.name, self.address = f"host-{'ab'[number]}", ADDRESSES[number]
         self.log = folder / f"{self.name}.log"
-        self._temporary = folder / f"{self.name}-tmp"
-        self._temporary.mkdir()
+        # Short, because sockets of loaders' workers lie in it.
+        self._temporary = tempfile.TemporaryDirectory(
+            prefix=f"{self.name}-", ignore_cleanup_errors=True
+        )
 
     def start(self, *command: object, environment: Mapping[str, str] | None = None) -> Running:
         """Starts a command on this host; what it says is added to `log`."""
@@ -50,7 +53,7 @@ class Host:
             **os.environ,
             "OMP_NUM_THREADS": "1",
             "GLOO_SOCKET_IFNAME": self.cable,
-            "TMPDIR": str(self._temporary),
+            "TMPDIR": self._temporary.name,
             **(environment or {}),
         }
         inside = ["unshare", "--uts", "sh", "-c", _SETUP, "sh", self.name, *map(str, command)]
@@ -66,6 +69,10 @@ class Host:
         for pid in _told("ip", "netns", "pids", self.space).split():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
+
+    def forget(self) -> None:
+        """Removes its temporary files."""
+        self._temporary.cleanup()
 
     def link(self, state: str) -> None:
         """Takes the cable out (``down``) or plugs it in (``up``)."""
@@ -145,6 +152,7 @@ def two_hosts(folder: Path) -> Iterator[TwoHosts]:
         finally:
             for host in hosts:
                 host.kill()
+                host.forget()
 
 
 @contextlib.contextmanager

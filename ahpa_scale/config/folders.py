@@ -15,16 +15,21 @@ from ahpa_scale.errors import UserError
 from ahpa_scale.unreachable import UnreachableError
 from ahpa_scale.writable import try_to_write
 
+#: Bytes of a socket's path on Linux, and of "/pymp-12345678/listener-12345678" below TMPDIR.
+_SOCKET_PATH, _SOCKET_NAME = 107, 32
+
 
 def check_folders(config: Config) -> None:
     """Writes to every place that the run will write to, from this host. Nothing is left there.
 
     Raises:
         ConfigError: a place that nobody has named yet.
-        HostError: a place takes nothing.
+        HostError: a place takes nothing, or TMPDIR's name is too long for loaders' workers.
         UnreachableError: a store does not answer.
     """
     check_placeholders(config)
+    if config.data.num_workers:
+        _check_socket_paths()
     for key, place in _written(config):
         try:
             try_to_write(place)
@@ -48,6 +53,19 @@ def _written(config: Config) -> Iterator[tuple[str, str]]:
         yield "data.local", str(config.data.local)
     if config.parallelism.offload_folder is not None:
         yield "parallelism.offload_folder", config.parallelism.offload_folder
+
+
+def _check_socket_paths() -> None:
+    """Workers hand batches over through sockets in the temporary folder. A worker that can't open
+    one only prints a traceback, and its rank waits for the batch for good.
+    """
+    folder, most = _spool(), _SOCKET_PATH - _SOCKET_NAME
+    length = len(os.fsencode(folder))
+    if length > most:
+        raise HostError(
+            f"TMPDIR: {folder} has {length} characters, and the sockets of data.num_workers need "
+            f"a folder of at most {most}; name a shorter one"
+        )
 
 
 def _spool() -> str:
