@@ -146,7 +146,8 @@ class SampleGrid(Callback):
         """Before each forward pass, of which all ranks make as many."""
         del inputs
         asked = self.requests.leaving or self.requests.leave is not None
-        flag = next(dit.parameters()).new_full((), float(asked), dtype=torch.float32)
+        # Not made from a parameter: a shard's copy would be a shard as well.
+        flag = torch.tensor(float(asked), device=next(dit.parameters()).device)
         dist.all_reduce(flag, reduce_operation="MAX")
         if bool(flag):
             raise _AskedToLeaveError
