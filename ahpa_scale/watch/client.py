@@ -36,8 +36,8 @@ class Client(Station):
     def step(self) -> bool:
         """Beats when it is time, listens, judges."""
         unheard = self.state in ("left", "failed", "stopped") and not self.heeded.is_set()
-        # An answer that is late may have been lost in a flood.
-        urgent = unheard or self.clock - self._heard > 2 * self.interval
+        # Rank 0 may only now be listening; an answer that is late may have been lost in a flood.
+        urgent = unheard or self._hub is None or self.clock - self._heard > 2 * self.interval
         if urgent or self.clock >= self._due:
             self._due = self.clock + self.interval
             self._send(self.beat())
