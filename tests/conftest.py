@@ -42,16 +42,6 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("any machine")
 
 
-@pytest.fixture(autouse=True)
-def no_rank_of_an_earlier_test() -> None:
-    """Composer notes in the environment that this process is rank 0 of 1, for jobs to inherit."""
-    # Not above: a test takes this module along into a build without algorithms.
-    from ahpa_scale.launch.command import LAUNCHERS_OWN
-
-    for name in LAUNCHERS_OWN:
-        os.environ.pop(name, None)
-
-
 class ToyLatents(Dataset):
     """Cached latents of class-dependent blobs: learnable in a few steps, with priors that match."""
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from job import BIN, CLI, ROOT, run
+from job import BIN, CLI, ROOT, outside, run
 from test_two_hosts import arguments, rows
 
 from ahpa_scale.checkpoint.find import list_checkpoints
@@ -85,7 +85,7 @@ class Job:
             self.process = subprocess.Popen(
                 [str(word) for word in command],
                 cwd=ROOT,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "MARK": str(folder), **environment},
+                env={**outside(), "OMP_NUM_THREADS": "1", "MARK": str(folder), **environment},
                 stdout=log if console is None else console,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from job import BIN, CLI, FASTEST, ROOT, run
+from job import BIN, CLI, FASTEST, ROOT, outside, run
 
 from ahpa_scale.checkpoint.find import list_checkpoints
 from ahpa_scale.checkpoint.lease import LEASE
@@ -107,7 +106,7 @@ def test_of_two_jobs_in_one_folder_the_second_does_not_start(data, tmp_path: Pat
     process = subprocess.Popen(
         [sys.executable, *words(data, run_folder, saved, *endless)],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**outside(), "OMP_NUM_THREADS": "1"},
         stderr=subprocess.DEVNULL,
     )
     try:

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from job import CLI, ROOT, run
+from job import CLI, ROOT, outside, run
 from test_two_hosts import arguments, rows
 from test_watch import free_udp_port
 
@@ -47,7 +46,7 @@ class Job:
         with self.logs[node].open("w") as log:
             return subprocess.Popen(
                 [str(word) for word in words], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)},
+                env={**outside(), "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)},
             )  # fmt: skip
 
     def told(self) -> str:
