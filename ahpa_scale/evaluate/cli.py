@@ -73,7 +73,7 @@ def evaluate(
     inception: Annotated[
         Text,
         typer.Option(
-            help="With --samples: Inception's weights.",
+            help="With --samples: Inception's weights: the library's own file, or .safetensors.",
             show_default="fetched",
             callback=options.LOCAL,
         ),
