@@ -11,7 +11,7 @@ from k8s_manifests import Document
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from ahpa_scale.exporter import Board, BoardCollector, Saved
+from ahpa_scale.exporter import Board, BoardCollector, Newest, Saved
 from ahpa_scale.watch import Pulse
 
 #: The fields that are used of each kind, with their types; a list stands for a list of its first
@@ -41,7 +41,8 @@ def served() -> dict[str, set[str]]:
     for name in vars(board):
         if getattr(board, name) is None:
             setattr(board, name, 1)
-    board.losses["total"] = board.logged["router/x"] = 1.0
+    board.newest = Newest(*(1 for _ in Newest._fields))._replace(losses={"total": 1.0})
+    board.logged["router/x"] = 1.0
     board.saved = lambda: Saved(1, 1.0)
     pulse = Pulse()
     pulse.mark("batch_end", 1)

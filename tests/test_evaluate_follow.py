@@ -105,6 +105,7 @@ def test_it_leaves_when_asked_and_goes_on_when_started_again(trained, saved, eva
     process = subprocess.Popen(
         [CLI, *command(saved, trained / "held-out", out), "--follow", "--every", "30m"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -198,5 +198,5 @@ def test_what_is_served_to_prometheus_costs_no_read_in_any_batch(count):
     board = Board()
     served = count(ahpa(), further=[Prometheus(board, 1, peak=1e12)])
     assert served == count(ahpa())
-    assert board.batch == 2 * EVERY
-    assert board.losses.keys() == {"total", "flow", "alignment"}
+    assert board.newest.batch == 2 * EVERY
+    assert board.newest.losses.keys() == {"total", "flow", "alignment"}

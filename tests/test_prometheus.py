@@ -7,12 +7,13 @@ import time
 
 import pytest
 import torch
-from conftest import ToyLatents
+from conftest import LEVELS, ToyLatents
 from scrape import free_port, scrape
 from torch.utils.data import DataLoader
 
+from ahpa_scale.algorithms import AHPA
 from ahpa_scale.callbacks import Prometheus
-from ahpa_scale.exporter import Board, Saved, serving
+from ahpa_scale.exporter import Board, Newest, Saved, serving
 from ahpa_scale.models.flops import training_flops
 from ahpa_scale.watch import Pulse
 
@@ -31,7 +32,7 @@ def test_a_wait_that_goes_on_counts_and_no_counter_falls():
 
 def test_numbers_that_are_not_finite_and_odd_names_are_served():
     board = Board({"run": 'a "b"'}, saved=lambda: Saved(7, 1.5e9))
-    board.losses["total"] = float("nan")
+    board.newest = Newest(losses={"total": float("nan")})
     board.logged['router/a"b/t0.50'] = float("inf")
     port = free_port()
     pulse = Pulse()
@@ -50,18 +51,46 @@ def test_mfu_is_speed_times_flops_over_the_peak(make_generator, make_trainer):
     board, model = Board(), make_generator()
     flops = training_flops(model.dit)
     make_trainer(model, loggers=Prometheus(board, flops, peak=2e9), max_duration="6ba").fit()
-    assert board.images_per_second is not None
-    assert board.mfu == pytest.approx(board.images_per_second * flops / 2e9)
+    speed = board.newest.images_per_second
+    assert speed is not None
+    assert board.newest.mfu == pytest.approx(speed * flops / 2e9)
+
+
+def test_numbers_of_two_batches_are_never_seen_side_by_side(make_generator, make_trainer):
+    """The alignment's loss is logged after the others: whoever reads between them sees neither."""
+    board = Board()
+
+    class Reads(Prometheus):
+        def log_metrics(self, metrics, step=None):
+            super().log_metrics(metrics, step)
+            seen.append(board.newest)
+
+    seen: list[Newest] = []
+    trainer = make_trainer(
+        make_generator(),
+        algorithms=[AHPA(LEVELS, head_width=32, weight=1.0, loss_interval="1ba")],
+        loggers=Reads(board, 1),
+        max_duration="3ba",
+    )
+    trainer.fit()
+    seen.append(board.newest)
+    assert {one.batch for one in seen if one.batch is not None} == {0, 1, 2, 3}
+    for one in seen:
+        losses = one.losses
+        assert one.images == (None if one.batch is None else 16 * one.batch)
+        if one.batch:
+            whole = losses["flow"] + losses["alignment"]
+            assert losses["total"] == pytest.approx(whole, rel=1e-5)
+        else:
+            assert losses == {}
 
 
 def test_what_the_guard_finds_is_counted_and_what_is_logged_is_sorted():
     board = Board()
     seen = Prometheus(board, 1)
-    for loss in (1.0, float("nan")):
-        seen.log_metrics({"loss/train/total": loss, "time/batch": 3, "alignment/strength": 0.5})
+    seen.log_metrics({"loss/train/total": 1.0, "time/batch": 3, "alignment/strength": 0.5})
     for _ in range(2):
         seen.log_metrics({"guard/nonfinite": 1.0, "a/tensor": torch.ones(()), "a/word": "x"})
-    assert board.losses["total"] != board.losses["total"]
     assert board.nonfinite_batches == 2
     assert board.logged == {"alignment/strength": 0.5}
 
@@ -82,4 +111,4 @@ def test_the_loops_waits_are_those_of_its_loader(make_generator, make_trainer):
     # Four batches of sixteen pictures each.
     assert 0.64 <= board.data_wait(now) < board.loop_time(now)
     assert board.wait[1] is None
-    assert (board.batch, board.images, board.planned_batches) == (4, 64, 4)
+    assert board.newest[:3] == (4, 64, 4)

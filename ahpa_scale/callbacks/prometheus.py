@@ -41,6 +41,9 @@ class Prometheus(LoggerDestination):
         self.board, self.flops_per_image, self.peak = board, flops_per_image, peak
         self._speed = Speed()
         self._peak_of_all = 0.0
+        # Composer logs the parts of a batch one after another: they are shown when it ends.
+        self._next: dict[str, Any] = {}
+        self._losses: dict[str, float] = {}
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Sorts by name."""
@@ -50,9 +53,9 @@ class Prometheus(LoggerDestination):
             if name.startswith(_NOT_SHOWN) or not isinstance(value, numbers.Real):
                 continue
             if name.startswith(_LOSS):
-                board.losses[name.removeprefix(_LOSS)] = float(value)
+                self._losses[name.removeprefix(_LOSS)] = float(value)
             elif name == _NORM:
-                board.gradient_norm = float(value)
+                self._next["gradient_norm"] = float(value)
             elif name == _NONFINITE:
                 board.nonfinite_batches += 1
             else:
@@ -65,7 +68,7 @@ class Prometheus(LoggerDestination):
         peak = self.peak or float(get_gpu_flops_available(state))
         self._peak_of_all = peak * dist.get_world_size()
         self._speed.start(state)
-        self._count(state)
+        self._show(state)
         saver = next((one for one in state.callbacks if isinstance(one, Saver)), None)
         if saver is not None:
             board.saved = lambda: _saved(saver)
@@ -81,16 +84,15 @@ class Prometheus(LoggerDestination):
     def batch_start(self, state: State, logger: Logger) -> None:
         del logger
         # The scheduler steps before the end of the batch, so this is the rate that the batch uses.
-        self.board.learning_rate = float(state.optimizers[0].param_groups[0]["lr"])
+        self._next["learning_rate"] = float(state.optimizers[0].param_groups[0]["lr"])
 
     def batch_end(self, state: State, logger: Logger) -> None:
         del logger
         self._speed.note(state)
-        self._count(state)
-        speed = self._speed.images_per_second
-        self.board.images_per_second = speed
+        speed = self._next["images_per_second"] = self._speed.images_per_second
         if speed is not None and self._peak_of_all > 0:
-            self.board.mfu = speed * self.flops_per_image / self._peak_of_all
+            self._next["mfu"] = speed * self.flops_per_image / self._peak_of_all
+        self._show(state)
 
     def epoch_end(self, state: State, logger: Logger) -> None:
         """Composer tells no callback when it asked for a batch in vain."""
@@ -101,10 +103,15 @@ class Prometheus(LoggerDestination):
         del state, logger
         self.board.ended = time.monotonic()
 
-    def _count(self, state: State) -> None:
+    def _show(self, state: State) -> None:
         now = state.timestamp
-        self.board.batch, self.board.images = now.batch.value, now.sample.value
-        self.board.planned_batches = batches_in_total(state)
+        self.board.newest = self.board.newest._replace(
+            batch=now.batch.value,
+            images=now.sample.value,
+            planned_batches=batches_in_total(state),
+            losses=self._losses.copy(),
+            **self._next,
+        )
 
     def _has_waited(self) -> None:
         waited, since = self.board.wait

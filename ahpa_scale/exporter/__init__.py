@@ -5,8 +5,8 @@ Training writes plain attributes of a `Board`; all else is done when somebody as
 its own. Neither torch nor Composer is imported, so that a process answers before they are there.
 """
 
-from ahpa_scale.exporter.board import Board, Saved
+from ahpa_scale.exporter.board import Board, Newest, Saved
 from ahpa_scale.exporter.collector import BoardCollector
 from ahpa_scale.exporter.server import health, serving
 
-__all__ = ["Board", "BoardCollector", "Saved", "health", "serving"]
+__all__ = ["Board", "BoardCollector", "Newest", "Saved", "health", "serving"]

@@ -15,13 +15,12 @@ class Saved(NamedTuple):
     at: float
 
 
-@dataclass
-class Board:
-    """What is known so far; None is what isn't.
+class Newest(NamedTuple):
+    """What the newest batch left; None is what isn't known.
+
+    One value, replaced as a whole: a reader never sees numbers of two batches side by side.
 
     Attributes:
-        info: words about the run, by name.
-        started_at: when training started in this process, in seconds since 1970.
         batch, images: trained so far, by the whole run.
         planned_batches: batches at which training stops.
         losses: newest value of each ``loss/train/`` by its part.
@@ -29,6 +28,26 @@ class Board:
         gradient_norm: of the backbone before clipping, as last logged.
         images_per_second: of all ranks together.
         mfu: share of the devices' peak, 0 to 1.
+    """
+
+    batch: int | None = None
+    images: int | None = None
+    planned_batches: int | None = None
+    losses: Mapping[str, float] = {}
+    learning_rate: float | None = None
+    gradient_norm: float | None = None
+    images_per_second: float | None = None
+    mfu: float | None = None
+
+
+@dataclass
+class Board:
+    """What is known so far; None is what isn't.
+
+    Attributes:
+        info: words about the run, by name.
+        started_at: when training started in this process, in seconds since 1970.
+        newest: what the newest batch left.
         nonfinite_batches: that the guard has found in this process.
         wait: seconds that the loop has waited for data, and since when it waits now, in monotonic
             seconds (None: it doesn't): one pair, so that readers never see half of a change.
@@ -39,14 +58,7 @@ class Board:
 
     info: Mapping[str, str] = field(default_factory=dict)
     started_at: float | None = None
-    batch: int | None = None
-    images: int | None = None
-    planned_batches: int | None = None
-    losses: dict[str, float] = field(default_factory=dict)
-    learning_rate: float | None = None
-    gradient_norm: float | None = None
-    images_per_second: float | None = None
-    mfu: float | None = None
+    newest: Newest = field(default_factory=Newest)
     nonfinite_batches: int = 0
     wait: tuple[float, float | None] = (0.0, None)
     begun: float | None = None

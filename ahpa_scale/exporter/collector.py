@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -13,17 +13,16 @@ from prometheus_client.registry import Collector
 from ahpa_scale.exporter.board import Board
 from ahpa_scale.watch import Pulse
 
-#: Gauges that are an attribute of the board: name, attribute, help.
-_GAUGES = (
-    ("batch", "batch", "Batches trained by the run."),
-    ("images", "images", "Images trained on by the run."),
-    ("planned_batches", "planned_batches", "Batches at which the run will stop."),
-    ("learning_rate", "learning_rate", "Learning rate of the newest batch."),
-    ("gradient_norm", "gradient_norm", "Backbone's gradient norm before clipping, as last logged."),
-    ("images_per_second", "images_per_second", "Images per second of all ranks, 50 batches."),
-    ("mfu", "mfu", "Model FLOPs of all ranks over the devices' peak, 0 to 1."),
-    ("start_timestamp_seconds", "started_at", "When training started in this process."),
-)
+#: Gauges of the newest batch by name, with their help.
+_GAUGES = {
+    "batch": "Batches trained by the run.",
+    "images": "Images trained on by the run.",
+    "planned_batches": "Batches at which the run will stop.",
+    "learning_rate": "Learning rate of the newest batch.",
+    "gradient_norm": "Backbone's gradient norm before clipping, as last logged.",
+    "images_per_second": "Images per second of all ranks, 50 batches.",
+    "mfu": "Model FLOPs of all ranks over the devices' peak, 0 to 1.",
+}
 
 
 class BoardCollector(Collector):
@@ -45,12 +44,13 @@ class BoardCollector(Collector):
         """All families, read from the board now."""
         board, now = self.board, time.monotonic()
         yield InfoMetricFamily("ahpa_run", "What runs.", value=dict(board.info))
-        for name, attribute, text in _GAUGES:
-            value = getattr(board, attribute)
+        newest = board.newest
+        for name, text in _GAUGES.items():
+            value = getattr(newest, name)
             if value is not None:
                 yield GaugeMetricFamily(f"ahpa_{name}", text, value=value)
+        yield _labelled("ahpa_loss", "Newest training loss by part.", "part", newest.losses)
         # A copy is one step for other threads.
-        yield _labelled("ahpa_loss", "Newest training loss by part.", "part", board.losses.copy())
         yield _labelled(
             "ahpa_logged", "Newest value of whatever else is logged.", "name", board.logged.copy()
         )
@@ -79,6 +79,12 @@ class BoardCollector(Collector):
         )
 
     def _moments(self, now: float) -> Iterator[Metric]:
+        if self.board.started_at is not None:
+            yield GaugeMetricFamily(
+                "ahpa_start_timestamp_seconds",
+                "When training started in this process.",
+                self.board.started_at,
+            )
         saved = self.board.saved()
         if saved is not None:
             yield GaugeMetricFamily(
@@ -95,7 +101,7 @@ class BoardCollector(Collector):
             )
 
 
-def _labelled(name: str, text: str, label: str, values: dict[str, float]) -> Metric:
+def _labelled(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
     family = GaugeMetricFamily(name, text, labels=[label])
     for key, value in values.items():
         family.add_metric([key], value)
