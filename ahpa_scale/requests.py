@@ -292,14 +292,10 @@ def _ignore() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def leave_signals_to_parent(worker: int | None = None) -> None:
+def leave_signals_to_parent() -> None:
     """Has a process that was forked from a listening one ignore the signals again, where a library
     has taken one for itself, as torch does in loaders' workers.
-
-    Args:
-        worker: number of the loader's worker.
     """
-    del worker
     if _answered_above:
         for number in _HEARD:
             signal.signal(number, signal.SIG_IGN)

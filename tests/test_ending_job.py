@@ -49,6 +49,15 @@ def killed():
         return read(self, sample_id, retry)
     LatentStream.get_item = fail
 
+def unsent():
+    import tempfile
+    from ahpa_scale.data.stream import LatentStream
+    read = LatentStream.get_item
+    def lose(self, sample_id, retry=7):
+        tempfile.tempdir = "/nowhere"  # as where somebody clears it
+        return read(self, sample_id, retry)
+    LatentStream.get_item = lose
+
 def grid():
     from ahpa_scale.callbacks import SampleGrid
     def fail(self, state):
@@ -152,6 +161,7 @@ def words(data: Path, folder: Path, **chosen: object) -> list[str]:
         ("callback", 2, 8, "KeyError: 'in a callback'"),
         ("worker", 1, 2, "ZeroDivisionError: in a worker"),
         ("killed", 1, 2, "is killed by signal: Killed"),
+        ("unsent", 2, 1, "No such file or directory: '/nowhere/"),
         ("grid", 1, 1, "ValueError: in the sample grid"),
     ],
 )

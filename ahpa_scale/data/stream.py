@@ -27,8 +27,8 @@ from ahpa_scale.data.fetching import ShardStream
 from ahpa_scale.data.host_lock import alone_on_host
 from ahpa_scale.data.index import Index, settle_index
 from ahpa_scale.data.whole import ShardError, check_whole
+from ahpa_scale.data.workers import begin_worker
 from ahpa_scale.errors import UserError
-from ahpa_scale.requests import leave_signals_to_parent
 from ahpa_scale.unreachable import UnreachableError
 
 _living: WeakSet[LatentStream] = WeakSet()
@@ -246,7 +246,7 @@ def build_loader(
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
         drop_last=drop_last,
-        worker_init_fn=leave_signals_to_parent,
+        worker_init_fn=begin_worker,
     )
     if len(loader) == 0:
         raise UserError(
