@@ -27,9 +27,8 @@ from ahpa_scale.data.fetching import ShardStream
 from ahpa_scale.data.host_lock import alone_on_host
 from ahpa_scale.data.index import Index, settle_index
 from ahpa_scale.data.whole import ShardError, check_whole
-from ahpa_scale.data.workers import begin_worker
+from ahpa_scale.data.workers import Loader, begin_worker
 from ahpa_scale.errors import UserError
-from ahpa_scale.unreachable import UnreachableError
 
 _living: WeakSet[LatentStream] = WeakSet()
 
@@ -239,7 +238,7 @@ def build_loader(
         predownload=predownload,
         cache_limit=cache_limit,
     )
-    loader = _Loader(
+    loader = Loader(
         data,
         batch_size=batch_size,
         num_workers=num_workers,
@@ -254,22 +253,6 @@ def build_loader(
             "on each rank"
         )
     return loader
-
-
-class _Loader(StreamingDataLoader):
-    """Raises in one line what a worker raised, of the same kind."""
-
-    def __iter__(self) -> Iterator[Any]:
-        try:
-            yield from super().__iter__()
-        except (UserError, UnreachableError) as error:
-            # torch puts the worker's traceback into the text; its last line is the error itself.
-            *_, last = str(error).splitlines()
-            raise type(error)(last.removeprefix(f"{_full_name(error)}: ")) from None
-
-
-def _full_name(error: BaseException) -> str:
-    return f"{type(error).__module__}.{type(error).__qualname__}"
 
 
 def _places(remote: str, local: str | None, card: DatasetCard) -> dict[str, Any]:

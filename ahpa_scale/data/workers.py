@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a loader's worker begins: signals are its parent's to answer, and no batch is lost unseen."""
+"""How loaders' workers begin and how they fail: no batch is lost, and the cause comes first."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from multiprocessing.queues import Queue
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from streaming import StreamingDataLoader
+
+from ahpa_scale.errors import UserError
 from ahpa_scale.requests import leave_signals_to_parent
+from ahpa_scale.unreachable import UnreachableError
 
 _ERROR = 1
 
@@ -40,3 +45,36 @@ def begin_worker(worker: int) -> None:
 
     sys.excepthook = end
     Queue._on_queue_feeder_error = staticmethod(not_sent)  # type: ignore[attr-defined]
+
+
+class Loader(StreamingDataLoader):
+    """Raises what a worker raised, of the same kind and with the cause in its first line. Ours are
+    that one line; the others tell where the worker was.
+    """
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from super().__iter__()
+        except Exception as error:
+            text = error.args[0] if len(error.args) == 1 else None
+            if not isinstance(text, str) or not text.startswith("Caught "):
+                raise
+            cause = _cause(text).removeprefix(f"{_name(type(error))}: ")
+            if isinstance(error, UserError | UnreachableError):
+                raise type(error)(cause) from None
+            # Of the text's own type: torch has one for texts that a KeyError would quote.
+            error.args = (type(text)(f"{cause}\n{text}"),)
+            raise
+
+
+def _cause(text: str) -> str:
+    """What follows the traceback, in a text that torch has made of a worker's error."""
+    lines = text.splitlines()
+    indented = (number for number, line in enumerate(lines) if line.startswith("  "))
+    return "\n".join(lines[max(indented, default=-1) + 1 :]) or lines[-1]
+
+
+def _name(kind: type[BaseException]) -> str:
+    """As tracebacks have it."""
+    module = kind.__module__
+    return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"

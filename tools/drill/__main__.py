@@ -64,6 +64,8 @@ def main(argv: Sequence[str]) -> int:
     given.out.parent.mkdir(parents=True, exist_ok=True)
     # So that jobs, servers and mounts go with a drill that is ended.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    # A shell has what runs in its background ignore Ctrl-C, and jobs would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return drill({name: cases[name] for name in chosen}, given.out, given.seed, given.keep)
 
 
