@@ -19,7 +19,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _ECHO = 1.0
 #: Seconds after Ctrl-C within which a SIGTERM is that of Composer's launcher, which got it too.
 _FROM_COMPOSER = 10.0
-_LAUNCHERS = {"composer", "composer.cli", "composer.cli.launcher", "ahpa_scale.launch.launcher"}
+#: Parents that start a rank for somebody at a console, and whose end is only that console's.
+_CONSOLES = {"login", "screen", "sshd", "sshd-session", "su", "sudo", "systemd", "tmux"}
+_SHELLS = {"ash", "bash", "dash", "fish", "ksh", "sh", "zsh"}
 
 
 def handed_on(number: int) -> int:
@@ -83,14 +85,21 @@ def send_on(pid: int, number: int) -> None:
 
 
 def launcher_above() -> int | None:
-    """The parent, where that is a launcher whose end this process can't outlive in order."""
+    """The parent, where that is a launcher whose end this process can't outlive in order: what
+    starts a rank and is no console. A shell that runs a script is one, and one that is typed into
+    is not.
+    """
     parent = os.getppid()
+    if "RANK" not in os.environ or parent == 1:
+        return None
     try:
-        words = Path(f"/proc/{parent}/cmdline").read_bytes().split(b"\0")
+        words = Path(f"/proc/{parent}/cmdline").read_text(errors="replace").split("\0")[:-1]
     except OSError:
         return None
-    names = {word.decode(errors="replace").rpartition("/")[2] for word in words[:4]}
-    return parent if names & _LAUNCHERS else None
+    # Some servers write what they do behind their name.
+    name = words[0].split(":")[0].rpartition("/")[2].lstrip("-").lower() if words else ""
+    typed = name in _SHELLS and all(word.startswith("-") and word != "-c" for word in words[1:])
+    return None if name in _CONSOLES or typed else parent
 
 
 def _catches(pid: int, number: int) -> bool:

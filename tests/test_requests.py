@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from job import ROOT
+from job import ROOT, outside
 from toy_trainer import toy_trainer
 
 from ahpa_scale import storage
@@ -69,6 +70,33 @@ def test_a_process_with_over_a_thousand_open_files_hears_too():
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=300)
     assert (process.returncode, out) == (0, "leave SIGTERM\n")
+
+
+ABOVE = "from ahpa_scale.signals import launcher_above; print(launcher_above() is not None)"
+
+
+@pytest.mark.parametrize(
+    ("shell", "told", "is_launcher"),
+    [
+        (["sh", "-c"], "RANK=1 {python}; true", True),
+        (["sh", "{script}"], "RANK=1 {python}; true", True),
+        (["sh", "-c"], "{python}; true", False),  # a job of one process, and no rank
+        (["sh"], "RANK=1 {python}; true", False),  # typed
+        (["-bash", "-i"], "RANK=1 {python}; true", False),
+    ],
+)
+def test_a_shell_that_runs_a_script_of_ranks_is_a_launcher_and_one_that_is_typed_into_is_none(
+    shell: list[str], told: str, is_launcher: bool, tmp_path: Path
+):
+    script = tmp_path / "script.sh"
+    text = told.format(python=f"{sys.executable} -c '{ABOVE}'")
+    script.write_text(text)
+    words = [word.format(script=script) for word in shell] + [text] * (shell[-1] == "-c")
+    done = subprocess.run(
+        words, executable=shutil.which(shell[0].strip("-")), input=text, cwd=ROOT, text=True,
+        env=outside(), capture_output=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.stdout.split()[-1:] == [str(is_launcher)], done.stderr
 
 
 def test_a_console_that_is_gone_keeps_no_request_away():

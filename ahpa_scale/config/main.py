@@ -54,6 +54,8 @@ def main(argv: Sequence[str], requests: Requests | None = None) -> None:
     another rank died or hangs, the watch ends this process with code 75 and one line.
     """
     settle_account()
+    if "GROUP_RANK" in os.environ:  # what torchrun calls it, and Composer doesn't know
+        os.environ.setdefault("NODE_RANK", os.environ["GROUP_RANK"])
     hearing = nullcontext(requests) if requests else listening(preparing=True)
     with hearing as asked, one_way_out() as way_out, ExitStack() as stack:
         _run(argv, asked, way_out, stack)
