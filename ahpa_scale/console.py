@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import select
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, TextIO
 
@@ -82,11 +85,21 @@ def tell(text: str) -> None:
     say(text, stream=sys.stdout)
 
 
-def line(text: str, *, level: int = logging.INFO, fields: Mapping[str, Any] | None = None) -> str:
-    """The line that `say` would print, with its end, without printing it: for a thread that must
-    not wait for a lock of the main thread's, which may be stuck for good.
+def shout(text: str, *, level: int = logging.INFO, fields: Mapping[str, Any] | None = None) -> None:
+    """Says one line past Python's streams: for a thread that must not wait for a lock of the main
+    thread's, which may be stuck for good. Where nobody takes the line it is dropped.
     """
-    text = printable(text)
+    with suppress(OSError, ValueError):
+        if takes_writes():
+            os.write(2, _line(printable(text), level, fields).encode(errors="replace"))
+
+
+def takes_writes() -> bool:
+    """Whether stderr takes a line now: nobody may be reading a pipe that is full."""
+    return bool(select.select([], [2], [], 1.0)[1])
+
+
+def _line(text: str, level: int, fields: Mapping[str, Any] | None) -> str:
     if _formatter is None:
         return f"{text}\n"
     record = logging.LogRecord(PACKAGE, level, "", 0, text, None, None)

@@ -9,24 +9,32 @@ from __future__ import annotations
 
 import atexit
 import faulthandler
+import logging
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import NoReturn
 
+from ahpa_scale import console
 from ahpa_scale.stops import NOT_SAVED, PREEMPTED, ROLL_BACK, STOPPED
 
 #: Seconds from an error to the end of its process.
 PATIENCE = 25.0
+#: Seconds that callbacks and trackers have to close after a run that went well.
+CLOSING = 60.0
 #: Seconds for what is registered to run at the end: trackers, loggers, shared memory.
 _FAREWELL = 20.0
 #: For a thread that holds the interpreter's lock, so that no Python runs.
 _LAST_RESORT = 5.0
-_ERROR = 1
+ERROR = 1
+#: Composer's caller of callbacks.
+_ENGINE = "composer/core/engine.py"
 _OWN = (STOPPED, ROLL_BACK, PREEMPTED, NOT_SAVED)
 
 
@@ -57,7 +65,7 @@ class WayOut:
             waits = patience(error)
             if not waits:
                 self.tell(error)
-            end_within(PATIENCE + waits, _ERROR)
+            end_within(PATIENCE + waits, ERROR)
             end_children()
             raise
 
@@ -87,7 +95,7 @@ def one_way_out(*, always: bool = False) -> Iterator[WayOut]:
         raise
     except BaseException as error:
         way_out.tell(error)
-        leave_for_good(_ERROR)
+        leave_for_good(ERROR)
     if always:
         leave_for_good(0)
 
@@ -105,12 +113,46 @@ def leave_for_good(code: int) -> NoReturn:
     os._exit(code)
 
 
-def end_within(seconds: float, code: int) -> None:
-    """Ends this process after a time, whatever its threads do meanwhile."""
+def end_within(seconds: float, code: int) -> threading.Timer:
+    """Ends this process after a time, whatever its threads do meanwhile, and says what the main
+    thread waits for.
+    """
     faulthandler.dump_traceback_later(seconds + _LAST_RESORT, exit=True)
-    timer = threading.Timer(seconds, os._exit, (code,))
+    timer = threading.Timer(seconds, _give_up, (seconds, code))
     timer.daemon = True
     timer.start()
+    return timer
+
+
+@contextmanager
+def ended_unless_done(seconds: float, code: int) -> Iterator[None]:
+    """Ends this process as `end_within` where the body takes longer."""
+    timer = end_within(seconds, code)
+    try:
+        yield
+    finally:
+        timer.cancel()
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _give_up(seconds: float, code: int) -> None:
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    text = f"error: leaving with code {code}: {_awaited(frame)} took more than {seconds:g} s"
+    console.shout(text, level=logging.ERROR, fields={"exit_code": code})
+    os._exit(code)
+
+
+def _awaited(frame: FrameType | None) -> str:
+    """What a thread stands in, and the callback or tracker that Composer has called there."""
+    if frame is None:
+        return "the end"
+    called, place = frame, f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    for above, _ in traceback.walk_stack(frame):
+        if above.f_code.co_filename.endswith(_ENGINE):
+            owner = type(called.f_locals.get("self")).__name__
+            return f"{owner}.{called.f_code.co_name} ({place})"
+        called = above
+    return place
 
 
 def end_children() -> None:
@@ -129,7 +171,7 @@ def _code_of(end: SystemExit) -> int:
     if isinstance(end.code, int):
         return end.code
     sys.stderr.write(f"{end.code}\n")
-    return _ERROR
+    return ERROR
 
 
 def _flush() -> None:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import ast
 import io
 import json
+import os
+import select
 import subprocess
 import sys
 from datetime import datetime, timedelta, timezone
@@ -31,8 +33,7 @@ from ahpa_scale.requests import listening
 console.set_up(sys.argv[1], rank=3, node=1)
 console.say("batch 7/9", fields={"batch": 7, "loss": float("nan"), "of": None})
 console.say("done: all", stream=sys.stdout)
-sys.stderr.write(console.line("error: stuck", level=logging.ERROR, fields={"batch": 7}))
-sys.stderr.flush()
+console.shout("error: stuck", level=logging.ERROR, fields={"batch": 7})
 logging.getLogger("elsewhere").warning("a %s\\nof two lines", "word")
 logging.getLogger("elsewhere").info("not said")
 logging.getLogger("ahpa_scale.data").info("ours", extra={"batch": 8})
@@ -64,6 +65,21 @@ pulse.mark("before_forward", 12)
 alone = Alone(Place(0, 2, 1, 0, "127.0.0.1", 1, 1), bytes(32), pulse, 4)
 alone.leave(Verdict("rank 0 is stuck", ranks=(0,), kind="stuck"))
 """
+
+
+def test_a_rank_that_has_a_verdict_ends_where_the_console_has_gone_or_takes_no_more():
+    for full in (False, True):
+        reader, writer = os.pipe()
+        if full:
+            os.set_blocking(writer, False)
+            while select.select([], [writer], [], 0)[1]:
+                os.write(writer, bytes(4096))
+            os.set_blocking(writer, True)
+        else:
+            os.close(reader)
+        words = [sys.executable, "-c", STUCK, "text"]
+        done = subprocess.run(words, cwd=ROOT, stderr=writer, timeout=300, check=False)
+        assert done.returncode == 75
 
 
 def objects(text: str) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -58,6 +59,19 @@ def unsent():
         tempfile.tempdir = "/nowhere"  # as where somebody clears it
         return read(self, sample_id, retry)
     LatentStream.get_item = lose
+
+def closing():
+    import threading
+    from ahpa_scale.callbacks import Heartbeat
+    from ahpa_scale.config import main
+    main.CLOSING = 3.0
+    Heartbeat.close = lambda self, state, logger: threading.Event().wait()
+
+def leaving():
+    import atexit, threading
+    from ahpa_scale import ending
+    ending._FAREWELL = 3.0
+    atexit.register(threading.Event().wait)
 
 def grid():
     from ahpa_scale.callbacks import SampleGrid
@@ -180,6 +194,26 @@ def test_an_error_is_told_and_ends_the_job(
     assert job.ended() == 1, job.log.read_text()
     assert cause in job.log.read_text()
     assert time.monotonic() - begun < BOUND
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "cause"),
+    [
+        ("closing", 1, r"error: leaving with code 1: Heartbeat\.<lambda> \(.*threading.py:\d+\)"),
+        ("leaving", 0, r"error: leaving with code 0: .*threading.py:\d+"),
+    ],
+)
+def test_a_good_run_whose_end_hangs_ends_and_says_what_it_waits_for(
+    fault: str, code: int, cause: str, start, data: Path, tmp_path: Path
+):
+    script = tmp_path / "faulty.py"
+    script.write_text(FAULTY)
+    items = words(data, tmp_path, data__num_workers=1, max_duration="2ba")[1:]
+    job = start(sys.executable, script, *items, FAULT=fault, PYTHONPATH=str(ROOT))
+    assert job.ended(300) == code, job.log.read_text()
+    assert re.search(f"^{cause} took more than 3 s$", job.log.read_text(), re.M)
+    (saved,) = list_checkpoints(str(tmp_path / "saved"))
+    assert saved.batch == 2
 
 
 def test_neither_a_console_that_goes_nor_a_hang_up_ends_training_and_sigterm_to_all_is_one_request(

@@ -28,11 +28,12 @@ RUN = "run_name: r\nmax_duration: 1ba\ndata: {local: d}\nvae: {path: demo}\n"
         ("http://:word@host and ftp://me@host", "http://:***@host and ftp://me@host"),
     ],
 )
-def test_what_a_terminal_would_obey_is_written_out(text, said, capsys):
+def test_what_a_terminal_would_obey_is_written_out(text, said, capfd):
     console.say(text)
     console.tell(text)
-    assert capsys.readouterr() == (f"{said}\n", f"{said}\n")
-    assert console.line(text) == f"{said}\n"
+    assert capfd.readouterr() == (f"{said}\n", f"{said}\n")
+    console.shout(text)
+    assert capfd.readouterr().err == f"{said}\n"
 
 
 def test_names_in_a_mistake_are_shown_and_not_sent(tmp_path):

@@ -25,7 +25,16 @@ from ahpa_scale.config.load import load_config, to_yaml
 from ahpa_scale.config.schema import Config, parse_duration
 from ahpa_scale.config.serve import serve_metrics, set_up_console
 from ahpa_scale.config.watch import watch_ranks
-from ahpa_scale.ending import PATIENCE, WayOut, end_children, end_within, one_way_out
+from ahpa_scale.ending import (
+    CLOSING,
+    ERROR,
+    PATIENCE,
+    WayOut,
+    end_children,
+    end_within,
+    ended_unless_done,
+    one_way_out,
+)
 from ahpa_scale.log_files import going_on_without
 from ahpa_scale.requests import Requests, hear_signals, listening, looking
 from ahpa_scale.stops import NOT_SAVED, PREEMPTED, RunStoppedError
@@ -121,7 +130,10 @@ def _train(config: Config, trainer: Trainer, requests: Requests) -> None:
     if end is not None:
         _last_upload(trainer)
         end_within(PATIENCE, end[1])  # trackers may have no connection any more
-    trainer.close()
+        trainer.close()
+    else:
+        with ended_unless_done(CLOSING, ERROR):
+            trainer.close()
     end_children()
     if end is not None:
         dist.barrier()  # on every rank, before the first one leaves

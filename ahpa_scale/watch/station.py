@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import secrets
-import select
 import socket
 import sys
 import tempfile
@@ -76,7 +75,7 @@ class Station(threading.Thread, ABC):
             text = f"error: the watch of rank {self.place.rank} has failed"
             if not console.is_json():
                 text = f"{told['traceback']}{text}"
-            _write(console.line(text, level=logging.CRITICAL, fields=told))
+            console.shout(text, level=logging.CRITICAL, fields=told)
             os._exit(_BUG)
 
     @abstractmethod
@@ -104,7 +103,7 @@ class Station(threading.Thread, ABC):
             self._told_drop = self.clock
             host, port = sender[:2]
             text = f"watch: dropped a datagram from {host}:{port}: not of this job, or not new"
-            _write(console.line(text, level=logging.DEBUG))
+            console.shout(text, level=logging.DEBUG)
 
     def leave(self, verdict: Verdict) -> None:
         """Ends this process with the verdict's line and code; the main thread may be stuck for
@@ -114,8 +113,8 @@ class Station(threading.Thread, ABC):
         told: dict[str, object] = {"exit_code": verdict.code, "batch": self.pulse.batch}
         if stuck and console.is_json():
             told["stacks"] = _stacks()
-        _write(console.line(f"error: {verdict.line}", level=logging.ERROR, fields=told))
-        if stuck and not console.is_json() and _takes_writes():
+        console.shout(f"error: {verdict.line}", level=logging.ERROR, fields=told)
+        if stuck and not console.is_json() and console.takes_writes():
             faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
         if verdict.kind == "own":
             # Composer's launcher takes the exit code of a rank that ends first: not this one's.
@@ -157,14 +156,3 @@ def _stacks() -> str:
             return file.read().decode(errors="replace")
     except OSError as error:
         return f"not to be had: {error}"
-
-
-def _takes_writes() -> bool:
-    """Whether stderr takes a line now: nobody may be reading a pipe that is full."""
-    return bool(select.select([], [2], [], 1.0)[1])
-
-
-def _write(line: str) -> None:
-    # Past sys.stderr, whose lock the main thread may hold.
-    if _takes_writes():
-        os.write(2, line.encode(errors="replace"))
