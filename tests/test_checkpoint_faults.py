@@ -14,7 +14,7 @@ from toy_trainer import toy_trainer
 
 from ahpa_scale import storage
 from ahpa_scale.checkpoint import local_copy
-from ahpa_scale.checkpoint.errors import CheckpointError
+from ahpa_scale.checkpoint.errors import CheckpointError, StoreAwayError
 from ahpa_scale.checkpoint.local_copy import open_newest
 from ahpa_scale.checkpoint.saver import Saver
 from ahpa_scale.checkpoint.writer import Writer
@@ -98,7 +98,7 @@ def test_the_last_save_must_succeed_and_the_one_before_is_taken_up(
 ):
     monkeypatch.setenv(storage.PATIENCE, "1")
     proxy.set(Faults(cut_uploads=ALWAYS, uploads=f"ba6/{RANK}"))
-    with pytest.raises(CheckpointError, match=f"ba6 was not saved.*ba6/{RANK}"):
+    with pytest.raises(StoreAwayError, match=f"ba6 was not saved.*ba6/{RANK}"):
         saved(url)
     proxy.set()
     again = resumed(url, tmp_path)

@@ -73,6 +73,13 @@ def leaving():
     ending._FAREWELL = 3.0
     atexit.register(threading.Event().wait)
 
+def away():
+    from ahpa_scale import storage
+    from ahpa_scale.unreachable import UnreachableError
+    def fail(local, url):
+        raise UnreachableError("s3://store does not answer")
+    storage.put_file = fail
+
 def grid():
     from ahpa_scale.callbacks import SampleGrid
     def fail(self, state):
@@ -214,6 +221,17 @@ def test_a_good_run_whose_end_hangs_ends_and_says_what_it_waits_for(
     assert re.search(f"^{cause} took more than 3 s$", job.log.read_text(), re.M)
     (saved,) = list_checkpoints(str(tmp_path / "saved"))
     assert saved.batch == 2
+
+
+def test_a_last_checkpoint_that_its_store_does_not_take_asks_for_another_try(
+    start, data: Path, tmp_path: Path
+):
+    script = tmp_path / "faulty.py"
+    script.write_text(FAULTY)
+    items = words(data, tmp_path, data__num_workers=1, max_duration="2ba")[1:]
+    job = start(sys.executable, script, *items, FAULT="away", PYTHONPATH=str(ROOT))
+    assert job.ended(300) == 75, job.log.read_text()
+    assert "error: ba2 was not saved: rank 0: s3://store does not answer" in job.log.read_text()
 
 
 def test_neither_a_console_that_goes_nor_a_hang_up_ends_training_and_sigterm_to_all_is_one_request(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from fault_proxy import FaultProxy, Faults
 from s3_server import BUCKET
 
 from ahpa_scale import storage
+from ahpa_scale.storage import patience
 from ahpa_scale.unreachable import UnreachableError
 
 #: Each asks a store for what it may take for an answer that there is nothing.
@@ -69,6 +71,44 @@ def test_an_outage_that_ends_is_ridden_out(proxy: FaultProxy, url: str):
     over.start()
     assert storage.find(url) == {"a/there": 2}
     over.join()
+
+
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch, soon: None) -> Iterator[str]:
+    """The URL of a folder in a store that accepts connections, and neither reads nor answers."""
+    monkeypatch.setattr(patience, "_ATTEMPT", 2.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("S3_ENDPOINT_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        yield f"s3://{BUCKET}/a"
+
+
+def test_a_store_that_never_answers_costs_no_more_than_patience(silent: str, tmp_path: Path):
+    """A file is more than a connection's buffers take."""
+    (tmp_path / "file").write_bytes(bytes(32 << 20))
+    for act in (
+        *QUESTIONS,
+        lambda url: storage.write_bytes(url, b"1"),
+        lambda url: storage.put_file(tmp_path / "file", url),
+        lambda url: storage.get_file(url, tmp_path / "copy"),
+    ):
+        begun = time.monotonic()
+        with pytest.raises(UnreachableError, match=f"{silent} does not answer: nothing moved for"):
+            act(silent)
+        assert time.monotonic() - begun < 14, "a client's own timeout is 15 s"
+
+
+def test_a_slow_store_is_waited_for_while_bytes_move(monkeypatch: pytest.MonkeyPatch, soon: None):
+    monkeypatch.setattr(patience, "_ATTEMPT", 1.0)
+
+    def act(progress: patience.Progress) -> str:
+        for _ in range(12):
+            time.sleep(0.2)
+            progress.note()
+        return "all"
+
+    assert patience.patiently("s3://a", act) == "all"
 
 
 def test_those_who_come_back_by_themselves_ask_once(proxy: FaultProxy, url: str):

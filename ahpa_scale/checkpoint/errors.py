@@ -8,3 +8,7 @@ from ahpa_scale.errors import UserError
 
 class CheckpointError(UserError):
     """A checkpoint that can't or mustn't be loaded, or that could not be written."""
+
+
+class StoreAwayError(CheckpointError):
+    """A checkpoint that could not be written because a store does not answer."""

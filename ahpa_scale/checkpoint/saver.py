@@ -190,7 +190,7 @@ class Saver(Callback):
         except CheckpointError as error:
             text = f"{checkpoint_name(manifest.batch)} was not saved: {error}"
             _warn(text)
-            raise CheckpointError(text) from error
+            raise type(error)(text) from error
         self.last_saved_batch, self.last_saved_at = manifest.batch, time.time()
         if dist.get_global_rank() == 0:
             self._saved()

@@ -19,13 +19,14 @@ from composer.utils import dist
 from safetensors.torch import save_file
 
 from ahpa_scale import storage
-from ahpa_scale.checkpoint.errors import CheckpointError
+from ahpa_scale.checkpoint.errors import CheckpointError, StoreAwayError
 from ahpa_scale.checkpoint.find import LATEST, checkpoint_name
 from ahpa_scale.checkpoint.group import PatientGroup
 from ahpa_scale.checkpoint.manifest import MANIFEST, STATE, FileEntry, Manifest, entry_of
 from ahpa_scale.checkpoint.reader import rank_file
 from ahpa_scale.checkpoint.retention import Retention, prune
 from ahpa_scale.checkpoint.snapshot import Snapshot
+from ahpa_scale.unreachable import UnreachableError
 
 _SPOOL = ".spool-"
 
@@ -98,18 +99,20 @@ class Writer:
         """What `action` returns on each rank.
 
         Raises:
-            CheckpointError: it failed on one of them: all ranks raise.
+            CheckpointError: it failed on one of them: all ranks raise. A StoreAwayError, if it was
+                a store that did not answer.
         """
         result: Any = None
-        failure: str | None = None
+        failure: CheckpointError | None = None
         try:
             result = action()
         except Exception as error:
-            failure = f"rank {dist.get_global_rank()}: {error}"
+            kind = StoreAwayError if isinstance(error, UnreachableError) else CheckpointError
+            failure = kind(f"rank {dist.get_global_rank()}: {error}")
         results = self._group.gather((result, failure))
         for _, failed in results:
             if failed is not None:
-                raise CheckpointError(failed)
+                raise failed
         return [one for one, _ in results]
 
 

@@ -14,7 +14,7 @@ import yaml
 
 from ahpa_scale import console, storage
 from ahpa_scale.account import settle_account
-from ahpa_scale.checkpoint.errors import CheckpointError
+from ahpa_scale.checkpoint.errors import CheckpointError, StoreAwayError
 from ahpa_scale.checkpoint.find import holds_checkpoints
 from ahpa_scale.checkpoint.lease import Lease, holding
 from ahpa_scale.config.card import check_data, check_placeholders, read_data_card
@@ -38,7 +38,7 @@ from ahpa_scale.ending import (
 from ahpa_scale.log_files import going_on_without
 from ahpa_scale.requests import Requests, hear_signals, listening, looking
 from ahpa_scale.stops import NOT_SAVED, PREEMPTED, RunStoppedError
-from ahpa_scale.unreachable import UnreachableError
+from ahpa_scale.unreachable import TRY_AGAIN, UnreachableError
 from ahpa_scale.watch import Pulse, is_lost_connection
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ def main(argv: Sequence[str], requests: Requests | None = None) -> None:
         SystemExit: with code 2 and one line on stderr, for anything wrong with the input; nothing
             has been downloaded, overwritten or trained by then.
 
-    Ends the process itself with code 70, 74, 76 or 79 and one line where the run stopped itself or
-    was asked to, see `ahpa_scale.stops`; with 1 after the traceback of any other error. Where
+    Ends the process itself with code 70, 74, 75, 76 or 79 and one line where the run stopped itself
+    or was asked to, see `ahpa_scale.stops`; with 1 after the traceback of any other error. Where
     another rank died or hangs, the watch ends this process with code 75 and one line.
     """
     settle_account()
@@ -122,6 +122,8 @@ def _train(config: Config, trainer: Trainer, requests: Requests) -> None:
             trainer.fit()
     except RunStoppedError as stop:
         end = (str(stop), stop.exit_code)
+    except StoreAwayError as error:
+        end = (str(error), TRY_AGAIN)
     except CheckpointError as error:
         end = (str(error), NOT_SAVED)
     if end is None and requests.leaving:

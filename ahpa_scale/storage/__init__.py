@@ -17,7 +17,13 @@ from typing import Any, TypeVar
 from ahpa_scale.errors import UserError
 from ahpa_scale.storage.disk import local_files, move_into_place, new_file_beside, sync_folder
 from ahpa_scale.storage.folders import atomic_folder, entries, is_free
-from ahpa_scale.storage.patience import PATIENCE, asking_once, patience_seconds, patiently
+from ahpa_scale.storage.patience import (
+    PATIENCE,
+    Progress,
+    asking_once,
+    patience_seconds,
+    patiently,
+)
 from ahpa_scale.storage.remote import RefusedError, clear_errors, open_store
 from ahpa_scale.storage.urls import is_remote, join, local_path, scheme
 from ahpa_scale.unreachable import UnreachableError
@@ -192,7 +198,11 @@ def put_file(local: Path, url: str | os.PathLike[str]) -> None:
         # threads beside. A part is never so small that an object has more than 10,000.
         size = max(_PART, -(-local.stat().st_size // 10_000))
         options = {"chunksize": size, "max_concurrency": 4}
-    _ask(url, lambda store, path: store.put_file(str(local), path, **options))
+
+    def put(store: Any, path: str, progress: Progress) -> None:
+        store.put_file(str(local), path, callback=_telling(progress), **options)
+
+    _move(url, put)
     local.unlink()
 
 
@@ -210,17 +220,14 @@ def get_file(
         shutil.copyfile(local_path(url), local)
         return
 
-    def get(store: Any, path: str) -> None:
-        from fsspec.callbacks import Callback
-
-        hooks = {} if moved is None else {"moved": lambda size, value, **_: moved(value)}
-        told = Callback(hooks=hooks)
+    def get(store: Any, path: str, progress: Progress) -> None:
+        told = _telling(progress, moved)
         store.get_file(path, str(local), callback=told)
         size = local.stat().st_size
         if told.size is not None and size != told.size:
             raise UnreachableError(f"{url} came short: {size} of {told.size} bytes")
 
-    _ask(url, get)
+    _move(url, get)
 
 
 def get_proved(
@@ -250,10 +257,29 @@ def get_proved(
 
 def _ask(url: str | os.PathLike[str], action: Callable[[Any, str], T]) -> T:
     """What `action` returns of the store and the path in it, however long that takes to answer."""
+    return _move(url, lambda store, path, progress: action(store, path))
 
-    def attempt() -> T:
+
+def _move(url: str | os.PathLike[str], action: Callable[[Any, str, Progress], T]) -> T:
+    """`_ask` for an action that moves many bytes and notes that they do."""
+
+    def attempt(progress: Progress) -> T:
         store, path = open_store(str(url))
         with clear_errors(url):
-            return action(store, path)
+            return action(store, path, progress)
 
-    return patiently(attempt)
+    return patiently(url, attempt)
+
+
+def _telling(progress: Progress, moved: Callable[[int], None] | None = None) -> Any:
+    """An fsspec callback that notes progress and tells how many bytes have moved."""
+    from fsspec.callbacks import Callback
+
+    def hook(size: int | None, value: int, **_: Any) -> None:
+        del size
+        if value:
+            progress.note()
+        if moved is not None:
+            moved(value)
+
+    return Callback(hooks={"moved": hook})

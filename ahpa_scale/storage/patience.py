@@ -6,7 +6,10 @@ from __future__ import annotations
 import logging
 import math
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
@@ -28,6 +31,9 @@ PATIENCE = "AHPA_STORE_PATIENCE"
 _SECONDS = 300.0
 #: Between two attempts: full jitter, so that a thousand ranks do not come back as one.
 PAUSES = wait_random_exponential(multiplier=0.5, max=30)
+#: Seconds that an attempt may take at least, however little patience is left.
+_ATTEMPT = 30.0
+_BETWEEN_LOOKS = 0.5
 _asks_once: ContextVar[bool] = ContextVar("asks_once", default=False)
 _log = logging.getLogger(__name__)
 
@@ -48,27 +54,75 @@ def patience_seconds() -> float:
     return seconds
 
 
-def patiently(action: Callable[[], T]) -> T:
+class Progress:
+    """Whether and when bytes have come or gone."""
+
+    def __init__(self) -> None:
+        self.last: float | None = None
+
+    def note(self) -> None:
+        """They do now."""
+        self.last = time.monotonic()
+
+
+def patiently(url: str | os.PathLike[str], action: Callable[[Progress], T]) -> T:
     """What `action` returns; it is called again, with growing pauses, while a store is unreachable.
+
+    Clients have timeouts of their own, but try again by themselves, and none of them minds a store
+    that takes no bytes. So an attempt that moves nothing for as long is left to its thread.
+
+    Args:
+        url: what is asked for.
+        action: is to note bytes that move, where there may be many.
 
     Raises:
         UnreachableError: the last attempt's, once patience is over.
     """
+    seconds, begun = patience_seconds(), time.monotonic()
+
+    def left() -> float:
+        return max(begun + seconds - time.monotonic(), 0.0)
+
+    def attempt() -> T:
+        return _heard_of(url, action, left(), seconds)
+
     if _asks_once.get():
-        return action()
-    seconds = patience_seconds()
+        return attempt()
     retrying = Retrying(
         stop=stop_after_delay(seconds),
-        wait=PAUSES,
+        wait=lambda state: min(PAUSES(state), left()),
         retry=retry_if_exception_type(UnreachableError),
         before_sleep=_say,
         reraise=True,
     )
     try:
-        return retrying(action)
+        return retrying(attempt)
     except UnreachableError as error:
         count = retrying.statistics["attempt_number"]
         raise UnreachableError(f"{error} ({count} attempts within {seconds:g} s)") from error
+
+
+def _heard_of(
+    url: str | os.PathLike[str], action: Callable[[Progress], T], first: float, seconds: float
+) -> T:
+    """What `action` returns, if it ends or moves bytes within `first` seconds, and then at least
+    every so many.
+    """
+    progress, outcome, begun = Progress(), Future[T](), time.monotonic()
+
+    def run() -> None:
+        try:
+            outcome.set_result(action(progress))
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="store", daemon=True).start()
+    while not wait([outcome], _BETWEEN_LOOKS).done:
+        moved = progress.last
+        quiet = time.monotonic() - (begun if moved is None else moved)
+        if quiet > max(first if moved is None else seconds, _ATTEMPT):
+            raise UnreachableError(f"{url} does not answer: nothing moved for {quiet:.0f} s")
+    return outcome.result()
 
 
 @contextmanager
