@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from streaming.base.hashing import get_hash
 from ahpa_scale import storage
 from ahpa_scale.data.card import SHARD_HASH
 from ahpa_scale.data.index import Index, ShardFile
+from ahpa_scale.data.sharing import ARRIVING
 from ahpa_scale.data.whole import ADVICE, ShardError
 from ahpa_scale.errors import HostError
 from ahpa_scale.unreachable import UnreachableError
@@ -61,7 +63,8 @@ class ShardStream(Stream):
             raise ShardError(f"{Path(self.local, from_basename)} is missing: {ADVICE}")
         url = storage.join(self.remote, from_basename)
         path = Path(self.local, to_basename or from_basename)
-        arriving = path.with_name(f".{path.name}.arriving")
+        # A name of its own: others who share the cache may be fetching the same shard.
+        arriving = path.with_name(f".{path.name}.{secrets.token_hex(4)}{ARRIVING}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if storage.get_proved(url, arriving, partial(_is_told, self._files[from_basename])):

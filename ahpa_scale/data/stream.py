@@ -17,6 +17,7 @@ import torch
 from filelock import FileLock
 from streaming import StreamingDataLoader, StreamingDataset
 from streaming.base.dataset import _Iterator, _ShardState
+from streaming.base.distributed import get_local_rank
 from streaming.base.util import clean_stale_shared_memory
 
 from ahpa_scale import storage
@@ -26,6 +27,7 @@ from ahpa_scale.data.columns import ColumnReader
 from ahpa_scale.data.fetching import ShardStream
 from ahpa_scale.data.host_lock import alone_on_host
 from ahpa_scale.data.index import Index, settle_index
+from ahpa_scale.data.sharing import hold_cache
 from ahpa_scale.data.whole import ShardError, check_whole
 from ahpa_scale.data.workers import Loader, begin_worker
 from ahpa_scale.errors import UserError
@@ -271,7 +273,10 @@ def _places(remote: str, local: str | None, card: DatasetCard) -> dict[str, Any]
 def _open_stream(card: DatasetCard, levels: tuple[str, ...] | None, **options: Any) -> LatentStream:
     try:
         with alone_on_host():
-            return LatentStream(card=card, levels=levels, **options)
+            stream = LatentStream(card=card, levels=levels, **options)
+            if options["remote"] is not None and get_local_rank() == 0:
+                hold_cache(options["local"], stream, alone=options["cache_limit"] is not None)
+            return stream
     except ValueError as error:
         if "ache limit" in str(error):
             raise UserError(f"cache_limit: {' '.join(str(error).split())}") from error
