@@ -11,6 +11,7 @@ import pytest
 from job import ROOT
 
 from tools.drill.jobs import Job
+from tools.drill.results import Result, write
 from tools.drill.signals import SPAN, TARGETS, blows
 
 
@@ -57,3 +58,16 @@ def test_signals_follow_from_the_seed_and_reach_every_target_once_and_twice():
 def test_the_first_complaint_is_an_error_line_or_a_tracebacks_exception(tmp_path, log, line):
     (tmp_path / "log").write_text(log)
     assert Job(tmp_path, SimpleNamespace(), "mark").complaint() == line
+
+
+def test_the_table_ends_with_the_seconds_from_an_error_to_its_line_and_to_the_end(tmp_path):
+    results = {
+        "error/a": Result(1, 4.0, "a", told=0.2),
+        "error/b": Result(75, 40.0, "b", told=1.0),
+        "error/c": Result(1, 6.0, "c", ["late"], told=0.6),
+        "signal/d": Result(79, 90.0, "d"),
+    }
+    write(tmp_path / "drill.json", results, seed=0)
+    *_, median, maximum = (tmp_path / "drill.md").read_text().splitlines()
+    assert median == "| median of 3 | | | 0.6 | 6.0 | |"
+    assert maximum == "| maximum of 3 | | | 1.0 | 40.0 | |"

@@ -206,8 +206,8 @@ def _judge(kind: Kind, running: Job, where: Path, moment: Path) -> Result:
     elif kind.plugin and running.until(moment.exists):
         begun = moment.stat().st_mtime
     code = running.ends(PATIENCE if kind.goes_on else max(1.0, begun + 2 * LIMIT - time.time()))
-    took = time.time() - begun
     left = running.left_over(30.0 if kind.name == "launcher-killed" else 10.0)
+    took = running.gone_at - begun
     line = running.complaint()
     if code not in kind.codes:
         problems.append(f"ended with {code}, not {sorted(kind.codes)}")
@@ -217,7 +217,10 @@ def _judge(kind: Kind, running: Job, where: Path, moment: Path) -> Result:
         problems.append(f"the first line has none of {list(kind.words)}")
     if left:
         problems.append(f"{len(left)} processes were left: {left[0]}")
-    return Result(code=code, seconds=took, line=line, problems=problems)
+    # Of a job that should not come to train, nobody knows when it met its error.
+    timed = not kind.goes_on and (kind.act is not None or kind.plugin)
+    told = running.told_at - begun if timed and running.told_at is not None else None
+    return Result(code=code, seconds=took, line=line, problems=problems, told=told)
 
 
 @contextmanager

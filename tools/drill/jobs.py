@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
@@ -36,12 +38,17 @@ class Job:
         folder: of its log, output and checkpoints.
         process: the launcher.
         mark: value of `MARK`.
+        begun: when it was started; as all moments, in seconds since 1970.
+        told_at: when its first complaint was there; None: there is none yet.
+        gone_at: when its last process had ended.
     """
 
     folder: Path
     process: subprocess.Popen[bytes]
     mark: str
     begun: float = field(default_factory=time.time)
+    told_at: float | None = None
+    gone_at: float = math.nan
 
     @property
     def log(self) -> str:
@@ -102,10 +109,23 @@ class Job:
         """Commands of the processes that outlive the launcher, which are killed then."""
         end = time.monotonic() + seconds
         while (pids := self.pids) and time.monotonic() < end:
-            time.sleep(0.2)
+            time.sleep(0.05)
+        self.gone_at = time.time()
         found = [_command(pid)[-120:] for pid in pids]
         self.kill()
         return found
+
+    def listen(self) -> None:
+        """Notes when the first complaint comes. To be run on a thread of its own."""
+        read = 0
+        while self.told_at is None and self.process.poll() is None:
+            size = (self.folder / "log").stat().st_size
+            if size > read and self.complaint():
+                self.told_at = time.time()
+            read = size
+            time.sleep(0.05)
+        if self.told_at is None and self.complaint():
+            self.told_at = time.time()
 
     def kill(self) -> None:
         """Ends all of it."""
@@ -169,6 +189,7 @@ def job(
             start_new_session=True,
         )
     started = Job(folder, process, mark)
+    Thread(target=started.listen, daemon=True).start()
     try:
         yield started
     finally:

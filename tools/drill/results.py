@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import median
 
 
 @dataclass
@@ -16,15 +17,17 @@ class Result:
 
     Attributes:
         code: the launcher's exit code; None where it did not end in time.
-        seconds: from the error to the end of all.
+        seconds: from the error to the end of the last process.
         line: the first line that says what is wrong.
         problems: what is not as it should be; none: it passed.
+        told: seconds from the error to that line; None where the moment of either is not known.
     """
 
     code: int | None
     seconds: float
     line: str
     problems: list[str] = field(default_factory=list)
+    told: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -35,13 +38,29 @@ def write(path: Path, results: Mapping[str, Result], seed: int) -> None:
     """All results so far, as JSON beside a table in Markdown."""
     found = {name: {"passed": one.passed, **asdict(one)} for name, one in results.items()}
     path.write_text(json.dumps({"seed": seed, "results": found}, indent=1) + "\n", "utf-8")
-    rows = ["| case | | code | seconds | first line, or what is wrong |", "|---|---|---|---|---|"]
+    rows = ["| case | | code | s to the line | s to the end | first line, or what is wrong |"]
+    rows += ["|---|---|---|---|---|---|"]
     for name, one in results.items():
         text = "; ".join(one.problems) or one.line
         verdict = "ok" if one.passed else "FAULT"
         shown = text.replace("|", "\\|")[:160]
-        rows.append(f"| {name} | {verdict} | {one.code} | {one.seconds:.0f} | {shown} |")
+        told = "" if one.told is None else f"{one.told:.1f}"
+        rows.append(f"| {name} | {verdict} | {one.code} | {told} | {one.seconds:.1f} | {shown} |")
+    rows += figures(results)
     path.with_suffix(".md").write_text("\n".join(rows) + "\n", "utf-8")
+
+
+def figures(results: Mapping[str, Result]) -> list[str]:
+    """Median and maximum of the seconds after an error, of the cases in which both are known."""
+    timed = [one for one in results.values() if one.told is not None]
+    if not timed:
+        return []
+    line = [one.told for one in timed if one.told is not None]
+    end = [one.seconds for one in timed]
+    return [
+        f"| {name} of {len(timed)} | | | {pick(line):.1f} | {pick(end):.1f} | |"
+        for name, pick in (("median", median), ("maximum", max))
+    ]
 
 
 def left(begun: float, done: int, count: int) -> str:
