@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import signal
 import socket
 import sys
 import time
@@ -17,6 +18,7 @@ from ahpa_scale.config.load import load_config
 from ahpa_scale.config.schema import Config
 from ahpa_scale.launch.alone import LAUNCHED
 from ahpa_scale.launch.placement import LaunchError, Placement
+from ahpa_scale.signals import SIGNALS
 
 #: What Composer's launcher would read where a flag is missing. Its flags say it all.
 LAUNCHERS_OWN = (
@@ -29,6 +31,7 @@ LAUNCHERS_OWN = (
     "RANK",
     "WORLD_SIZE",
 )
+_LAUNCHER = "ahpa_scale.launch.launcher"
 _BETWEEN_TRIES = 1.0
 _BETWEEN_LINES = 10.0
 _log = logging.getLogger(__name__)
@@ -55,6 +58,9 @@ class Command:
     def run(self) -> None:
         """Turns this process into it, so that signals reach it; never returns."""
         kept = {name: value for name, value in os.environ.items() if name not in LAUNCHERS_OWN}
+        if _LAUNCHER in self.words:
+            # They wait while Python starts anew, where nothing could answer them.
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         sys.stdout.flush()
         os.execve(self.words[0], self.words, {**kept, **self.variables, LAUNCHED: "1"})
 
@@ -81,7 +87,7 @@ def command_for(placement: Placement, script: str, arguments: Sequence[str]) -> 
         flags += ["--node_rank", str(placement.node_rank)]
         flags += ["--master_addr", str(placement.master_addr)]
         flags += ["--master_port", str(placement.master_port)]
-    return Command((sys.executable, "-m", "ahpa_scale.launch.launcher", *flags, *run), {})
+    return Command((sys.executable, "-m", _LAUNCHER, *flags, *run), {})
 
 
 def check_run(placement: Placement, script: str, arguments: Sequence[str]) -> Config:

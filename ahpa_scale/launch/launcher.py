@@ -99,6 +99,7 @@ def main() -> int:
     make_lasting()
     relay, ended_first = Relay(), list[int]()
     with listening(preparing=True):  # while this is imported
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # that `launch` had wait
         from composer.cli import launcher
 
     for one in SIGNALS:

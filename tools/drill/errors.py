@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,13 +90,11 @@ def _cut_shards(running: Job, place: Path) -> None:
 
 
 def _fill(running: Job, place: Path) -> None:
-    with (place / "filler").open("wb") as file:
-        try:
-            while True:
-                file.write(bytes(1 << 16))
-                file.flush()
-        except OSError:
-            return
+    # A checkpoint that came first may have filled it already.
+    with suppress(OSError), (place / "filler").open("wb") as file:
+        while True:
+            file.write(bytes(1 << 16))
+            file.flush()
 
 
 def _make_read_only(running: Job, place: Path) -> None:

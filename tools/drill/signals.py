@@ -43,7 +43,8 @@ class Blow:
         number: of the case.
         target: one of `TARGETS`.
         signals: what is sent.
-        moments: seconds from the start of the job.
+        moments: seconds from the start of the job; before the first line of our launcher's, Python
+            itself is being started, and nobody could answer.
         launcher: one of `LAUNCHERS`.
     """
 
@@ -84,6 +85,8 @@ def strike(blow: Blow, folder: Path, places: Places) -> Result:
     """Sends the signals, and takes the run up again."""
     words = [f"data.local={places.data}", "max_duration=400ba"]
     with job(folder, *words, launcher=LAUNCHERS[blow.launcher]) as running:
+        if blow.launcher == "ours":
+            running.until(lambda: running.log != "")
         for number, moment in zip(blow.signals, blow.moments, strict=True):
             time.sleep(max(0.0, running.begun + moment - time.time()))
             with suppress(ProcessLookupError, LookupError):
@@ -95,7 +98,9 @@ def strike(blow: Blow, folder: Path, places: Places) -> Result:
         line, told = running.complaint(), running.log
         rows = running.rows
     problems = [f"{len(left)} processes were left: {left[0]}"] if left else []
-    if "Traceback" in told:
+    # Composer's launcher shows one of its own for Ctrl-C.
+    composers = blow.launcher == "composer" and blow.target in ("group", "launcher")
+    if "Traceback" in told and not composers:
         problems.append("a traceback")
     problems += _judge(blow, code, took, rows[-1]["batch"] if rows else 0, folder)
     return Result(code, took, line, problems + resumed(folder, places))
