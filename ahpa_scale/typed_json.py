@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from functools import lru_cache
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -90,6 +90,17 @@ def fit(kind: type[T], value: Any, where: str) -> T:
 def parse_as(kind: type[T], content: bytes | str, where: str, limit: int = LIMIT) -> T:
     """`parse`, then `fit`; errors of both."""
     return fit(kind, parse(content, where, limit), where)
+
+
+def parse_lines(content: bytes, where: str) -> Iterator[tuple[str, Any]]:
+    """The values of a text that has one in each line, and the place of each, for messages.
+
+    Raises:
+        UserError: as `parse`; it names the line.
+    """
+    for number, line in enumerate(content.splitlines(), start=1):
+        place = f"{where}, line {number}"
+        yield place, parse(line, place)
 
 
 @lru_cache(maxsize=64)

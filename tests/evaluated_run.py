@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 DEMO = {"size": 32, "num_samples": 64, "vae_path": "demo", "progress": False}
 BATCHES = [2, 4, 6]
+#: Of a row.
+SETTINGS = {
+    "run_name": "r", "data": "0" * 16, "pictures": 8, "bins": 2, "weights": "ema", "classes": [0],
+    "num_per_class": 1, "steps": 5, "method": "euler", "guidance_scale": 1.0, "seed": 0,
+    "samples": None, "reference": None, "inception": None,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from evaluated_run import BATCHES, DEMO, batches_of, model_of, printed, rows_of
+from evaluated_run import BATCHES, DEMO, SETTINGS, batches_of, model_of, printed, rows_of
 from PIL import Image
 
 from ahpa_scale.checkpoint.find import find_checkpoint
@@ -266,7 +266,7 @@ def test_a_checkpoint_that_is_not_what_it_says_is_one_line(saved, folder, evalua
 
 
 def test_numbers_that_are_not_finite_are_null_and_can_be_drawn(tmp_path):
-    rows, settings = Rows(str(tmp_path)), {"seed": 0}
+    rows, settings = Rows(str(tmp_path)), SETTINGS
     flow = {"flow": float("nan"), "flow_t": [1.0, float("inf")], "fid": None}
     row = {"batch": 1, "num_images": 8, "checkpoint": "a", "settings": settings, **flow}
     rows.add({**row, "settings_hash": settings_digest(settings)})

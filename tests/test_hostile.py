@@ -13,22 +13,34 @@ import shutil
 import struct
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from evaluated_run import SETTINGS
 from safetensors.torch import save
 
 from ahpa_scale.algorithms.ahpa.gap_map import read_gap_map
+from ahpa_scale.algorithms.guard.ledger import may_roll_back
+from ahpa_scale.callbacks.metrics_file import drop_rows_after
 from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.manifest import FileEntry, Manifest
 from ahpa_scale.checkpoint.reader import Reader
 from ahpa_scale.config.load import load_yaml
 from ahpa_scale.data.card import read_card, read_prior_statistics
+from ahpa_scale.data.demo import DemoSpec
 from ahpa_scale.data.index import read_index
 from ahpa_scale.errors import UserError
+from ahpa_scale.evaluate.rows import Rows, settings_digest
+from ahpa_scale.evaluation.classifier import Classifier
+from ahpa_scale.evaluation.demo_scores import load_demo_reference
+from ahpa_scale.evaluation.distributions import QUANTILES
+from ahpa_scale.evaluation.factor_judge import FactorJudge
+from ahpa_scale.evaluation.reference import load_reference
 from ahpa_scale.models.vae_config import load_vae_config
 from ahpa_scale.models.vae_files import check_weights
 
@@ -214,6 +226,47 @@ def broken_tensors(good: bytes, number: int) -> Iterator[bytes]:
         yield struct.pack("<Q", len(changed)) + changed + data
 
 
+MARKED = [
+    ("float", "1.5"), ("float", None), ("float", [1]), ("tensor", 3), ("tensor", "rank0/0"),
+    ("array", []), ("array", ["|O", [2], "state/0"]), ("array", ["<f4", [4], "state/0"]),
+    ("array", ["<f4", [-4], "state/raw"]), ("array", ["<f4", [5], "state/raw"]),
+    ("array", ["<f4", [2**70, 2**70], "state/raw"]), ("array", ["<f3", [4], "state/raw"]),
+    ("array", ["<U0", [4], "state/raw"]), ("array", ["<f4", "ab", "state/raw"]),
+    ("array", [["<f4"], [4], "state/raw"]), ("timedelta", [1]), ("timedelta", [1, 2, "3"]),
+    ("timedelta", [10**20, 0, 0]), ("timedelta", [True, 0, 0]), ("dict", {"a": 1}),
+    ("dict", [1]), ("dict", [[1]]), ("dict", [[[1], 2]]), ("dict", [[{}, 2]]), ("tuple", "ab"),
+    ("tuple", 5), ("set", [1]), (None, 1), (["tuple"], [1]),
+]  # fmt: skip
+
+
+def test_states_with_marks_that_no_run_writes(tmp_path):
+    checkpoint(tmp_path)
+    tensors = {"state/0@0": torch.ones(4), "state/raw@0": torch.zeros(16, dtype=torch.uint8)}
+    (tmp_path / "rank00000.safetensors").write_bytes(save(tensors, {"rank_state": "{}"}))
+    shapes = {"state/0": [4], "state/raw": [16]}
+
+    def read(state: Any) -> Any:
+        told = {"shapes": shapes, "state": {"a": state}}
+        (tmp_path / "state.json").write_text(json.dumps(told))
+        with Reader(tmp_path) as reader:
+            return reader.state()["a"]
+
+    for kind, content in MARKED:
+        for state in ({"~": kind, "v": content}, [{"~": kind, "v": content}], {"~": kind}):
+            with pytest.raises(CheckpointError) as caught:
+                read(state)
+            assert len(str(caught.value).splitlines()) == 1
+    assert read({"~": "array", "v": ["<f4", [2, 2], "state/raw"]}).tolist() == [[0, 0], [0, 0]]
+    assert read({"~": "dict", "v": [[{"~": "tuple", "v": [1, "a"]}, 2]]}) == {(1, "a"): 2}
+
+
+def test_a_tensor_of_which_nothing_was_saved_is_one_line(tmp_path):
+    checkpoint(tmp_path)
+    (tmp_path / "state.json").write_text('{"shapes": {"model/x": [1]}, "state": {}}')
+    with Reader(tmp_path) as reader, pytest.raises(CheckpointError, match="lacks all"):
+        reader.dtype("model/x")
+
+
 def test_tensors_of_checkpoints(tried):
     folder = tried.root / "inside"
     checkpoint(folder)
@@ -285,3 +338,122 @@ def test_yaml(tried):
     odd += " %YAML ${oc.decode:'[1'} ${oc.select:seed} \\${x} ${a[0]} ${.} 0o9 !!python/name:os"
     for word in odd.split():
         tried.once(f"run_name: {word}".encode(), read)
+
+
+def row_of(settings: Any) -> dict[str, Any]:
+    """Of an evaluation, with the hash of what it says."""
+    told = {"batch": 1, "num_images": 8, "epoch": 0, "weights": "ema", "flow": 0.5}
+    told |= {"flow_t": [0.5, 0.5], "checkpoint": "a", "settings": settings}
+    return {**told, "settings_hash": settings_digest(settings)}
+
+
+def test_rows_of_evaluations(tried):
+    folder = tried.root / "inside"
+
+    def read(content: bytes) -> None:
+        (folder / "evaluation.jsonl").write_bytes(content + b"\n")
+        for row in Rows(str(folder)):
+            assert len(row["flow_t"]) == row["settings"]["bins"]
+
+    def hashed(content: bytes) -> bytes:
+        try:
+            return json.dumps(row_of(json.loads(content))).encode()
+        except (ValueError, RecursionError):
+            return content
+
+    tried.each(hostile(json.dumps(row_of(SETTINGS)).encode(), 150), read)
+    tried.each(map(hashed, hostile(json.dumps(SETTINGS).encode(), 150)), read)
+
+
+def test_a_row_that_is_none_is_named_by_its_line(tmp_path):
+    good = json.dumps(row_of(SETTINGS))
+    (tmp_path / "evaluation.jsonl").write_text(f'{good}\n{{"batch": 1e400}}\n')
+    with pytest.raises(UserError, match=r"evaluation\.jsonl, line 2 .*not finite.*another --out"):
+        Rows(str(tmp_path))
+    other = json.dumps({**row_of({**SETTINGS, "seed": 1}), "batch": 2})
+    (tmp_path / "evaluation.jsonl").write_text(f"{good}\n{other}\n")
+    with pytest.raises(UserError, match="line 2: settings are not those of the other rows"):
+        Rows(str(tmp_path))
+
+
+def test_rows_of_a_run_that_are_none_are_left_out_and_one_is_named(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    good = [json.dumps({"batch": batch, "lr": 0.5}).encode() for batch in (1, 2, 3)]
+    odd = [text.replace(b"\n", b"") for text in TEXTS if text]
+    odd += [f'{{"batch": {value}}}'.encode() for value in VALUES if value not in ("-1", "0")]
+    path.write_bytes(b"\n".join([good[0], *odd, *good[1:], b'{"batch": 2'])[:])
+    drop_rows_after(path, 2)
+    kept = path.read_bytes().splitlines()
+    assert kept == good[:2]
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said.startswith(f"{path}, line 2 is not JSON")
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+    before = path.stat()
+    drop_rows_after(path, 2)
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_counts_of_rollbacks(tried):
+    folder = tried.root / "inside"
+    clock = SimpleNamespace(batch=SimpleNamespace(value=7))
+    state: Any = SimpleNamespace(callbacks=[], timestamp=clock)
+
+    def read(content: bytes) -> None:
+        (folder / "rollbacks.json").write_bytes(content)
+        assert may_roll_back(state, str(folder), 10**9)
+        assert json.loads((folder / "rollbacks.json").read_text())[-1] == 7
+
+    tried.each(hostile(b"[1, 2, 3]", 150), read)
+
+
+def test_references_of_judges(tried):
+    folder = tried.root / "inside"
+    judge = Classifier("judge", 4)
+    (folder / "judge").mkdir()
+    judge.write(folder / "judge")
+    many = judge.feature_dim
+    tensors = {"mean": torch.ones(many).double(), "covariance": torch.eye(many).double()}
+    tensors |= {"kernel": torch.ones(3, many)}
+    facts, file = folder / "reference.json", folder / "reference.safetensors"
+    good = json.dumps({"count": 5, "judge_accuracy": 0.5, "size": 32}).encode()
+    file.write_bytes(save(tensors))
+
+    def read_facts(content: bytes) -> None:
+        facts.write_bytes(content)
+        load_reference(folder)
+
+    def read_tensors(content: bytes) -> None:
+        file.write_bytes(content)
+        assert load_reference(folder).kernel_NF.shape[1] == many
+
+    tried.each(hostile(good, 60), read_facts)
+    facts.write_bytes(good)
+    for name, value in (("mean", torch.ones(())), ("kernel", torch.full((3, many), torch.nan)),
+                        ("covariance", torch.ones(many)), ("kernel", torch.ones(()))):  # fmt: skip
+        tried.once(save({**tensors, name: value}), read_tensors)
+    tried.each(broken_tensors(save(tensors), 40), read_tensors)
+
+
+def test_references_of_demos(tried):
+    folder, spec = tried.root / "inside", DemoSpec()
+    judge = FactorJudge(spec.num_shapes)
+    weights = {name: value.contiguous() for name, value in judge.state_dict().items()}
+    (folder / "factor-judge.safetensors").write_bytes(save(weights))
+    tensors = {"layout": torch.ones(4, QUANTILES), "texture": torch.ones(7, QUANTILES)}
+    facts, file = folder / "demo.json", folder / "demo.safetensors"
+    good = json.dumps(asdict(spec)).encode()
+    file.write_bytes(save(tensors))
+
+    def read_facts(content: bytes) -> None:
+        facts.write_bytes(content)
+        load_demo_reference(folder)
+
+    def read_tensors(content: bytes) -> None:
+        file.write_bytes(content)
+        load_demo_reference(folder)
+
+    tried.each(hostile(good, 80), read_facts)
+    facts.write_bytes(good)
+    for name, value in (("layout", torch.ones(4, 3)), ("texture", torch.full((7, 256), torch.inf))):
+        tried.once(save({**tensors, name: value}), read_tensors)
+    tried.each(broken_tensors(save(tensors), 40), read_tensors)

@@ -7,9 +7,11 @@ Results of evaluations go to `evaluation.jsonl` in the same way.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import numbers
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import torch
 from composer.core import Event, State
 from composer.loggers import Logger, LoggerDestination
 
-from ahpa_scale import storage
+from ahpa_scale import storage, typed_json
 from ahpa_scale.algorithms.timing import Every
 from ahpa_scale.callbacks.common import (
     EVALUATION_FILE,
@@ -25,11 +27,16 @@ from ahpa_scale.callbacks.common import (
     router_summary,
     writes_files,
 )
+from ahpa_scale.errors import UserError
 from ahpa_scale.log_files import append_line, going_on_without
+from ahpa_scale.storage.disk import new_file_beside
 
 LOSS_KEYS = ("loss/train/total", "loss/train/flow", "loss/train/alignment")
 # Clocks have keys of their own in a row, and so does the router, as one record.
 _NOT_WRITTEN = ("time/", "trainer/", "router/")
+#: Bytes of a row; what has more is none.
+_LONGEST = 64 << 20
+_log = logging.getLogger(__name__)
 
 
 class MetricsFile(LoggerDestination):
@@ -168,20 +175,34 @@ def _strict(value: Any, key: str, nonfinite: list[str]) -> Any:
 
 
 def drop_rows_after(path: Path, batch: int) -> None:
-    """Remove rows of later batches, and a line torn by a kill, in one atomic move."""
+    """Remove rows of later batches, and a line torn by a kill, in one atomic move; what else is no
+    row goes as well, with a warning.
+    """
     if not path.exists():
         return
-    lines = path.read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if _is_row_until(line, batch)]
-    if len(kept) != len(lines):
-        storage.write_bytes(path, b"".join(kept))
-
-
-def _is_row_until(line: bytes, batch: int) -> bool:
-    if not line.endswith(b"\n"):
-        return False
+    descriptor, kept = new_file_beside(path)
+    strange: UserError | None = None
     try:
-        row = json.loads(line)
-    except ValueError:
-        return False
-    return isinstance(row, dict) and isinstance(row.get("batch"), int) and row["batch"] <= batch
+        with os.fdopen(descriptor, "wb") as target, path.open("rb") as source:
+            for number, line in enumerate(iter(partial(source.readline, _LONGEST), b""), start=1):
+                try:
+                    if _batch_of(line, f"{path}, line {number}") <= batch:
+                        target.write(line)
+                except UserError as error:
+                    strange = strange or error
+            whole = target.tell() == source.tell()
+        if not whole:
+            storage.put_file(kept, path)
+    finally:
+        kept.unlink(missing_ok=True)
+    if strange is not None:
+        _log.warning("%s; it is left out, and so is any other line of the kind", strange)
+
+
+def _batch_of(line: bytes, place: str) -> float:
+    if not line.endswith(b"\n") and len(line) < _LONGEST:
+        return math.inf  # torn
+    row = typed_json.parse(line, place)
+    if not isinstance(row, dict) or type(row.get("batch")) is not int:
+        raise UserError(f"{place} is no row")
+    return int(row["batch"])

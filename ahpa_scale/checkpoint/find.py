@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ahpa_scale import storage
+from ahpa_scale import storage, typed_json
 from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.manifest import MANIFEST, Manifest
 from ahpa_scale.errors import UserError
@@ -104,6 +104,8 @@ def look_at(url: str, sizes: dict[str, int]) -> Found:
     batch = int(match[1]) if match else -1
     if MANIFEST not in sizes:
         return Found(url, name, batch, sizes, None, f"{MANIFEST} is missing", begun=True)
+    if sizes[MANIFEST] > typed_json.LIMIT:
+        return Found(url, name, batch, sizes, None, f"{MANIFEST} is too large", begun=False)
     try:
         manifest = _manifest(storage.join(url, MANIFEST))
     except FileNotFoundError:  # removed this very moment

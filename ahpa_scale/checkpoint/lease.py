@@ -32,6 +32,7 @@ _RENEWAL = 15.0
 _TICK = 1.0
 #: Seconds for a renewal that is under way when the run ends.
 _FAREWELL = 10.0
+#: Bytes of it.
 _LARGEST = 10_000
 _log = logging.getLogger(__name__)
 
@@ -224,7 +225,7 @@ def _leave(problem: str) -> None:
 
 def _content(url: str) -> bytes | None:
     try:
-        return storage.read_bytes(url)
+        return storage.read_bytes(url, _LARGEST)
     except FileNotFoundError:
         return None
 

@@ -27,6 +27,7 @@ from ahpa_scale.checkpoint.find import (
 )
 from ahpa_scale.checkpoint.group import PatientGroup
 from ahpa_scale.checkpoint.manifest import Manifest
+from ahpa_scale.errors import UserError
 
 _log = logging.getLogger(__name__)
 _BETWEEN_LINES = 10.0
@@ -189,12 +190,12 @@ def _telling(found: Found) -> content.Moved:
 
 
 def _told_by_rank_0(group: PatientGroup, look: Callable[[], T]) -> T:
-    """What `look` finds on rank 0, or its error, on every rank."""
-    answer: T | Exception = ValueError("rank 0 told nothing")
+    """What `look` finds on rank 0, or what the user or a store made wrong, on every rank."""
+    answer: T | Exception = RuntimeError("rank 0 told nothing")
     if dist.get_global_rank() == 0:
         try:
             answer = look()
-        except (ValueError, OSError) as error:
+        except (UserError, OSError) as error:
             answer = error
     # A store that can't be reached is asked for minutes before rank 0 says so.
     answer = group.gather(answer)[0]

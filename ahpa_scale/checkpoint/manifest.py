@@ -17,6 +17,7 @@ from pydantic import Field
 
 from ahpa_scale import typed_json
 from ahpa_scale.checkpoint.errors import CheckpointError
+from ahpa_scale.errors import UserError
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -96,22 +97,25 @@ class Manifest:
         """
         try:
             content = typed_json.parse(text, MANIFEST)
-            told = content.pop("sha256")
-            if content.get("format") != FORMAT:
-                raise CheckpointError(f"{MANIFEST} is of format {content.get('format')!r:.40}")
-            if told != _digest(content):
-                raise CheckpointError(f"{MANIFEST} is damaged")
-            del content["format"]
-            found = typed_json.fit(cls, content, MANIFEST)
-            # The hash keeps accidents out, not authors: a copy must not be led out of its folder.
-            strange = next((name for name in found.files if not _FILE.fullmatch(name)), None)
-            if strange is not None:
-                raise CheckpointError(f"{MANIFEST} names {strange!r:.60}, which is no file's name")
-            return found
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            if isinstance(error, CheckpointError):
-                raise
+        except UserError:
             raise CheckpointError(f"{MANIFEST} is damaged") from None
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{MANIFEST} is damaged")
+        told = content.pop("sha256", None)
+        if content.get("format") != FORMAT:
+            raise CheckpointError(f"{MANIFEST} is of format {content.get('format')!r:.40}")
+        if told != _digest(content):
+            raise CheckpointError(f"{MANIFEST} is damaged")
+        del content["format"]
+        try:
+            found = typed_json.fit(cls, content, MANIFEST)
+        except UserError as error:
+            raise CheckpointError(f"{MANIFEST} is damaged ({error})") from None
+        # The hash keeps accidents out, not authors: a copy must not be led out of its folder.
+        strange = next((name for name in found.files if not _FILE.fullmatch(name)), None)
+        if strange is not None:
+            raise CheckpointError(f"{MANIFEST} names {strange!r:.60}, which is no file's name")
+        return found
 
     def misfit(self, sizes: Mapping[str, int]) -> str | None:
         """What is wrong with the files that lie there, by name and size; None if nothing is."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from torch import Tensor
 from ahpa_scale.checkpoint.errors import CheckpointError
 
 MARK = "~"
+#: Of numpy's own numbers, texts and times; objects are none of them.
+_DTYPE = re.compile(r"[<>|=][biufcSUmM][0-9]{1,6}(\[\w+\])?", re.ASCII)
 
 
 def encode(value: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
@@ -56,6 +59,10 @@ def encode(value: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
 def decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     """What `encode` was given.
 
+    Args:
+        value: JSON.
+        tensors: by the names that it holds.
+
     Raises:
         CheckpointError: a mark that `encode` doesn't write, or a tensor that is not there.
     """
@@ -65,25 +72,89 @@ def decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         return value
     if MARK not in value:
         return {key: decode(part, tensors) for key, part in value.items()}
+    kind = value[MARK]
+    decoder = _DECODERS.get(kind) if isinstance(kind, str) else None
+    if decoder is None or value.keys() != {MARK, "v"}:
+        raise CheckpointError(f"the state has a strange {MARK!r}: {kind!r:.60}")
+    return decoder(value["v"], tensors)
+
+
+def _damaged(kind: str, content: Any) -> CheckpointError:
+    return CheckpointError(f"the state has a damaged {kind}: {content!r:.60}")
+
+
+def _float(content: Any, tensors: Mapping[str, Tensor]) -> float:
+    if content not in ("nan", "inf", "-inf"):
+        raise _damaged("float", content)
+    return float(content)
+
+
+def _tensor(content: Any, tensors: Mapping[str, Tensor]) -> Tensor:
+    if not isinstance(content, str) or content not in tensors:
+        raise _damaged("tensor", content)
+    return tensors[content]
+
+
+def _array(content: Any, tensors: Mapping[str, Tensor]) -> np.ndarray[Any, Any]:
+    if not isinstance(content, list) or len(content) != 3:
+        raise _damaged("array", content)
+    told, shape, name = content
+    raw, dtype = _tensor(name, tensors), _dtype(told)
+    sides = isinstance(shape, list) and all(type(side) is int and side >= 0 for side in shape)
+    if dtype is None or not sides or raw.dtype != torch.uint8:
+        raise _damaged("array", content)
+    if math.prod(shape) * dtype.itemsize != raw.numel():
+        raise _damaged("array", content)
+    return raw.reshape(-1).numpy().view(dtype).reshape(shape).copy()
+
+
+def _dtype(told: Any) -> np.dtype[Any] | None:
+    if not isinstance(told, str) or not _DTYPE.fullmatch(told):
+        return None
     try:
-        return _decode_marked(value[MARK], value["v"], tensors)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise CheckpointError(f"the state has a damaged {value[MARK]!r}: {error}") from None
+        found = np.dtype(told)
+    except TypeError:  # bytes that no number has, say
+        return None
+    return found if found.itemsize else None
 
 
-def _decode_marked(kind: str, content: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if kind == "float":
-        return float(content)
-    if kind == "tensor":
-        return tensors[content]
-    if kind == "array":
-        dtype, shape, name = content
-        return tensors[name].numpy().view(np.dtype(dtype)).reshape(shape).copy()
-    if kind == "timedelta":
-        days, seconds, microseconds = content
-        return datetime.timedelta(days, seconds, microseconds)
-    if kind == "dict":
-        return {decode(key, tensors): decode(part, tensors) for key, part in content}
-    if kind == "tuple":
-        return tuple(decode(part, tensors) for part in content)
-    raise KeyError(f"unknown kind {kind!r}")
+def _timedelta(content: Any, tensors: Mapping[str, Tensor]) -> datetime.timedelta:
+    whole = isinstance(content, list) and all(type(part) is int for part in content)
+    if not whole or len(content) != 3:
+        raise _damaged("timedelta", content)
+    try:
+        return datetime.timedelta(*content)
+    except OverflowError:
+        raise _damaged("timedelta", content) from None
+
+
+def _dict(content: Any, tensors: Mapping[str, Tensor]) -> dict[Any, Any]:
+    pairs = isinstance(content, list) and all(isinstance(pair, list) for pair in content)
+    if not pairs or any(len(pair) != 2 for pair in content):
+        raise _damaged("dict", content)
+    found = [(decode(key, tensors), decode(part, tensors)) for key, part in content]
+    if not all(_is_key(key) for key, _ in found):
+        raise _damaged("dict", content)
+    return dict(found)
+
+
+def _is_key(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_key, value))
+    return value is None or isinstance(value, bool | int | float | str | datetime.timedelta)
+
+
+def _tuple(content: Any, tensors: Mapping[str, Tensor]) -> tuple[Any, ...]:
+    if not isinstance(content, list):
+        raise _damaged("tuple", content)
+    return tuple(decode(part, tensors) for part in content)
+
+
+_DECODERS: dict[str, Callable[[Any, Mapping[str, Tensor]], Any]] = {
+    "float": _float,
+    "tensor": _tensor,
+    "array": _array,
+    "timedelta": _timedelta,
+    "dict": _dict,
+    "tuple": _tuple,
+}

@@ -8,6 +8,7 @@ header is all the index there is. Safetensors and JSON hold no code.
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator
@@ -22,13 +23,14 @@ from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ahpa_scale import typed_json
+from ahpa_scale import storage, typed_json
 from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.manifest import MANIFEST, STATE, Manifest
 from ahpa_scale.checkpoint.plain import decode
 from ahpa_scale.errors import UserError
 
 RANK_FILES = "rank*.safetensors"
+_FIRST = re.compile(r"[0-9]{1,18}")
 _Shapes = dict[str, tuple[Annotated[int, Field(strict=True, ge=0)], ...]]
 #: Entry of a rank file's metadata that says what is this rank's alone.
 RANK_STATE = "rank_state"
@@ -64,14 +66,16 @@ class Reader:
         self._stack = ExitStack()
         self._stored: dict[str, list[_Stored]] = defaultdict(list)
         try:
-            self._files = Manifest.from_json((folder / MANIFEST).read_bytes()).files
+            self._files = Manifest.from_json(self._content(MANIFEST)).files
             for name in sorted(self._files):
                 if fnmatch(name, RANK_FILES):
-                    self._index(folder / name)
-            content = typed_json.parse((folder / STATE).read_bytes(), STATE)
+                    self._index(name)
+            content = typed_json.parse(self._content(STATE), STATE)
+            if not isinstance(content, dict) or not {"shapes", "state"} <= content.keys():
+                raise UserError(f"{STATE} lacks shapes or state")
             self.shapes = typed_json.fit(_Shapes, content["shapes"], STATE)
             self._state = content["state"]
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        except UserError as error:
             self._stack.close()
             raise CheckpointError(f"it can't be read ({error!s:.300})") from None
         for stored in self._stored.values():
@@ -89,6 +93,8 @@ class Reader:
 
     def dtype(self, name: str) -> torch.dtype:
         """The type that a tensor was saved in."""
+        if not self._stored.get(name):
+            raise CheckpointError(f"it lacks all elements of {name!r}")
         some = self._stored[name][0]
         dtype: torch.dtype = some.file.get_slice(some.key)[0:0].dtype
         return dtype
@@ -121,8 +127,7 @@ class Reader:
         """What one rank kept for itself; None if there was no such rank."""
         if rank_file(rank) not in self._files:
             return None
-        path = self.folder / rank_file(rank)
-        with safe_open(str(path), framework="pt") as file:
+        with self._open(rank_file(rank)) as file:
             keys = (key for key in _keys(file) if key.startswith(f"rank{rank}/"))
             tensors = {key.rpartition("@")[0]: file.get_tensor(key) for key in keys}
             told = (file.metadata() or {}).get(RANK_STATE, "")
@@ -132,12 +137,26 @@ class Reader:
             raise CheckpointError(f"it can't be read ({error})") from None
         return found
 
-    def _index(self, path: Path) -> None:
-        file = self._stack.enter_context(safe_open(str(path), framework="pt"))
+    def _content(self, name: str) -> bytes:
+        try:
+            return storage.read_bytes(self.folder / name, typed_json.LIMIT)
+        except OSError as error:
+            raise CheckpointError(f"{name}: {error}") from None
+
+    def _open(self, name: str) -> Any:
+        try:
+            return safe_open(str(self.folder / name), framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{name}: {error}") from None
+
+    def _index(self, file_name: str) -> None:
+        file = self._stack.enter_context(self._open(file_name))
         for key in _keys(file):
             name, _, first = key.rpartition("@")
-            (numel,) = file.get_slice(key).get_shape()
-            self._stored[name].append(_Stored(int(first), numel, file, key))
+            shape = file.get_slice(key).get_shape()
+            if len(shape) != 1 or not _FIRST.fullmatch(first):
+                raise CheckpointError(f"{file_name} has an entry {key!r:.80}, which is no stretch")
+            self._stored[name].append(_Stored(int(first), shape[0], file, key))
 
     def _overlaps(self, name: str, start: int, end: int) -> Iterator[Tensor]:
         stored = self._stored.get(name, [])

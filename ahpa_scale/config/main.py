@@ -10,8 +10,6 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from ahpa_scale import console, storage
 from ahpa_scale.account import settle_account
 from ahpa_scale.checkpoint.errors import CheckpointError, StoreAwayError
@@ -19,12 +17,13 @@ from ahpa_scale.checkpoint.find import holds_checkpoints
 from ahpa_scale.checkpoint.lease import Lease, holding
 from ahpa_scale.config.card import check_data, check_placeholders, read_data_card
 from ahpa_scale.config.checks import config_error
-from ahpa_scale.config.errors import exit_on_user_error, leave, speaks_for_all_ranks
+from ahpa_scale.config.errors import ConfigError, exit_on_user_error, leave, speaks_for_all_ranks
 from ahpa_scale.config.folders import check_folders
 from ahpa_scale.config.load import load_config, to_yaml
 from ahpa_scale.config.schema import Config, parse_duration
 from ahpa_scale.config.serve import serve_metrics, set_up_console
 from ahpa_scale.config.watch import watch_ranks
+from ahpa_scale.config.yaml_file import read_yaml
 from ahpa_scale.ending import (
     CLOSING,
     ERROR,
@@ -240,8 +239,7 @@ def _asked(config: Config, key: str, folder: str, question: Callable[[str], bool
 def _run_at(folder: Path) -> str | None:
     """The name of the run whose output lies there; None where it hangs on a variable."""
     try:
-        told = yaml.safe_load((folder / RESOLVED).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        name = read_yaml(folder / RESOLVED)[0].get("run_name")
+    except ConfigError:
         return None
-    name = told.get("run_name") if isinstance(told, dict) else None
     return name if isinstance(name, str) and "${" not in name else None

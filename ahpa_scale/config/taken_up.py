@@ -18,6 +18,7 @@ from ahpa_scale.log_files import going_on_without
 
 #: In output_dir: the id of the run whose checkpoints were saved from there.
 RUN_ID = "run_id"
+_LONGEST_ID = 1000
 _SWITCH = "checkpoint.accept_other_data=true"
 _log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ _log = logging.getLogger(__name__)
 def noted_id(output_dir: str) -> str | None:
     """The id of the run that output_dir belongs to; None before it has saved."""
     try:
-        return storage.read_text(Path(output_dir) / RUN_ID).strip() or None
+        return storage.read_text(Path(output_dir) / RUN_ID, _LONGEST_ID).strip() or None
     except (OSError, UnicodeDecodeError):
         return None
 

@@ -172,9 +172,11 @@ def read_prior_statistics(url: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     where = storage.join(url, PRIOR_STATISTICS)
     try:
-        found = dict(load(storage.read_bytes(where, _STATISTICS_LIMIT)))
+        content = storage.read_bytes(where, _STATISTICS_LIMIT)
     except (FileNotFoundError, NotADirectoryError):
         return {}
+    try:
+        found = dict(load(content))
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{where} cannot be read ({reason}): prepare the data again") from None

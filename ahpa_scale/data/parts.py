@@ -16,11 +16,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import safetensors.torch as safetensors
+from safetensors import SafetensorError
+from torch import Tensor
 
 from ahpa_scale import storage, typed_json
 from ahpa_scale.data.card import CARD_NAME, DatasetCard, read_card
 from ahpa_scale.data.encode import BatchEncoder
-from ahpa_scale.data.index import INDEX_NAME, parse_index
+from ahpa_scale.data.index import INDEX_LIMIT, INDEX_NAME, parse_index
 from ahpa_scale.data.pictures.files import shown
 from ahpa_scale.data.pictures.rejects import REJECTS_NAME, Rejects
 from ahpa_scale.data.prepare import (
@@ -41,6 +43,8 @@ PART_NAME = "part.json"
 _STATISTICS = "statistics.safetensors"
 #: Bytes of `part.json`.
 _PART_LIMIT = 1 << 26
+#: Bytes of the statistics.
+_STATISTICS_LIMIT = 4 << 30
 
 
 class _Share:
@@ -213,11 +217,20 @@ def _merge(
         folder = storage.join(settings.out, part.folder)
         if rejects.add_part(folder) == len(part.span(card.num_samples)):
             continue  # nothing of it could be read
-        encoder.merge_state(safetensors.load(storage.read_bytes(storage.join(folder, _STATISTICS))))
+        encoder.merge_state(_statistics(storage.join(folder, _STATISTICS)))
         where = storage.join(folder, INDEX_NAME)
-        for shard in parse_index(storage.read_bytes(where), where).model_dump()["shards"]:
+        index = parse_index(storage.read_bytes(where, INDEX_LIMIT), where)
+        for shard in index.model_dump()["shards"]:
             shard["raw_data"]["basename"] = f"{part.folder}/{shard['raw_data']['basename']}"
             shards.append(shard)
     whole = json.dumps({"version": 2, "shards": shards}, sort_keys=True)
     storage.write_text(storage.join(settings.out, INDEX_NAME), whole)
     return Written(encoder, rejects)
+
+
+def _statistics(where: str) -> dict[str, Tensor]:
+    content = storage.read_bytes(where, _STATISTICS_LIMIT)
+    try:
+        return safetensors.load(content)
+    except SafetensorError as error:
+        raise UserError(f"{where} cannot be read ({error}): remove its folder") from None

@@ -28,7 +28,7 @@ from ahpa_scale.data.card import (
     write_card,
 )
 from ahpa_scale.data.encode import BatchEncoder
-from ahpa_scale.data.index import INDEX_NAME, index_digest, parse_index
+from ahpa_scale.data.index import INDEX_LIMIT, INDEX_NAME, index_digest, parse_index
 from ahpa_scale.data.pictures.rejects import REJECTS_NAME, Rejects
 from ahpa_scale.data.reading import batches, report
 from ahpa_scale.data.settings import DEMO, PrepareSettings
@@ -273,5 +273,6 @@ def finish(out: str, card: DatasetCard, written: Written) -> DatasetCard:
 def _shard_names(out: str) -> set[str]:
     where = storage.join(out, INDEX_NAME)
     return {
-        shard.raw_data.basename for shard in parse_index(storage.read_bytes(where), where).shards
+        shard.raw_data.basename
+        for shard in parse_index(storage.read_bytes(where, INDEX_LIMIT), where).shards
     }

@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from ahpa_scale import storage
+from pydantic import BaseModel, Field
+
+from ahpa_scale import storage, typed_json
 from ahpa_scale.callbacks.common import EVALUATION_FILE
 from ahpa_scale.callbacks.metrics_file import encode_row
 from ahpa_scale.checkpoint.manifest import Manifest
@@ -19,6 +21,40 @@ from ahpa_scale.errors import UserError
 
 Row = dict[str, Any]
 Settings = dict[str, Any]
+_Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+
+
+class _Settings(BaseModel):
+    """Those that a later call of the command takes over; the others are compared only."""
+
+    model_config = {**typed_json.STRICT, "extra": "ignore"}
+
+    run_name: str
+    pictures: _Count
+    bins: Annotated[int, Field(ge=1, le=10_000)]
+    weights: Literal["ema", "model"]
+    classes: Annotated[list[_Count], Field(max_length=10**6)]
+    num_per_class: _Count
+    steps: _Count
+    method: Literal["euler", "heun", "sde"]
+    guidance_scale: float
+    seed: _Count
+    samples: _Count | None
+
+
+class _Row(BaseModel):
+    """What is read of a row: to find its checkpoint, to be compared, to be drawn."""
+
+    model_config = {**typed_json.STRICT, "extra": "ignore"}
+
+    batch: _Count
+    num_images: _Count
+    flow: float | None
+    flow_t: list[float | None]
+    fid: float | None = None
+    checkpoint: str
+    settings: _Settings
+    settings_hash: str
 
 
 class Rows:
@@ -84,20 +120,28 @@ class Rows:
 
     def _read(self) -> None:
         try:
-            content = storage.read_bytes(self.url)
+            content = storage.read_bytes(self.url, typed_json.LIMIT)
         except FileNotFoundError:
             return
         try:
-            rows = [json.loads(line) for line in content.splitlines()]
-            self._rows |= {int(row["batch"]): row for row in rows if row["checkpoint"]}
-            told = [settings_digest(row["settings"]) == row["settings_hash"] for row in rows]
-        except (ValueError, KeyError, TypeError):
-            told = [False]
-        if not all(told):
+            for place, row in typed_json.parse_lines(content, self.url):
+                _check_row(row, place)
+                if self.settings not in (None, row["settings"]):
+                    raise UserError(f"{place}: settings are not those of the other rows")
+                self._rows[row["batch"]] = row
+        except UserError as error:
             raise UserError(
-                f"{self.url} holds other rows than those of 'ahpa-scale evaluate': choose another "
-                "--out"
-            )
+                f"{error}; the file holds other rows than those of 'ahpa-scale evaluate': choose "
+                "another --out"
+            ) from None
+
+
+def _check_row(row: Any, place: str) -> None:
+    told = typed_json.fit(_Row, row, place)
+    if settings_digest(row["settings"]) != told.settings_hash:
+        raise UserError(f"{place}: settings_hash is not that of the settings")
+    if len(told.flow_t) != told.settings.bins:
+        raise UserError(f"{place}: flow_t has not one value for each of the bins")
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:

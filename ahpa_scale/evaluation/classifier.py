@@ -12,18 +12,20 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ahpa_scale import typed_json
 from ahpa_scale.errors import UserError
-from ahpa_scale.storage import atomic_folder
+from ahpa_scale.storage import atomic_folder, read_bytes
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 
@@ -179,7 +181,8 @@ class Classifier(nn.Module):
         """
         folder = Path(folder)
         try:
-            told = typed_json.parse_as(_Told, (folder / _CONFIG).read_bytes(), _CONFIG)
+            content = read_bytes(folder / _CONFIG, typed_json.LIMIT)
+            told = typed_json.parse_as(_Told, content, _CONFIG)
             model = cls(told.arch, told.num_classes)
             weights = load_file(str(folder / _WEIGHTS))
         except (OSError, SafetensorError, UserError) as error:
@@ -197,7 +200,7 @@ class _Told:
     """What the JSON file holds."""
 
     arch: str
-    num_classes: int
+    num_classes: Annotated[int, Field(ge=1, le=10**6)]
 
     __pydantic_config__ = typed_json.STRICT
 

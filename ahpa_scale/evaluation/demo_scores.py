@@ -18,7 +18,7 @@ from torch import Tensor
 from ahpa_scale import typed_json
 from ahpa_scale.data.demo import DemoSpec
 from ahpa_scale.errors import UserError
-from ahpa_scale.evaluation.distributions import texture_quantiles, wasserstein
+from ahpa_scale.evaluation.distributions import QUANTILES, texture_quantiles, wasserstein
 from ahpa_scale.evaluation.factor_judge import FactorJudge, render_many, train_factor_judge
 from ahpa_scale.evaluation.layout import (
     agreeing_share,
@@ -28,7 +28,7 @@ from ahpa_scale.evaluation.layout import (
     named_shape_share,
     rule_error,
 )
-from ahpa_scale.storage import atomic_folder
+from ahpa_scale.storage import atomic_folder, read_bytes
 
 _JUDGE, _TENSORS, _FACTS = "factor-judge.safetensors", "demo.safetensors", "demo.json"
 
@@ -166,12 +166,21 @@ def load_demo_reference(folder: str | Path) -> DemoReference:
     """
     folder = Path(folder)
     try:
-        spec = typed_json.parse_as(DemoSpec, (folder / _FACTS).read_bytes(), str(folder / _FACTS))
+        content = read_bytes(folder / _FACTS, typed_json.LIMIT)
+        spec = typed_json.parse_as(DemoSpec, content, str(folder / _FACTS))
         weights = load_file(str(folder / _JUDGE))
         tensors = load_file(str(folder / _TENSORS))
         layout_4Q, texture_7Q = tensors["layout"], tensors["texture"]
     except (OSError, SafetensorError, KeyError, UserError) as error:
         raise _unreadable(folder, error) from error
+    for name, tensor, shape in (
+        ("layout", layout_4Q, (4, QUANTILES)),
+        ("texture", texture_7Q, (7, QUANTILES)),
+    ):
+        fits = tensor.shape == shape and tensor.is_floating_point()
+        if not fits or not bool(tensor.isfinite().all()):
+            problem = UserError(f"{name} must hold {list(shape)} finite numbers")
+            raise _unreadable(folder, problem)
     judge = FactorJudge(spec.num_shapes)
     try:
         judge.load_state_dict(weights)

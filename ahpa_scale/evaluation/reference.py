@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -27,7 +29,7 @@ from ahpa_scale.evaluation.metrics import (
     kernel_distance,
 )
 from ahpa_scale.evaluation.training import check_labels, train_classifier
-from ahpa_scale.storage import atomic_folder
+from ahpa_scale.storage import atomic_folder, read_bytes
 
 _JUDGE, _TENSORS, _FACTS = "judge", "reference.safetensors", "reference.json"
 _KEPT = ("mean", "covariance", "kernel")
@@ -39,9 +41,9 @@ _KERNEL_SEED = 0
 class _Facts:
     """What the JSON file holds."""
 
-    count: int
-    judge_accuracy: float
-    size: int
+    count: Annotated[int, Field(ge=2, lt=1 << 63)]
+    judge_accuracy: Annotated[float, Field(ge=0, le=1)]
+    size: Annotated[int, Field(ge=1, le=1 << 14)]
 
     __pydantic_config__ = typed_json.STRICT
 
@@ -169,14 +171,24 @@ def load_reference(folder: str | Path) -> Reference:
     """
     folder = Path(folder)
     try:
-        facts = typed_json.parse_as(_Facts, (folder / _FACTS).read_bytes(), str(folder / _FACTS))
+        content = read_bytes(folder / _FACTS, typed_json.LIMIT)
+        facts = typed_json.parse_as(_Facts, content, str(folder / _FACTS))
         tensors = load_file(str(folder / _TENSORS))
         mean_F, covariance_FF, kernel_NF = (tensors[name] for name in _KEPT)
     except (OSError, SafetensorError, KeyError, UserError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"no reference can be read from {folder}: {reason}") from error
-    train = FeatureStatistics(mean_F, covariance_FF, facts.count)
     judge = Classifier.load(folder / _JUDGE)
+    features, pictures = judge.feature_dim, kernel_NF.shape[:1].numel()
+    shapes = ((features,), (features, features), (pictures, features))
+    for name, tensor, shape in zip(_KEPT, (mean_F, covariance_FF, kernel_NF), shapes, strict=True):
+        fits = tensor.shape == shape and tensor.is_floating_point()
+        if not fits or not bool(tensor.isfinite().all()):
+            raise UserError(
+                f"no reference can be read from {folder}: {name} must hold {list(shape)} finite "
+                "numbers"
+            )
+    train = FeatureStatistics(mean_F, covariance_FF, facts.count)
     return Reference(judge, train, kernel_NF, facts.judge_accuracy, facts.size)
 
 

@@ -38,12 +38,18 @@ def read_gap_map(url: str | os.PathLike[str]) -> GapMap:
     told = typed_json.parse_as(_Told, content, f"{url} is not a recoverability map: it", _LIMIT)
     levels, blocks = tuple(told.levels), tuple(told.blocks)
     shape = (len(levels), len(blocks), told.bins)
-    try:
+    # float32 ends where Python's numbers go on.
+    if 0 not in shape and _has_shape(told.r2_LDT, shape):
         r2_LDT = torch.tensor(told.r2_LDT, dtype=torch.float32)
-    except ValueError as error:  # rows of several lengths
-        raise UserError(f"{url} is not a recoverability map: r2_LDT: {error}") from None
-    if 0 in shape or tuple(r2_LDT.shape) != shape or not bool(r2_LDT.isfinite().all()):
-        raise UserError(
-            f"{url} is not a recoverability map: r2_LDT must hold {list(shape)} finite numbers"
-        )
-    return GapMap(levels, blocks, r2_LDT)
+        if bool(r2_LDT.isfinite().all()):
+            return GapMap(levels, blocks, r2_LDT)
+    raise UserError(
+        f"{url} is not a recoverability map: r2_LDT must hold {list(shape)} finite numbers"
+    )
+
+
+def _has_shape(nest: list[list[list[float]]], shape: tuple[int, int, int]) -> bool:
+    levels, blocks, bins = shape
+    rows = [row for level in nest for row in level]
+    whole = len(nest) == levels and all(len(level) == blocks for level in nest)
+    return whole and all(len(row) == bins for row in rows)

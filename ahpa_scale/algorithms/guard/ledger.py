@@ -10,17 +10,22 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from composer.callbacks import CheckpointSaver
 from composer.core import State
 from composer.utils import dist
+from pydantic import Field
 
-from ahpa_scale import storage
+from ahpa_scale import storage, typed_json
+from ahpa_scale.errors import UserError
 from ahpa_scale.log_files import append_line
 
 GUARD_FILE = "guard.jsonl"
 ROLLBACKS_FILE = "rollbacks.json"
+#: Bytes of the latter.
+_LIMIT = 1 << 20
+_Batches = list[Annotated[int, Field(strict=True, ge=0)]]
 _log = logging.getLogger(__name__)
 
 
@@ -58,12 +63,15 @@ def may_roll_back(state: State, save_folder: str, most: int) -> bool:
         state: at the end of the bad batch.
         save_folder: folder or URL of the checkpoints.
         most: rollbacks to one checkpoint.
+
+    Raises:
+        UserError: on rank 0, the count of rollbacks can't be read.
     """
     allowed = [False]
     saved = last_saved_batch(state)
     if dist.get_global_rank() == 0:
         path = storage.join(save_folder, ROLLBACKS_FILE)
-        batches = json.loads(storage.read_text(path)) if storage.exists(path) else []
+        batches = _rolled_back(path)
         allowed = [sum(batch > saved for batch in batches) < most]
         if allowed[0]:
             batches.append(state.timestamp.batch.value)
@@ -71,6 +79,18 @@ def may_roll_back(state: State, save_folder: str, most: int) -> bool:
     # Nobody leaves before the note is written: launchers end all ranks when the first one is gone.
     dist.broadcast_object_list(allowed)
     return allowed[0]
+
+
+def _rolled_back(path: str) -> _Batches:
+    """The bad batches of former rollbacks."""
+    try:
+        content = storage.read_bytes(path, _LIMIT)
+    except FileNotFoundError:
+        return []
+    try:
+        return typed_json.parse_as(_Batches, content, path)
+    except UserError as error:
+        raise UserError(f"{error}; remove it to count rollbacks from none") from None
 
 
 def last_saved_batch(state: State) -> int:

@@ -54,10 +54,10 @@ class Rejects:
         if not storage.exists(where):
             return 0
         found: dict[str, str] = {}
-        for line in storage.read_bytes(where, _LIMIT).splitlines():
-            told = typed_json.parse_as(dict[str, str], line, where)
+        for place, value in typed_json.parse_lines(storage.read_bytes(where, _LIMIT), where):
+            told = typed_json.fit(dict[str, str], value, place)
             if told.keys() != {"picture", "reason"}:
-                raise UserError(f"{where} is no list of rejected pictures: remove its folder")
+                raise UserError(f"{place} tells of no rejected picture: remove the file's folder")
             found[told["picture"]] = told["reason"]
         self._add(found)
         return len(found)
