@@ -26,8 +26,7 @@ def mendable(error: BaseException) -> str | None:
     if not isinstance(error, OSError):
         return None
     if error.errno is None:
-        text = " ".join(str(error).split())
-        return text if isinstance(error, _NAMED) or "://" in text else None
+        return " ".join(str(error).split()) if isinstance(error, _NAMED) else None
     if error.errno not in _MENDABLE or (error.filename is None and error.errno not in _FULL):
         return None
     names = [os.fsdecode(one) for one in (error.filename, error.filename2) if one is not None]

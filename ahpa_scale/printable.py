@@ -6,6 +6,7 @@ may read is left out. Standard library only.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 # Controls but for tab and line feed, marks that turn the reading direction, and half characters.
 _OBEYED = re.compile(
@@ -21,9 +22,17 @@ def printable(text: str) -> str:
     """A text with `user:password@` of URLs and all concealed values masked, and with control
     characters written out, such as \\x1b.
     """
+    return _OBEYED.sub(_written_out, without_secrets(text))
+
+
+def without_secrets(text: str) -> str:
+    """A text with `user:password@` of URLs and all concealed values masked, whatever else is in it.
+
+    To be called before a text is cut: half a URL may be the password.
+    """
     for value in sorted(_concealed, key=len, reverse=True):
         text = text.replace(value, _concealed[value])
-    return _OBEYED.sub(_written_out, masked(text))
+    return masked(text)
 
 
 def masked(text: str) -> str:
@@ -31,8 +40,20 @@ def masked(text: str) -> str:
     return _PASSWORD.sub(r"\1:***@", text)
 
 
+def named_passwords(text: str, name: Callable[[str], str]) -> str:
+    """A text with the passwords of its URLs replaced by what `name` gives for each; those that are
+    interpolations, ``${...}``, stay.
+    """
+
+    def replaced(match: re.Match[str]) -> str:
+        user, password = match.groups()
+        return match[0] if "$" in password else f"{user}:{name(password)}@"
+
+    return _PASSWORD.sub(replaced, text)
+
+
 def conceal(value: str, shown: str) -> None:
-    """From now on `printable` shows something else in a value's place.
+    """From now on something else is shown in a value's place.
 
     Args:
         value: that came from the environment, say; one of under six characters stays.

@@ -24,6 +24,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from ahpa_scale import console
+from ahpa_scale.errors import UserError
 from ahpa_scale.signals import HANDED_ON, SIGNALS, Count, launcher_above, name_of
 from ahpa_scale.stops import CUT_SHORT, PREEMPTED
 
@@ -237,7 +238,7 @@ def _watch_switches(requests: Requests, folder: str, every: float, over: threadi
                     if storage.exists(path):
                         storage.remove(path)
                         _take(requests, name)
-        except (OSError, ValueError) as error:
+        except (OSError, UserError) as error:
             _log.debug("no look for switches in %s: %s", folder, error)
 
 

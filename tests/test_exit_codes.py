@@ -15,11 +15,15 @@ from pathlib import Path
 import pytest
 import typer
 
-from ahpa_scale import cli
+from ahpa_scale import cli, typed_json
+from ahpa_scale.checkpoint.manifest import Manifest
 from ahpa_scale.config.errors import exit_on_user_error
 from ahpa_scale.config.load import load_yaml
 from ahpa_scale.disk_errors import mendable
 from ahpa_scale.errors import HostError, UserError
+from ahpa_scale.evaluate.rows import Rows
+from ahpa_scale.models.vae import FrozenVAE
+from ahpa_scale.storage import RefusedError
 from ahpa_scale.unreachable import UnreachableError
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +35,7 @@ FAULTS = (
     TypeError("an argument"),
     RuntimeError("of torch"),
     OSError("a library's own words"),
+    OSError("a library's own words about s3://bucket/x"),
     OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/some/file"),
     OSError(errno.EINVAL, os.strerror(errno.EINVAL)),
     BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)),
@@ -41,7 +46,7 @@ MENDABLE = (
     (UnreachableError("a hub"), 75, "a hub"),
     (FileNotFoundError("nothing at s3://bucket/x"), 2, "nothing at s3://bucket/x"),
     (FileExistsError("/x exists already"), 2, "/x exists already"),
-    (OSError("cannot use s3://bucket/x: Forbidden"), 2, "cannot use s3://bucket/x: Forbidden"),
+    (RefusedError("cannot use s3://bucket/x: Forbidden"), 2, "cannot use s3://bucket/x: Forbidden"),
     (OSError(errno.EACCES, "Permission denied", "/x"), 2, "/x: Permission denied"),
     (OSError(errno.ENOSPC, "No space left on device"), 2, "writing: No space left on device"),
     (OSError(errno.EISDIR, "Is a directory", "/x"), 2, "/x: Is a directory"),
@@ -189,3 +194,24 @@ def test_the_command_line_of_typer_keeps_its_own_code():
         cli.main(["no-such-command"])
     assert caught.value.code == 2
     assert isinstance(cli.app, typer.Typer)
+
+
+@pytest.mark.parametrize("bug", [ValueError("a bug"), TypeError("a bug"), KeyError("a bug")])
+def test_a_bug_while_a_file_is_read_is_not_the_files_fault(bug, tmp_path, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise bug
+
+    manifest = Manifest(*[1] * 3, *"abc", 1, {}, None, {}, {})
+    (tmp_path / "evaluation.jsonl").write_text("{}\n")
+    reads = [
+        ("snapshot_download", lambda: FrozenVAE.from_pretrained("organisation/name")),
+        ("fit", lambda: Manifest.from_json(manifest.to_json())),
+        ("fit", lambda: Rows(str(tmp_path))),
+    ]
+    for name, read in reads:
+        with monkeypatch.context() as patched:
+            place = typed_json if name == "fit" else sys.modules[FrozenVAE.__module__]
+            patched.setattr(place, name, fail)
+            with pytest.raises(type(bug)) as caught:
+                read()
+            assert caught.value is bug

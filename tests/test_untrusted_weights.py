@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 import torch
 from huggingface_hub import constants as hub
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ahpa_scale.errors import UserError
 from ahpa_scale.models.vae import FrozenVAE
@@ -101,3 +101,11 @@ def test_a_config_that_no_vae_has_is_one_line(folder, told):
     path.write_text("[" * 10**5)
     with pytest.raises(UserError, match=r"no readable config\.json in .*nested deeper"):
         load_vae_config(folder)
+
+
+def test_weights_that_lack_some_are_not_drawn_at_random(folder):
+    weights = load_file(folder / WEIGHTS)
+    del weights["decoder.conv_in.bias"]
+    save_file(weights, folder / WEIGHTS)
+    with pytest.raises(UserError, match="its weights lack 'decoder"):
+        FrozenVAE.from_pretrained(folder)

@@ -33,6 +33,7 @@ from ahpa_scale.data.pictures.rejects import Rejects
 from ahpa_scale.data.settings import REJECTS
 from ahpa_scale.errors import UserError
 from ahpa_scale.progress import progress_bar
+from ahpa_scale.unreachable import UnreachableError, is_unreachable
 
 FEATURES = 2048
 #: SHA-256 of the weights that the library fetches: they are a pickle, opened as these bytes only.
@@ -256,7 +257,8 @@ def _fetched() -> Path:
             # To a temporary name, compared with the digits of its hash, then renamed.
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), digits, progress=False)
         except (OSError, RuntimeError) as error:
-            raise OSError(
+            kind = UnreachableError if is_unreachable(error) else UserError
+            raise kind(
                 f"cannot fetch {URL_INCEPTION_V3} ({error}): name a copy of it with --inception"
             ) from None
     return path

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from huggingface_hub import constants as hub
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from torch import Tensor, nn
 
 from ahpa_scale import storage
@@ -36,6 +36,7 @@ from ahpa_scale.models.vae_config import (
     load_vae_config,
 )
 from ahpa_scale.models.vae_files import PATTERNS, check_weights, read_config
+from ahpa_scale.printable import without_secrets
 from ahpa_scale.unreachable import UnreachableError, is_unreachable
 
 _HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:/(\w[\w./-]*))?")
@@ -200,7 +201,7 @@ def _from_hub(repository: str, subfolder: str | None, revision: str | None) -> P
             f"cannot load a VAE from {place!r}: it is not a local folder, and the hub does not "
             "know it or keeps it private"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, HFValidationError) as error:
         # Offline by its own setting, it fails like a broken connection; no other try mends that.
         if is_unreachable(error) and not hub.HF_HUB_OFFLINE:
             # The library says then that the file is not there.
@@ -217,19 +218,26 @@ def _from_hub(repository: str, subfolder: str | None, revision: str | None) -> P
 def _load(folder: Path) -> AutoencoderKL:
     check_weights(folder)
     try:
-        return AutoencoderKL.from_pretrained(
+        model, told = AutoencoderKL.from_pretrained(
             str(folder),
             use_safetensors=True,
             torch_dtype=torch.float32,
             low_cpu_mem_usage=False,  # the sparing way needs accelerate, which is not a dependency
+            output_loading_info=True,
         )
-    except Exception as error:
-        # Its constructor meets whatever the folder's config holds, and says so in many ways.
+    except (OSError, RuntimeError, ValueError) as error:
+        # Weights that can't be read; of another architecture; an architecture that there isn't.
         raise _no_vae(str(folder), error) from error
+    if told["missing_keys"]:
+        # diffusers would draw them at random.
+        raise UserError(
+            f"cannot load a VAE from {str(folder)!r}: its weights lack {told['missing_keys'][0]!r}"
+        )
+    return model
 
 
 def _no_vae(place: str, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:300]
+    reason = without_secrets(" ".join(str(error).split()))[:300]
     return UserError(f"cannot load a VAE from {place!r}: {reason}")
 
 

@@ -25,6 +25,7 @@ _LIMIT = 4 << 20
 _PIECE = re.compile(r"\w[\w.-]*\.safetensors", re.ASCII)
 
 _Width = Annotated[int, Field(ge=1, le=1 << 13)]
+_Side = Annotated[int, Field(ge=1, le=1 << 16)]
 _Few = Annotated[int, Field(ge=1, le=64)]
 _Blocks = Annotated[list[Annotated[str, Field(max_length=64)]], Field(min_length=1, max_length=8)]
 _Positive = Annotated[float, Field(gt=0)]
@@ -53,7 +54,9 @@ class VaeConfig(BaseModel):
     shift_factor: float | None = None
     latents_mean: Annotated[list[float], Field(max_length=1 << 13)] | None = None
     latents_std: Annotated[list[_Positive], Field(max_length=1 << 13)] | None = None
+    sample_size: _Side | Annotated[list[_Side], Field(min_length=1, max_length=2)] = 32
     quantization_config: None = None
+    use_default_values: Annotated[list[str], Field(alias="_use_default_values")] = []
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -79,6 +82,12 @@ def read_config(folder: Path) -> dict[str, Any]:
         values = getattr(found, name)
         if values is not None and len(values) != found.latent_channels:
             raise UserError(f"{path}: {name} must have {found.latent_channels} numbers")
+    if (
+        not len(found.block_out_channels)
+        == len(found.down_block_types)
+        == len(found.up_block_types)
+    ):
+        raise UserError(f"{path}: block_out_channels and the block types must be equally many")
     return stored
 
 
