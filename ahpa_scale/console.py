@@ -10,6 +10,7 @@ password.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -21,7 +22,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, TextIO
 
-from ahpa_scale.printable import printable
+from ahpa_scale.printable import printable, without_secrets
 
 Format = Literal["text", "json"]
 
@@ -47,6 +48,7 @@ def set_up(format: Format, *, rank: int | None, node: int | None) -> None:
         rename_fields={"levelname": "level", "name": "logger", "exc_info": "traceback"},
         static_fields={"rank": rank, "node": node},
         timestamp="time",
+        json_serializer=_dumps,
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_formatter)
@@ -121,6 +123,12 @@ def _strict_value(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return printable(value) if isinstance(value, str) else value
+
+
+def _dumps(record: Mapping[str, Any], **options: Any) -> str:
+    """JSON of what a record tells, a traceback too, without secrets."""
+    told = {n: without_secrets(v) if isinstance(v, str) else v for n, v in record.items()}
+    return json.dumps(told, **options)
 
 
 def _log_uncaught(

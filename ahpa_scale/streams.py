@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A console that can't end a run: not by going away, and not by letters that it lacks."""
+"""A console that can't end a run, by going away or by letters that it lacks, and that is told no
+secret.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +9,25 @@ import io
 import os
 import select
 import sys
+from collections.abc import Callable
 from typing import Any, TextIO
+
+from ahpa_scale.log_records import mask_records
+from ahpa_scale.printable import without_secrets
 
 #: Seconds that a console which takes no bytes now is given before they are dropped.
 _PATIENCE = 1.0
 
 
 def make_lasting() -> None:
-    """Replaces this process's standard streams by ones that never raise.
+    """Replaces this process's standard streams by ones that never raise, and masks what it says.
 
     What can't be written is dropped: the reader of a pipe has gone, a terminal was hung up, a disk
     is full. Letters that the encoding lacks are written as escapes. Streams that somebody has
-    replaced already, as test runners do, stay.
+    replaced already, as test runners do, stay. Passwords in URLs and concealed values are masked
+    there, in tracebacks as well, and in all log records.
     """
+    mask_records()
     _open_missing()
     if sys.stdout is sys.__stdout__:
         sys.stdout = _lasting(sys.stdout, 1)
@@ -42,9 +50,27 @@ class _Lasting(io.FileIO):
         return size if written is None else written
 
 
+class _Masking(io.TextIOWrapper):
+    """Text without secrets. Trackers that keep the console put a function of their own in the place
+    of `write`: it is called with the masked text too.
+    """
+
+    _replaced: Callable[[str], int] | None = None
+
+    @property
+    def write(self) -> Callable[[str], int]:
+        """Writes, as of any stream."""
+        write = self._replaced or super().write
+        return lambda text: write(without_secrets(text))
+
+    @write.setter
+    def write(self, replaced: Callable[[str], int]) -> None:
+        self._replaced = replaced
+
+
 def _lasting(stream: TextIO | None, descriptor: int) -> TextIO:
     buffer = io.BufferedWriter(_Lasting(descriptor, "w", closefd=False))
-    return io.TextIOWrapper(
+    return _Masking(
         buffer,
         encoding=None if stream is None else stream.encoding,
         errors="backslashreplace",

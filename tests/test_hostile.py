@@ -426,6 +426,7 @@ def test_references_of_judges(tried):
         file.write_bytes(content)
         assert load_reference(folder).kernel_NF.shape[1] == many
 
+    read_facts(good)
     tried.each(hostile(good, 60), read_facts)
     facts.write_bytes(good)
     for name, value in (("mean", torch.ones(())), ("kernel", torch.full((3, many), torch.nan)),
@@ -452,6 +453,7 @@ def test_references_of_demos(tried):
         file.write_bytes(content)
         load_demo_reference(folder)
 
+    read_facts(good)
     tried.each(hostile(good, 80), read_facts)
     facts.write_bytes(good)
     for name, value in (("layout", torch.ones(4, 3)), ("texture", torch.full((7, 256), torch.inf))):

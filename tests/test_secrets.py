@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from job import run
 
-from ahpa_scale.config.errors import ConfigError
+from ahpa_scale.config.errors import ConfigError, one_line
 from ahpa_scale.config.load import load_mapping, load_yaml, to_yaml
 from ahpa_scale.config.trained import find_run
 from ahpa_scale.config.written import as_written
@@ -76,3 +76,54 @@ def test_a_mistake_shows_where_a_value_comes_from_and_not_the_value(file):
     assert done.returncode == 2
     assert "${oc.env:AHPA_TEST_PLACE}" in done.stderr
     assert "hunter2" not in done.stderr + done.stdout
+
+
+SPEAKER = """
+import logging, sys, threading, warnings
+from ahpa_scale import console
+from ahpa_scale.printable import conceal
+from ahpa_scale.streams import make_lasting
+
+make_lasting()
+console.set_up(sys.argv[1], rank=0, node=0)
+conceal("hunter2hunter2", "${oc.env:TOKEN}")
+handler = logging.FileHandler(sys.argv[2])
+logging.getLogger("library").addHandler(handler)
+secret = "https://me:correct-horse@host/x?key=hunter2hunter2"
+seen = []
+write = sys.stdout.write
+sys.stdout.write = lambda text: (seen.append(text), write(text))[1]
+try:
+    raise OSError(secret)
+except OSError:
+    logging.getLogger("library").exception("of %s", secret)
+warnings.warn(secret)
+print("plain", secret)
+thread = threading.Thread(target=lambda: {}[secret])
+thread.start()
+thread.join()
+assert "correct-horse" not in "".join(seen) and "plain" in seen
+raise RuntimeError(secret)
+"""
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_whatever_a_library_says_is_masked(form, tmp_path):
+    done = run(sys.executable, "-c", SPEAKER, form, tmp_path / "log")
+    told, kept = done.stdout + done.stderr, (tmp_path / "log").read_text()
+    assert done.returncode == 1
+    assert "RuntimeError" in told
+    assert "AssertionError" not in told
+    for text in (told, kept):
+        assert "https://me:***@host/x?key=${oc.env:TOKEN}" in text
+        assert "correct-horse" not in text
+        assert "hunter2" not in text
+    assert kept.count("***") == 2
+    assert told.count("***") >= 4
+    assert "OSError: https://me:***@host" in kept
+
+
+def test_a_line_that_is_cut_holds_no_half_of_a_password():
+    for most in range(1450, 1500):
+        line = one_line("x" * most + " https://me:correct-horse-battery@host")
+        assert "correct" not in line

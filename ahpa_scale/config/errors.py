@@ -16,6 +16,7 @@ from typing import NoReturn
 from ahpa_scale import console
 from ahpa_scale.disk_errors import mendable
 from ahpa_scale.errors import HostError, UserError
+from ahpa_scale.printable import without_secrets
 from ahpa_scale.unreachable import TRY_AGAIN, UnreachableError
 
 COMMAND_LINE = "command line"
@@ -39,8 +40,10 @@ class ConfigError(UserError):
 
 
 def one_line(text: str) -> str:
-    """Fold all white space, so that a message is always exactly one line, and cut one of pages."""
-    folded = " ".join(text.split())
+    """Fold all white space, so that a message is always exactly one line, and cut one of pages;
+    secrets are masked before.
+    """
+    folded = without_secrets(" ".join(text.split()))
     return folded if len(folded) <= _LONGEST_LINE else f"{folded[:_LONGEST_LINE]} ..."
 
 

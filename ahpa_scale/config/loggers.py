@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ahpa_scale.config.written import as_written
 from ahpa_scale.exporter import Board
 from ahpa_scale.models.dit import DiT
 from ahpa_scale.models.flops import training_flops
+from ahpa_scale.printable import without_secrets
 
 
 def build_loggers(
@@ -54,6 +56,8 @@ def _wandb(config: Config, output_dir: Path, run_id: str) -> WandBLogger:
     # Without a key wandb would stop and ask; a job at night has nobody to answer.
     if wandb.api.api_key is None:
         os.environ.setdefault("WANDB_MODE", "offline")
+    # It keeps the program's arguments, and uploads them.
+    sys.argv[1:] = map(without_secrets, sys.argv[1:])
     return WandBLogger(
         project=config.logging.wandb_project,
         name=config.run_name,

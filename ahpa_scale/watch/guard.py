@@ -9,6 +9,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ahpa_scale.printable import without_secrets
 from ahpa_scale.watch.client import Client
 from ahpa_scale.watch.hub import Hub
 from ahpa_scale.watch.messages import EXIT_CODE, HIGHEST_CODE
@@ -99,7 +100,13 @@ def _exit_code(error: BaseException) -> int:
 
 
 def _words(error: BaseException) -> str:
-    """What happened to it, in one line."""
+    """What happened to it, in one line that tells no secret: it goes over the network, and is cut
+    there.
+    """
+    return without_secrets(_described(error))
+
+
+def _described(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         inner = error.__context__
         why = " ".join(str(inner).split()) if inner else f"exit code {error.code}"
