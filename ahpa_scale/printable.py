@@ -6,6 +6,7 @@ may read is left out. Standard library only.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 # Controls but for tab and line feed, marks that turn the reading direction, and half characters.
 _OBEYED = re.compile(
@@ -37,6 +38,18 @@ def without_secrets(text: str) -> str:
 def masked(text: str) -> str:
     """A text whose URLs tell no password."""
     return _PASSWORD.sub(r"\1:***@", text)
+
+
+def named_passwords(text: str, name: Callable[[str], str]) -> str:
+    """A text with the passwords of its URLs replaced by what `name` gives for each; those that are
+    interpolations, ``${...}``, stay.
+    """
+
+    def replaced(match: re.Match[str]) -> str:
+        user, password = match.groups()
+        return match[0] if "$" in password else f"{user}:{name(password)}@"
+
+    return _PASSWORD.sub(replaced, text)
 
 
 def conceal(value: str, shown: str) -> None:

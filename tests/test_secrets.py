@@ -13,6 +13,8 @@ from ahpa_scale.config.errors import ConfigError, one_line
 from ahpa_scale.config.load import load_mapping, load_yaml, to_yaml
 from ahpa_scale.config.trained import find_run
 from ahpa_scale.config.written import as_written
+from ahpa_scale.launch.command import command_for
+from ahpa_scale.launch.placement import Placement
 
 RUN = """run_name: r
 max_duration: 1ba
@@ -127,3 +129,14 @@ def test_a_line_that_is_cut_holds_no_half_of_a_password():
     for most in range(1450, 1500):
         line = one_line("x" * most + " https://me:correct-horse-battery@host")
         assert "correct" not in line
+
+
+def test_a_launcher_hands_passwords_on_beside_the_arguments():
+    place = Placement(1, 2, 0, None, None, "one node")
+    words = ["r.yaml", "data.remote=s3://me:correct-horse@b/x", "seed=1"]
+    words += ["checkpoint.save_folder=s3://me:${oc.env:WORD}@b/y", "output_dir=/a:b@c"]
+    command = command_for(place, "train.py", words)
+    hidden = "data.remote=s3://me:${oc.env:AHPA_PASSWORD_1}@b/x"
+    assert command.words[-5:] == ("r.yaml", hidden, *words[2:])
+    assert command.passwords == {"AHPA_PASSWORD_1": "correct-horse"}
+    assert "correct-horse" not in str(command)

@@ -11,13 +11,14 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ahpa_scale.config.load import load_config
 from ahpa_scale.config.schema import Config
 from ahpa_scale.launch.alone import LAUNCHED
 from ahpa_scale.launch.placement import LaunchError, Placement
+from ahpa_scale.printable import named_passwords
 from ahpa_scale.signals import SIGNALS
 
 #: What Composer's launcher would read where a flag is missing. Its flags say it all.
@@ -32,6 +33,8 @@ LAUNCHERS_OWN = (
     "WORLD_SIZE",
 )
 _LAUNCHER = "ahpa_scale.launch.launcher"
+#: What the variables of passwords begin with.
+_PASSWORD = "AHPA_PASSWORD_"
 _BETWEEN_TRIES = 1.0
 _BETWEEN_LINES = 10.0
 _log = logging.getLogger(__name__)
@@ -45,10 +48,12 @@ class Command:
         words: program and arguments.
         variables: that are set for it; every other variable that says where a rank stands is taken
             away.
+        passwords: variables that are set as well, and not shown.
     """
 
     words: tuple[str, ...]
     variables: Mapping[str, str]
+    passwords: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """As a shell would take it."""
@@ -62,12 +67,15 @@ class Command:
             # They wait while Python starts anew, where nothing could answer them.
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         sys.stdout.flush()
-        os.execve(self.words[0], self.words, {**kept, **self.variables, LAUNCHED: "1"})
+        os.execve(
+            self.words[0], self.words, {**kept, **self.variables, **self.passwords, LAUNCHED: "1"}
+        )
 
 
 def command_for(placement: Placement, script: str, arguments: Sequence[str]) -> Command:
     """Composer's launcher with its flags; the script itself where this process is a rank."""
-    run = (script, *arguments)
+    passwords: dict[str, str] = {}
+    run = (script, *(_without_password(word, passwords) for word in arguments))
     if placement.local_rank is not None:
         variables = {
             "RANK": placement.rank,
@@ -78,7 +86,8 @@ def command_for(placement: Placement, script: str, arguments: Sequence[str]) -> 
             "MASTER_ADDR": placement.master_addr,
             "MASTER_PORT": placement.master_port,
         }
-        return Command((sys.executable, *run), {n: str(value) for n, value in variables.items()})
+        told = {name: str(value) for name, value in variables.items()}
+        return Command((sys.executable, *run), told, passwords)
     flags: list[str] = []
     if placement.nproc is not None:
         flags += ["--nproc", str(placement.nproc)]
@@ -87,7 +96,18 @@ def command_for(placement: Placement, script: str, arguments: Sequence[str]) -> 
         flags += ["--node_rank", str(placement.node_rank)]
         flags += ["--master_addr", str(placement.master_addr)]
         flags += ["--master_port", str(placement.master_port)]
-    return Command((sys.executable, "-m", _LAUNCHER, *flags, *run), {})
+    return Command((sys.executable, "-m", _LAUNCHER, *flags, *run), {}, passwords)
+
+
+def _without_password(word: str, passwords: dict[str, str]) -> str:
+    """An argument whose password comes from a variable: arguments are anybody's on the machine."""
+
+    def name(password: str) -> str:
+        variable = f"{_PASSWORD}{len(passwords) + 1}"
+        passwords[variable] = password
+        return f"${{oc.env:{variable}}}"
+
+    return named_passwords(word, name)
 
 
 def check_run(placement: Placement, script: str, arguments: Sequence[str]) -> Config:
