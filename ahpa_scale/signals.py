@@ -19,7 +19,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _ECHO = 1.0
 #: Seconds after Ctrl-C within which a SIGTERM is that of Composer's launcher, which got it too.
 _FROM_COMPOSER = 10.0
-#: Parents that start a rank for somebody at a console, and whose end is only that console's.
+#: Parents whose end is only that of somebody's console.
 _CONSOLES = {"login", "screen", "sshd", "sshd-session", "su", "sudo", "systemd", "tmux"}
 _SHELLS = {"ash", "bash", "dash", "fish", "ksh", "sh", "zsh"}
 
@@ -86,20 +86,19 @@ def send_on(pid: int, number: int) -> None:
 
 def launcher_above() -> int | None:
     """The parent, where that is a launcher whose end this process can't outlive in order: what
-    starts a rank and is no console. A shell that runs a script is one, and one that is typed into
-    is not.
+    starts a rank and is neither a console nor a shell, which may end and leave behind what it has
+    put in the background.
     """
     parent = os.getppid()
     if "RANK" not in os.environ or parent == 1:
         return None
     try:
-        words = Path(f"/proc/{parent}/cmdline").read_text(errors="replace").split("\0")[:-1]
+        words = Path(f"/proc/{parent}/cmdline").read_text(errors="replace").split("\0")
     except OSError:
         return None
     # Some servers write what they do behind their name.
-    name = words[0].split(":")[0].rpartition("/")[2].lstrip("-").lower() if words else ""
-    typed = name in _SHELLS and all(word.startswith("-") and word != "-c" for word in words[1:])
-    return None if name in _CONSOLES or typed else parent
+    name = words[0].split(":")[0].rpartition("/")[2].lstrip("-").lower()
+    return None if name in _CONSOLES | _SHELLS else parent
 
 
 def _catches(pid: int, number: int) -> bool:

@@ -17,7 +17,6 @@ import psutil
 import pytest
 from job import BIN, CLI, ROOT, outside, run
 from test_two_hosts import arguments, rows
-from test_watch import free_udp_port
 
 from ahpa_scale.checkpoint.find import list_checkpoints
 
@@ -273,19 +272,10 @@ def test_ctrl_c_in_the_middle_of_a_sample_grid_leaves_with_a_checkpoint(
     assert not (tmp_path / "run" / "samples").exists()
 
 
-#: Starts two ranks, as a batch script may.
-SCRIPT = """
-export WORLD_SIZE=2 LOCAL_WORLD_SIZE=2 NODE_RANK=0 MASTER_ADDR=127.0.0.1 MASTER_PORT=$1
-shift
-RANK=0 LOCAL_RANK=0 "$@" &
-RANK=1 LOCAL_RANK=1 "$@" &
-wait
-"""
 LAUNCHERS = {
     "ours": [CLI, "launch", "-n", 2],
     "composers": [BIN / "composer", "-n", 2],
     "torchrun": [BIN / "torchrun", "--standalone", "--nproc-per-node", 2],
-    "a script": ["bash", "-c", SCRIPT, "bash"],
 }
 
 
@@ -293,9 +283,7 @@ LAUNCHERS = {
 def test_a_launcher_that_is_killed_takes_its_ranks_along(
     launcher: str, start, data: Path, tmp_path: Path
 ):
-    port = [free_udp_port(), sys.executable] if launcher == "a script" else []
-    items = words(data, tmp_path, data__num_workers=1)
-    job = start(*LAUNCHERS[launcher], *port, *items)
+    job = start(*LAUNCHERS[launcher], *words(data, tmp_path, data__num_workers=1))
     job.trains()
     job.process.kill()
     job.ended()
