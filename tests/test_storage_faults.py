@@ -16,7 +16,7 @@ from threading import Thread
 import pytest
 import s3fs
 from fault_proxy import FaultProxy, Faults
-from s3_server import BUCKET
+from s3_server import BUCKET, free_ports
 
 from ahpa_scale import storage
 from ahpa_scale.storage import patience
@@ -131,8 +131,28 @@ def test_missing_credentials_are_the_users_to_mend(proxy: FaultProxy, url: str, 
 
 def test_an_endpoint_that_is_no_url_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("S3_ENDPOINT_URL", "minio:9000")
-    with pytest.raises(ValueError, match="S3_ENDPOINT_URL is 'minio:9000'"):
+    with pytest.raises(ValueError, match="S3_ENDPOINT_URL is 'minio:9000': write https://minio"):
         storage.find(f"s3://{BUCKET}/a")
+
+
+def test_tls_to_a_port_that_speaks_http_is_the_users_to_mend(
+    proxy: FaultProxy, url: str, soon: None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("S3_ENDPOINT_URL", proxy.url.replace("http://", "https://"))
+    with pytest.raises(storage.RefusedError, match=r"(?i)wrong.version.number|http.request"):
+        storage.find(url)
+
+
+def test_a_hub_that_the_user_switched_off_is_not_asked_again():
+    with pytest.raises(storage.RefusedError, match="offline mode is enabled"):
+        storage.find("hf://some/name/x")
+
+
+def test_a_host_that_connects_when_it_is_opened_is_asked_like_others(monkeypatch):
+    monkeypatch.setenv(storage.PATIENCE, "0")
+    (port,) = free_ports(1)
+    with pytest.raises(UnreachableError, match="sftp://"):
+        storage.find(f"sftp://127.0.0.1:{port}/x")
 
 
 def test_a_fault_of_ours_keeps_its_type(proxy: FaultProxy, url: str, monkeypatch):

@@ -264,8 +264,8 @@ def _move(url: str | os.PathLike[str], action: Callable[[Any, str, Progress], T]
     """`_ask` for an action that moves many bytes and notes that they do."""
 
     def attempt(progress: Progress) -> T:
-        store, path = open_store(str(url))
         with clear_errors(url):
+            store, path = open_store(str(url))  # some connect at once
             return action(store, path, progress)
 
     return patiently(url, attempt)

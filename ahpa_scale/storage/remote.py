@@ -22,7 +22,7 @@ from ahpa_scale.unreachable import UnreachableError, causes
 EXTRAS = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "adl": "azure"}
 _BACK_ENDS = {
     *("adlfs", "aiobotocore", "aiohttp", "azure", "boto3", "botocore", "fsspec", "gcsfs", "google"),
-    *("huggingface_hub", "requests", "s3fs", "s3transfer", "urllib3"),
+    *("huggingface_hub", "paramiko", "requests", "s3fs", "s3transfer", "urllib3"),
 }
 #: Seconds until an address that swallows everything counts as one that does not answer.
 _CONNECT_SECONDS = 10
@@ -47,7 +47,9 @@ _NETWORK = {
     errno.ETIMEDOUT,
 }
 #: Parts of the names of errors that say that the request was never sent, for want of a setting.
-_SETTING = re.compile("Auth|Config|Credential|InvalidU|Param|Profile|Refresh|Region|Token")
+_SETTING = re.compile("Auth|Config|Credential|InvalidU|Offline|Param|Profile|Refresh|Region|Token")
+#: What a port answers that speaks http, and not https.
+_NO_TLS = {"HTTP_REQUEST", "WRONG_VERSION_NUMBER"}
 #: Kept for good: a forked process would else close its parent's connections, in a loop that it
 #: doesn't have, and print a traceback about that.
 _opened: set[Any] = set()
@@ -68,8 +70,10 @@ def open_store(url: str) -> tuple[Any, str]:
     try:
         from fsspec.core import url_to_fs
 
-        options = {"s3": _s3_options()} if _of_s3(url) else {}
-        filesystem, path = url_to_fs(url, use_listings_cache=False, **options)
+        # sftp would hand the option on to ssh, which does not know it.
+        options: dict[str, Any] = {} if scheme(url) == "sftp" else {"use_listings_cache": False}
+        options |= {"s3": _s3_options()} if _of_s3(url) else {}
+        filesystem, path = url_to_fs(url, **options)
     except ImportError as error:
         kind = scheme(url)
         extra = EXTRAS.get(kind)
@@ -100,7 +104,8 @@ def _s3_options() -> dict[str, Any]:
     endpoint = os.environ.get("S3_ENDPOINT_URL")
     if endpoint:
         if not endpoint.startswith(("http://", "https://")):
-            raise UserError(f"S3_ENDPOINT_URL is {endpoint!r}: it must begin with https://")
+            right = f"https://{endpoint.rpartition('://')[2]}"
+            raise UserError(f"S3_ENDPOINT_URL is {endpoint!r}: write {right}, or http:// in front")
         options["client_kwargs"] = {"endpoint_url": endpoint}
     return options
 
@@ -117,7 +122,7 @@ def clear_errors(url: str | os.PathLike[str]) -> Iterator[None]:
     """
     try:
         yield
-    except UnreachableError:
+    except (UnreachableError, RefusedError):
         raise
     except Exception as error:
         if not _of_a_store(error):
@@ -173,15 +178,13 @@ def _kind(error: BaseException) -> str | None:
         return _AWAY
     if status:
         return _kind_of_status(status)
-    if isinstance(error, ssl.SSLCertVerificationError):
+    if _is_a_setting(error):
         return _REFUSED
     passing = (ConnectionError, TimeoutError, asyncio.TimeoutError, socket.gaierror, ssl.SSLError)
     if isinstance(error, passing) or getattr(error, "errno", None) in _NETWORK:
         return _AWAY
     if _of_a_back_end(error):
-        certificate = any(isinstance(one, ssl.SSLCertVerificationError) for one in causes(error))
-        name = type(error).__name__
-        return _REFUSED if certificate or _SETTING.search(name) else _AWAY
+        return _REFUSED if any(map(_is_a_setting, causes(error))) else _AWAY
     # s3fs gives its own errors numbers too, and says so by their cause.
     numbered = isinstance(error, OSError) and error.errno is not None
     if numbered and not isinstance(error, FileNotFoundError) and error.__cause__ is None:
@@ -189,6 +192,15 @@ def _kind(error: BaseException) -> str | None:
     if isinstance(error, FileNotFoundError) and os.path.isabs(str(error.filename or "")):
         return _LOCAL
     return None
+
+
+def _is_a_setting(error: BaseException) -> bool:
+    """Whether the request was never sent, or not understood, for want of a right setting."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return True
+    if isinstance(error, ssl.SSLError):  # what aiohttp makes of one lacks a reason
+        return getattr(error, "reason", None) in _NO_TLS
+    return _of_a_back_end(error) and _SETTING.search(type(error).__name__) is not None
 
 
 def _answer(error: BaseException) -> tuple[str, int]:
