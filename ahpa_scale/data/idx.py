@@ -7,8 +7,10 @@ Shapes: N pictures, H W their sides.
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +38,7 @@ NAMES = {
 }
 SPLITS = {"train": "train", "test": "t10k"}
 SIDE = 32
+_MOST_BYTES = 1 << 32
 
 
 def unpack_idx(
@@ -103,19 +106,27 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     """
     try:
         with open_regular(path) as file:
-            content = file.read()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
+            return _read_array(gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file, path)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"cannot read {path}: {error}") from error
+
+
+def _read_array(stream: gzip.GzipFile | BinaryIO, path: Path) -> NDArray[np.uint8]:
     # Two zero bytes, type 8 (unsigned byte), number of axes; then a big-endian uint32 per axis.
-    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
+    head = stream.read(4)
+    if len(head) < 4 or head[:3] != b"\x00\x00\x08":
         raise UserError(f"{path} is not an idx file of bytes")
-    start = 4 + 4 * content[3]
-    shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, start, 4)]
-    if len(content) != start + int(np.prod(shape)):
-        raise UserError(f"{path} is cut short: its header promises {shape}")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    sides = stream.read(4 * head[3])
+    shape = [int.from_bytes(sides[i : i + 4], "big") for i in range(0, 4 * head[3], 4)]
+    size = math.prod(shape)
+    if size > _MOST_BYTES:
+        raise UserError(f"{path} promises {shape}, more than {_MOST_BYTES} bytes")
+    # What is packed behind them is not unpacked.
+    content = stream.read(size + 1)
+    if len(content) != size:
+        problem = "longer than it says" if len(content) > size else "cut short"
+        raise UserError(f"{path} is {problem}: its header promises {shape}")
+    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def _read_split(folder: Path, stem: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
