@@ -62,9 +62,11 @@ def resolve(place: str | os.PathLike[str], stores: Collection[str] | None = None
             _check_store(text, name, slashes, rest, stores)
             return f"{name}:{match[2]}{rest}"
         if slashes == 1 or name in STORES:
+            _check_kind(f"{name}://{rest}", name, stores)
             raise UserError(f"{text!r} is neither a path nor a URL: did you mean {name}://{rest}?")
     slip = _COLON_MISSING.fullmatch(text)
     if slip is not None:
+        _check_kind(f"{slip[1]}://{slip[2]}", slip[1].lower(), stores)
         raise UserError(f"{text!r} lacks a colon: did you mean {slip[1].lower()}://{slip[2]}?")
     return _refuse_odd_parts(text, _with_home(text))
 
@@ -100,6 +102,8 @@ def _refuse_odd_characters(text: str) -> None:
         raise UserError("names nothing: give a path")
     if any(ord(letter) < 32 or ord(letter) == 127 for letter in text):
         raise UserError(f"{text!r} holds a character that does not print")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise UserError(f"{text!r} is not UTF-8 text: rename it")
     if text != text.strip():
         raise UserError(f"{text!r} begins or ends with a space: write {text.strip()!r}")
     if _WINDOWS.match(text) or text.startswith("\\\\"):
@@ -131,13 +135,17 @@ def _of_file_url(text: str, slashes: int, rest: str) -> str:
     return f"/{rest}"
 
 
-def _check_store(
-    text: str, name: str, slashes: int, rest: str, stores: Collection[str] | None
-) -> None:
+def _check_kind(text: str, name: str, stores: Collection[str] | None) -> None:
     if stores is not None and name not in stores:
         good = " or ".join(f"{known}://" for known in stores)
         what = f"not among {good}, nor a local path" if stores else "not on this machine's own disk"
         raise UserError(f"{text} is {what}: name {'one of these' if stores else 'a local path'}")
+
+
+def _check_store(
+    text: str, name: str, slashes: int, rest: str, stores: Collection[str] | None
+) -> None:
+    _check_kind(text, name, stores)
     if stores is None and name not in _fsspec_knows():
         close = get_close_matches(name, STORES, n=1)
         hint = f"did you mean {close[0]}://? " if close else ""

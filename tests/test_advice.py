@@ -7,6 +7,7 @@ import argparse
 import ast
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,9 @@ from ahpa_scale import cli
 from ahpa_scale.config.errors import ConfigError
 from ahpa_scale.config.explain import all_keys
 from ahpa_scale.config.load import load_yaml
+from ahpa_scale.data.vae_training import VAETraining
+from ahpa_scale.errors import UserError
+from ahpa_scale.models.dit_config import resolve_geometry
 
 ROOT = Path(__file__).parents[1]
 YAML = ROOT / "yamls" / "demo-ahpa.yaml"
@@ -162,6 +166,24 @@ def test_the_setting_that_an_error_recommends_mends_it(mistake):
         except ConfigError as second:
             told = (second.key, second.problem)
             assert told != (first.value.key, first.value.problem)
+
+
+@pytest.mark.parametrize(
+    ("call", "name", "wrong"),
+    [
+        (partial(resolve_geometry, "tiny/2", input_size=8), "width", 30),
+        (partial(resolve_geometry, "tiny/2", input_size=8, heads=5), "width", 32),
+        (partial(resolve_geometry, "tiny/4"), "input_size", 9),
+        (lambda width: VAETraining(block_out_channels=(width,)), "width", 30),
+        (lambda width: VAETraining(block_out_channels=(width,)), "width", 3),
+    ],
+)
+def test_the_number_that_an_error_calls_nearest_is_taken(call, name, wrong):
+    with pytest.raises(UserError) as caught:
+        call(**{name: wrong})
+    near = re.search(r"the nearest is (\d+)$", str(caught.value))
+    assert near is not None, caught.value
+    call(**{name: int(near[1])})
 
 
 def test_levels_of_the_average_are_refused_by_engines_that_shard_whichever_key_names_them():

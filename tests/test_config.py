@@ -99,6 +99,10 @@ def test_a_literal_dollar_brace_survives_the_round_trip(load):
             SMALL + "optimizer: {lr: '1e-4'}\n",
             ["optimizer.lr: '1e-4' is text", "remove the quotes"],
         ),
+        (
+            SMALL + "optimizer: {lr: nan}\n",
+            ["optimizer.lr: 'nan' is text, where a number is expected"],
+        ),
         (SMALL + "optimizer: {betas: [0.9]}\n", ["optimizer.betas[1]", "too short"]),
         (SMALL + "optimizer: {betas: [0.9, 1.5]}\n", ["optimizer.betas[1]: 1.5 must be below 1"]),
         (SMALL + "lr: 1e-4\n", ["run.yaml:4: lr: unknown key", "'optimizer.lr'"]),

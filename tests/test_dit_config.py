@@ -35,7 +35,7 @@ def test_an_unknown_name_gets_a_valid_suggestion(name, suggestion):
         ({"input_size": 33}, "not a multiple of patch size 2; the nearest is 32"),
         ({"input_size": 0}, "the nearest is 2"),
         ({"heads": 5}, "not a multiple of heads 5"),
-        ({"width": 90, "heads": 3}, "the nearest is 88"),
+        ({"width": 90, "heads": 3}, "the nearest is 96"),
         ({"depth": 0}, "depth must be at least 1"),
         ({"in_channels": 0}, "in_channels must be at least 1"),
         ({"class_dropout_prob": 1.5}, r"class_dropout_prob must be in \[0, 1\]"),

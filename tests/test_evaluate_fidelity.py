@@ -191,7 +191,7 @@ def test_a_pickle_in_the_cache_is_opened_by_its_hash_only(tmp_path, monkeypatch)
     torch.save({"x": torch.zeros(1)}, path)
     opened = mock.Mock(side_effect=AssertionError("opened"))
     monkeypatch.setattr(torch, "load", opened)
-    with pytest.raises(UserError, match="known by their hash: delete it"):
+    with pytest.raises(UserError, match="known by their hash: name the"):
         Inception(None, torch.device("cpu"))
     content = path.read_bytes()
     monkeypatch.setattr(fidelity, "WEIGHTS_SHA256", hashlib.sha256(content).hexdigest())

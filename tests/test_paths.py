@@ -43,7 +43,16 @@ NO_PATH_OPTIONS = {
 #: No one means a folder by these, whatever the option.
 SLIPS = ("", "  ", "s3:/bucket/x", "S3:bucket", "gs//bucket/x", "s3:///x", "s3://", "file://host/x")
 SLIPS += ("file:x", "C:\\data", "D:/data", "runs\\x", " runs/x", "runs/x\n", "~nobody-here/x")
-SLIPS += ("$HOME/x", "${HOME}/x", "a/s3:/b", "a/~/b", "./~", "ss3://bucket/x", "file:///a%20b")
+SLIPS += (
+    "x\udcff",
+    "$HOME/x",
+    "${HOME}/x",
+    "a/s3:/b",
+    "a/~/b",
+    "./~",
+    "ss3://bucket/x",
+    "file:///a%20b",
+)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +82,13 @@ def test_a_place_is_read_as_it_is_meant(given, meant, monkeypatch):
     assert paths.resolve(meant) == meant
     if not storage.is_remote(given):
         assert storage.local_path(given) == Path(meant)
+
+
+@pytest.mark.parametrize("read", [paths.local, paths.data, paths.vae])
+@pytest.mark.parametrize("slip", ["az:/bucket/x", "az:bucket", "az//bucket/x"])
+def test_a_store_that_would_be_refused_is_not_what_a_slip_is_told_to_be(slip, read):
+    with pytest.raises(UserError, match=r"az://bucket/x? is not |az://bucket is not"):
+        read(slip)
 
 
 @pytest.mark.parametrize("slip", SLIPS)
@@ -282,6 +298,6 @@ def test_a_study_reads_paths_by_the_same_rules(tmp_path):
     )
     assert done.returncode == 2
     assert done.stderr == (
-        "error: --work: 's3:/bucket/x' is neither a path nor a URL: did you mean s3://bucket/x?\n"
+        "error: --work: s3://bucket/x is not on this machine's own disk: name a local path\n"
     )
     assert not list(tmp_path.iterdir())

@@ -70,7 +70,7 @@ def check_free(out: Path, overwrite: bool) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not overwrite:
-        raise UserError(f"{out} exists already: choose another folder or allow overwriting")
+        raise UserError(f"{out} exists already: choose another folder, or --overwrite it")
     # Refuses a folder that is no VAE: overwriting must never cost anyone something else.
     if load_vae_config(out) is None:
         raise UserError(f"{out} is not a folder: it cannot be overwritten")

@@ -239,8 +239,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             raise UserError(f"{path} holds no weights of Inception: {error}") from None
     if hashlib.sha256(content).hexdigest() != WEIGHTS_SHA256:
         raise UserError(
-            f"{path} holds no weights of Inception that are known by their hash: delete it, and "
-            "take the library's own file, or .safetensors"
+            f"{path} holds no weights of Inception that are known by their hash: "
+            "name the library's own file with --inception, or .safetensors"
         )
     return dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
 

@@ -8,6 +8,7 @@ A name is ``<size>/<patch>``, for example ``XL/2``. The sizes S, B, L and XL are
 from __future__ import annotations
 
 import difflib
+import math
 from typing import NamedTuple
 
 from ahpa_scale.errors import UserError
@@ -72,12 +73,12 @@ def resolve_geometry(
     for label, value in (("depth", depth), ("width", width), ("heads", heads)):
         if value < 1:
             raise UserError(f"model {name!r}: {label} must be at least 1, got {value}")
-    if width % heads:
-        raise UserError(f"model {name!r}: width {width} is not a multiple of heads {heads}")
-    if width % 4:
+    unit = math.lcm(heads, 4)
+    if width % unit:
+        near = max(1, round(width / unit)) * unit
+        why = f"heads {heads}" if width % heads else "4, which the position embedding needs"
         raise UserError(
-            f"model {name!r}: width {width} is not a multiple of 4, which the position embedding"
-            f" needs; the nearest is {max(4, round(width / 4) * 4)}"
+            f"model {name!r}: width {width} is not a multiple of {why}; the nearest is {near}"
         )
     if input_size < patch_size or input_size % patch_size:
         nearest = max(1, round(input_size / patch_size)) * patch_size
