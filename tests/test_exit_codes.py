@@ -143,19 +143,26 @@ def test_a_disk_that_fails_in_training_is_no_mistake_of_the_input():
         (["train.py", "{here}"], "this is a folder; name a YAML file in it"),
         (["train.py", "{here}/latin.yaml"], "not UTF-8 text (byte 2)"),
         (["train.py", "{here}/empty.yaml"], "the file is empty"),
+        (["train.py", "--help"], "name a YAML file: composer train.py yamls/<run>.yaml"),
+        (["train.py", YAML, b"run_name=\xff"], r"'run_name=\udcff' is not UTF-8 text"),
+        (["-m", "ahpa_scale.cli", "launch", "-n0", "train.py", YAML], "--nproc: 0 must be at"),
+        (["-m", "ahpa_scale.cli", "demo-images", "--out", b"\xff"], r"'\udcff' is not UTF-8"),
         (["-m", "ahpa_scale.cli", "demo-images", "--out", "{here}/file/x"], "{here}/file"),
         (["-m", "ahpa_scale.cli", "unpack-idx", "{here}", "--out", "{here}/x"], "{here}"),
         (["-m", "ahpa_scale.cli", "checkpoints", "ls", "{here}/none"], "{here}/none"),
         (["-m", "experiments", "report", "{here}/none", "--out", "{here}/x"], "{here}/none"),
     ],
-    ids=lambda one: " ".join(one[-2:]) if isinstance(one, list) else "",
+    ids=lambda one: " ".join(map(str, one[-2:])) if isinstance(one, list) else "",
 )
 def test_a_users_mistakes_end_with_2_as_a_program(words, line, tmp_path):
     (tmp_path / "file").write_text("x")
     (tmp_path / "latin.yaml").write_bytes(b"a:\xe9\n")
     (tmp_path / "empty.yaml").write_bytes(b"")
     done = subprocess.run(
-        [sys.executable, *(word.format(here=tmp_path) for word in words)],
+        [
+            sys.executable,
+            *(one.format(here=tmp_path) if isinstance(one, str) else one for one in words),
+        ],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,

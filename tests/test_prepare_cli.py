@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from ahpa_scale.data.card import read_card
 from ahpa_scale.data.idx import read_idx, unpack_idx
 from ahpa_scale.data.prepare import prepare
 from ahpa_scale.data.sources import FolderSource
+from ahpa_scale.errors import UserError
 
 
 def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
@@ -97,14 +99,16 @@ def test_a_broken_picture_is_one_line_and_leaves_nothing(vae_path, tmp_path):
         ({"vae_path": "nowhere"}, "nowhere"),
         ({"preset": "esay"}, "esay"),
         ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
-        ({"shard_size": "much"}, "much"),
+        ({"shard_size": "much"}, "shard_size 'much' is not below 4gb: write"),
+        ({"shard_size": "0.5gb"}, "write a whole number"),
+        ({"shard_size": "4gb"}, "not below 4gb"),
         ({"source": "folder", "preset": "easy"}, "preset is for the demo source"),
         ({"source": "folder", "features": "oracle"}, "exist for the demo source only"),
     ],
 )
 def test_the_function_refuses_the_same_way(options, message, vae_path, tmp_path):
     fixed = {"source": "demo", "vae_path": vae_path, "size": 32, "progress": False}
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         prepare(out=str(tmp_path / "set"), **{**fixed, **options})
     assert "\n" not in str(caught.value)
     assert os.listdir(tmp_path) == []
@@ -214,6 +218,30 @@ def test_idx_files_that_do_not_fit_are_named(idx, tmp_path):
     with pytest.raises(ValueError, match=r"no t10k-labels-idx1-ubyte\(.gz\)"):
         unpack_idx(str(idx), out)
     assert not Path(out).exists()
+
+
+@pytest.mark.parametrize(
+    ("sides", "packed", "problem"),
+    [
+        ([60, 10], 500 << 20, "longer than it says"),
+        ([1 << 31, 1 << 31, 1 << 31], 0, "promises .*, more than"),
+        ([60, 10], 599, "cut short"),
+        ([], 0, "longer than it says"),
+    ],
+)
+def test_an_idx_file_is_unpacked_as_far_as_it_says_it_goes(sides, packed, problem, tmp_path):
+    path = tmp_path / "x.gz"
+    with gzip.open(path, "wb", 1) as file:
+        file.write(bytes([0, 0, 8, len(sides)]) + b"".join(n.to_bytes(4, "big") for n in sides))
+        for _ in range(max(1, packed >> 20)):
+            file.write(bytes(min(packed or 2, 1 << 20)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=problem):
+            read_idx(path)
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_demo_images_can_be_looked_at(tmp_path):

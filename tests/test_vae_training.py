@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from ahpa_scale.data.demo.mixture import held_out
 from ahpa_scale.data.sources import Picture
 from ahpa_scale.data.vae_release import measure_psnr
 from ahpa_scale.data.vae_training import VAETraining, train_vae
+from ahpa_scale.errors import UserError
 from ahpa_scale.models.vae import FrozenVAE
 from ahpa_scale.models.vae_config import (
     DEMO_VAE_FOLDER,
@@ -103,6 +105,16 @@ def test_train_vae_spares_what_is_not_a_vae(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown picture source"):
         train_vae(tmp_path / "vae", "dmeo", SMALL, progress=False)
     assert not (tmp_path / "vae").exists()
+
+
+def test_what_it_can_not_write_to_or_train_on_is_told_before_it_trains(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    trained = mock.Mock(side_effect=AssertionError("trained"))
+    with mock.patch("ahpa_scale.data.vae_training._pictures", trained):
+        with pytest.raises(NotADirectoryError, match="file"):
+            train_vae(tmp_path / "file" / "vae", "demo", SMALL, progress=False)
+        with pytest.raises(UserError, match="device 'cuda:99' cannot be used here"):
+            train_vae(tmp_path / "vae", "demo", replace(SMALL, device="cuda:99"), progress=False)
 
 
 @pytest.mark.parametrize(

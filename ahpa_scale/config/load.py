@@ -48,16 +48,11 @@ def load_config(argv: Sequence[str]) -> Config:
     Raises:
         ConfigError: any mistake, in one line.
     """
+    usage = "name a YAML file: composer train.py yamls/<run>.yaml [key=value ...]"
     if not argv:
-        raise ConfigError(
-            "", "", "name a YAML file: composer train.py yamls/<run>.yaml [key=value ...]"
-        )
+        raise ConfigError("", "", usage)
     if "=" in argv[0] or argv[0].startswith("-"):
-        raise ConfigError(
-            COMMAND_LINE,
-            "",
-            f"{argv[0]!r} stands first, where the YAML file of the run is expected",
-        )
+        raise ConfigError(COMMAND_LINE, "", f"{argv[0]!r} stands first: {usage}")
     return load_yaml(argv[0], argv[1:])
 
 
@@ -154,6 +149,8 @@ def _without_strangers(
 
 def _parse_override(item: str) -> tuple[str, Any]:
     key, equals, text = item.partition("=")
+    if any("\ud800" <= letter <= "\udfff" for letter in item):
+        raise ConfigError(COMMAND_LINE, "", f"{item!r} is not UTF-8 text")
     if item.startswith("-"):
         raise ConfigError(COMMAND_LINE, item, f"write overrides without dashes: {item.lstrip('-')}")
     if not equals or not _KEY.fullmatch(key):

@@ -100,7 +100,9 @@ def prepare(
 def _check_target(settings: PrepareSettings) -> None:
     card_there = storage.exists(storage.join(settings.out, CARD_NAME))
     if card_there and not settings.overwrite:
-        raise FileExistsError(f"{settings.out} holds a data set already: pass overwrite to replace")
+        raise FileExistsError(
+            f"{settings.out} holds a data set already: pass --overwrite to replace"
+        )
     if storage.is_remote(settings.out) or card_there:
         return
     folder = storage.local_path(settings.out)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 
 from ahpa_scale import storage
@@ -143,6 +144,11 @@ class PrepareSettings:
                 raise UserError(f"{name} must be at least 0, not {getattr(self, name)}")
         if not 0 <= self.rejects < 1:
             raise UserError(f"rejects must be a share from 0 to below 1, not {self.rejects}")
+        if not _is_shard_size(str(self.shard_size)):
+            raise UserError(
+                f"shard_size {self.shard_size!r} is not below 4gb: write a whole number and b, kb, "
+                "mb or gb, as in '64mb'"
+            )
         if self.kind == "images" and self.levels is not None:
             raise UserError("kind 'images' stores no levels: leave levels out")
         if storage.scheme(self.out) not in ("", "s3", "gs"):
@@ -170,3 +176,12 @@ class PrepareSettings:
                 if demo
                 else f"features '{ORACLE}' exist for the demo source only"
             )
+
+
+def _is_shard_size(text: str) -> bool:
+    """Whether streaming's writer takes it; offsets in a shard have 32 bits."""
+    match = re.fullmatch(r"(\d{1,10})(b|kb|mb|gb)?", text, re.ASCII)
+    if match is None:
+        return False
+    unit = {"kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30}.get(match[2], 1)
+    return 0 < int(match[1]) * unit < 1 << 32

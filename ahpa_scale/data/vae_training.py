@@ -22,6 +22,7 @@ from ahpa_scale import storage
 from ahpa_scale.data.demo.mixture import SIZES, DemoMixture, Pixels, held_out
 from ahpa_scale.data.pictures.decode import UnreadablePictureError
 from ahpa_scale.data.pictures.rejects import Rejects
+from ahpa_scale.data.prepare import check_device
 from ahpa_scale.data.reading import report as report_rejects
 from ahpa_scale.data.settings import REJECTS
 from ahpa_scale.data.sources import Source
@@ -32,6 +33,7 @@ from ahpa_scale.models.vae import FrozenVAE
 from ahpa_scale.precision import cpu_has_bf16
 from ahpa_scale.progress import progress_bar
 from ahpa_scale.storage import atomic_folder
+from ahpa_scale.writable import try_to_write
 
 DEMO_SOURCE = "demo"
 _WARM_UP_STEPS = 100
@@ -79,23 +81,18 @@ class VAETraining:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "block_out_channels", tuple(self.block_out_channels))
-        for name in (
-            "layers_per_block",
-            "latent_channels",
-            "steps",
-            "batch_size",
-            "pool",
-            "unseen",
-        ):
+        counts = ("layers_per_block", "latent_channels", "steps", "batch_size", "pool", "unseen")
+        for name in counts:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not self.block_out_channels:
             raise UserError("block_out_channels needs at least one width")
         for width in self.block_out_channels:
-            if width < 1 or width % self.norm_num_groups:
-                raise UserError(
-                    f"block_out_channels {width} does not divide into {self.norm_num_groups} groups"
-                )
+            groups = self.norm_num_groups
+            if width < 1 or width % groups:
+                near = max(1, round(width / groups)) * groups
+                problem = f"width {width} does not divide into {groups} groups"
+                raise UserError(f"{problem}; the nearest is {near}")
         if self.lr <= 0 or self.kl_weight < 0:
             raise UserError("lr must be above 0 and kl_weight 0 or more")
         if self.precision not in ("bf16", "fp32"):
@@ -132,6 +129,8 @@ def train_vae(
     settings = settings or VAETraining()
     out = storage.local_path(out)
     check_free(out, overwrite)
+    try_to_write(out.parent)
+    check_device(settings.device)
     batches, unseen, rejects = _pictures(source, settings)
     device = torch.device(settings.device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

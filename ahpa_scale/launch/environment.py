@@ -38,6 +38,8 @@ def from_environment(values: Mapping[str, str], nproc: int | None = None) -> Pla
     Raises:
         LaunchError: variables that are missing or contradict one another.
     """
+    if nproc is not None and nproc < 1:
+        raise LaunchError(f"--nproc: {nproc} must be at least 1")
     values = without_sruns(values)
     for marks, source, read in _SCHEDULERS:
         if any(values.get(mark) for mark in marks):
