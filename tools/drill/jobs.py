@@ -118,14 +118,12 @@ class Job:
     def listen(self) -> None:
         """Notes when the first complaint comes. To be run on a thread of its own."""
         read = 0
-        while self.told_at is None and self.process.poll() is None:
+        while self.told_at is None and math.isnan(self.gone_at):
             size = (self.folder / "log").stat().st_size
             if size > read and self.complaint():
                 self.told_at = time.time()
             read = size
             time.sleep(0.05)
-        if self.told_at is None and self.complaint():
-            self.told_at = time.time()
 
     def kill(self) -> None:
         """Ends all of it."""
@@ -133,6 +131,8 @@ class Job:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
+        if math.isnan(self.gone_at):
+            self.gone_at = time.time()
 
     def complaint(self) -> str:
         """The first line that says what is wrong: of an error, or of a traceback its exception.
