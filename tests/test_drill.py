@@ -57,7 +57,7 @@ def test_signals_follow_from_the_seed_and_reach_every_target_once_and_twice():
 )  # fmt: skip
 def test_the_first_complaint_is_an_error_line_or_a_tracebacks_exception(tmp_path, log, line):
     (tmp_path / "log").write_text(log)
-    assert Job(tmp_path, SimpleNamespace(), "mark").complaint() == line
+    assert Job(tmp_path, tmp_path, SimpleNamespace(), "mark").complaint() == line
 
 
 def test_the_table_ends_with_the_seconds_from_an_error_to_its_line_and_to_the_end(tmp_path):

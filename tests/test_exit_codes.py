@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -127,6 +128,20 @@ def test_a_disk_that_is_full_is_named_by_what_was_written(tmp_path):
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1] == f"error: {tmp_path}/x: File too large"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_full_when_weights_are_written_is_named_too(saved: Path, tmp_path: Path):
+    done = subprocess.run(
+        [*PROGRAM, "checkpoints", "export", str(saved / "ba2"), str(tmp_path / "w.safetensors")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert re.fullmatch(r"error: \S+/w.safetensors: File too large", done.stderr.splitlines()[-1])
+    assert not list(tmp_path.glob("*w.safetensors*"))
 
 
 def test_a_disk_that_fails_in_training_is_no_mistake_of_the_input():

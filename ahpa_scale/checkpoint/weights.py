@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ahpa_scale import storage
 from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.pieces import ALGORITHMS, MODEL
 from ahpa_scale.checkpoint.reader import Reader
+from ahpa_scale.tensor_files import save_tensors
 
 Kind = Literal["ema", "model"]
 #: What the names of the DiT's own weights begin with.
@@ -84,6 +84,6 @@ def export_backbone(
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as room:
         # Some loaders refuse files that don't say which library's tensors these are.
         metadata = {**(facts or {}), "format": "pt", "kind": chosen}
-        save_file(weights, str(Path(room, out.name)), metadata=metadata)
+        save_tensors(weights, Path(room, out.name), metadata)
         storage.put_file(Path(room, out.name), out)
     return chosen, len(weights)

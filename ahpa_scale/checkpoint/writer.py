@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from composer.utils import dist
-from safetensors.torch import save_file
 
 from ahpa_scale import storage
 from ahpa_scale.checkpoint.errors import CheckpointError, StoreAwayError
@@ -26,6 +25,7 @@ from ahpa_scale.checkpoint.manifest import MANIFEST, STATE, FileEntry, Manifest,
 from ahpa_scale.checkpoint.reader import rank_file
 from ahpa_scale.checkpoint.retention import Retention, prune
 from ahpa_scale.checkpoint.snapshot import Snapshot
+from ahpa_scale.tensor_files import save_tensors
 from ahpa_scale.unreachable import UnreachableError
 
 _SPOOL = ".spool-"
@@ -75,7 +75,7 @@ class Writer:
     def _write_rank(self, url: str, snapshot: Snapshot) -> dict[str, FileEntry]:
         rank = dist.get_global_rank()
         with _spool(url) as room:
-            save_file(snapshot.tensors, str(room / rank_file(rank)), metadata=snapshot.metadata)
+            save_tensors(snapshot.tensors, room / rank_file(rank), snapshot.metadata)
             if rank == 0:
                 (room / STATE).write_text(snapshot.state_file(), encoding="utf-8")
             files = {path.name: entry_of(path) for path in sorted(room.iterdir())}

@@ -36,7 +36,9 @@ def check_folders(config: Config) -> None:
         except UnreachableError:
             raise
         except (OSError, UserError) as error:
-            problem = f"{place} can't be written to ({error}); name another place"
+            refused = isinstance(error, storage.RefusedError)
+            advice = "check its name and the credentials" if refused else "name another place"
+            problem = f"{place} can't be written to ({error}); {advice}"
             raise HostError(str(ConfigError(config.source_of(key), key, problem))) from None
 
 

@@ -232,6 +232,8 @@ def _asked(config: Config, key: str, folder: str, question: Callable[[str], bool
         return question(folder)
     except UnreachableError:
         raise
+    except storage.RefusedError as error:
+        raise config_error(config, key, f"{error}; check its name and the credentials") from None
     except OSError as error:
         raise config_error(config, key, f"{error}; name another place") from None
 

@@ -20,12 +20,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from pydantic import Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ahpa_scale import typed_json
 from ahpa_scale.errors import UserError
 from ahpa_scale.storage import atomic_folder, read_bytes
+from ahpa_scale.tensor_files import save_tensors
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 
@@ -170,7 +171,7 @@ class Classifier(nn.Module):
             json.dumps(asdict(told), sort_keys=True) + "\n", encoding="utf-8"
         )
         state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        save_file(state, str(room / _WEIGHTS))
+        save_tensors(state, room / _WEIGHTS)
 
     @classmethod
     def load(cls, folder: str | Path) -> Classifier:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ahpa_scale import typed_json
@@ -29,6 +29,7 @@ from ahpa_scale.evaluation.layout import (
     rule_error,
 )
 from ahpa_scale.storage import atomic_folder, read_bytes
+from ahpa_scale.tensor_files import save_tensors
 
 _JUDGE, _TENSORS, _FACTS = "factor-judge.safetensors", "demo.safetensors", "demo.json"
 
@@ -149,11 +150,13 @@ def build_demo_reference(
         reference = DemoReference(
             spec, judge, layout_quantiles(objects, spec), texture_quantiles(drawn.images_N3SS)
         )
-        save_file(
+        save_tensors(
             {name: tensor.contiguous() for name, tensor in judge.state_dict().items()},
             room / _JUDGE,
         )
-        save_file({"layout": reference.layout_4Q, "texture": reference.texture_7Q}, room / _TENSORS)
+        save_tensors(
+            {"layout": reference.layout_4Q, "texture": reference.texture_7Q}, room / _TENSORS
+        )
         (room / _FACTS).write_text(json.dumps(asdict(spec), sort_keys=True) + "\n", "utf-8")
     return reference
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ahpa_scale import typed_json
@@ -30,6 +30,7 @@ from ahpa_scale.evaluation.metrics import (
 )
 from ahpa_scale.evaluation.training import check_labels, train_classifier
 from ahpa_scale.storage import atomic_folder, read_bytes
+from ahpa_scale.tensor_files import save_tensors
 
 _JUDGE, _TENSORS, _FACTS = "judge", "reference.safetensors", "reference.json"
 _KEPT = ("mean", "covariance", "kernel")
@@ -197,6 +198,6 @@ def _write(reference: Reference, room: Path) -> None:
     reference.judge.write(room / _JUDGE)
     kept = (reference.train.mean_F, reference.train.covariance_FF, reference.kernel_NF)
     tensors = dict(zip(_KEPT, kept, strict=True))
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, room / _TENSORS)
+    save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, room / _TENSORS)
     facts = _Facts(reference.train.count, reference.judge_accuracy, reference.size)
     (room / _FACTS).write_text(json.dumps(asdict(facts), sort_keys=True) + "\n", encoding="utf-8")

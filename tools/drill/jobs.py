@@ -35,7 +35,8 @@ class Job:
     """A job of two ranks under one launcher.
 
     Attributes:
-        folder: of its log, output and checkpoints.
+        folder: of its log, and where nothing else is said of its output and checkpoints.
+        output: its output_dir.
         process: the launcher.
         mark: value of `MARK`.
         begun: when it was started; as all moments, in seconds since 1970.
@@ -44,6 +45,7 @@ class Job:
     """
 
     folder: Path
+    output: Path
     process: subprocess.Popen[bytes]
     mark: str
     begun: float = field(default_factory=time.time)
@@ -57,7 +59,7 @@ class Job:
     @property
     def rows(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl."""
-        return rows_of(self.folder)
+        return rows_of(self.output)
 
     @property
     def pids(self) -> list[int]:
@@ -173,7 +175,7 @@ def job(
     """
     folder.mkdir(parents=True, exist_ok=True)
     mark = f"{folder.name}-{time.time_ns()}"
-    given = {word.partition("=")[0] for word in words}
+    given = dict(word.split("=", 1) for word in words)
     own = {"output_dir": folder / "run", "checkpoint.save_folder": folder / "checkpoints"}
     rest = [f"{key}={value}" for key, value in own.items() if key not in given]
     command = [str(BIN / launcher[0]), *launcher[1:], str(script), str(RUN), *rest, *words]
@@ -188,7 +190,7 @@ def job(
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
-    started = Job(folder, process, mark)
+    started = Job(folder, Path(given.get("output_dir", own["output_dir"])), process, mark)
     Thread(target=started.listen, daemon=True).start()
     try:
         yield started
@@ -196,9 +198,9 @@ def job(
         started.kill()
 
 
-def rows_of(folder: Path) -> list[dict[str, Any]]:
+def rows_of(output: Path) -> list[dict[str, Any]]:
     """The whole rows of a run's metrics.jsonl."""
-    path = folder / "run" / "metrics.jsonl"
+    path = output / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     found = []
     for line in lines:
@@ -208,8 +210,8 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def losses(folder: Path) -> dict[int, float]:
-    """The total loss of each batch, as written last."""
-    return {row["batch"]: row["loss/train/total"] for row in rows_of(folder)}
+    """The total loss of each batch, as written last to a job's own folder."""
+    return {row["batch"]: row["loss/train/total"] for row in rows_of(folder / "run")}
 
 
 def saved(folder: Path) -> list[int]:

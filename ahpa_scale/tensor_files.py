@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes safetensors so that a disk's refusal is told as one."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+#: The system's error, in the library's words.
+_ERRNO = re.compile(r"\bos error (\d+)")
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes a safetensors file.
+
+    Args:
+        tensors: by name, each contiguous and in memory of its own.
+        path: of the file; not atomic.
+        metadata: texts by name, for its header.
+
+    Raises:
+        OSError: the disk refused; its errno is the system's.
+    """
+    try:
+        save_file(dict(tensors), path, metadata=None if metadata is None else dict(metadata))
+    except SafetensorError as error:
+        found = _ERRNO.search(str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
