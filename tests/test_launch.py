@@ -7,11 +7,12 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from job import BIN, CLI, ROOT, run
+from job import BIN, CLI, ROOT, outside, run
 from test_launch_environment import COMPOSER, KUBEFLOW, MPI_RANKS, SLURM, TORCHRUN
 from test_two_hosts import arguments, rows
 
@@ -201,3 +202,23 @@ def test_a_console_that_lacks_letters_gets_escapes(tmp_path):
     done = launch(*words, environment={"PYTHONIOENCODING": "latin-1"})
     assert done.returncode == 0, done.stderr
     assert f"output_dir={tmp_path}/\\u732b" in done.stdout
+
+
+LATE = """
+import os, signal, sys
+from ahpa_scale.launch import launcher as ours
+from composer.cli import launcher as composers
+
+class Late:
+    def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGTERM):
+        kill(pid, number)
+
+late = Late()
+composers.main = lambda: 79
+sys.exit(ours.main())
+"""
+
+
+def test_a_signal_to_a_launcher_that_is_done_does_not_change_its_code():
+    done = subprocess.run([sys.executable, "-c", LATE], env=outside(), timeout=300, check=False)
+    assert done.returncode == 79

@@ -117,6 +117,8 @@ def main() -> int:
 
     launcher._monitor_processes, launcher._cleanup_processes = watch, end
     composers = launcher.main()
+    for one in SIGNALS:  # an interpreter that ends would die of them
+        signal.signal(one, signal.SIG_IGN)
     if relay.asked and composers in _UNHEARD:
         console.say(NOTHING_TO_SAVE)
     return exit_code(ended_first, composers, asked=relay.asked)
