@@ -78,6 +78,11 @@ class Job:
                 return pid
         raise LookupError(f"no rank {number}")
 
+    def hears(self, number: int) -> bool:
+        """Whether a rank is there and answers the signals that ask it to leave."""
+        caught = re.search(r"^SigCgt:\s*(\w+)", _read(self.rank(number), "status"), re.M)
+        return caught is not None and bool(int(caught[1], 16) >> (signal.SIGUSR1 - 1) & 1)
+
     def workers(self, number: int) -> list[int]:
         """The loader's processes of a rank."""
         rank = self.rank(number)

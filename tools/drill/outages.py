@@ -21,8 +21,8 @@ UNREACHABLE = 75
 SECONDS = 30.0
 #: Batches of each run.
 BATCHES = 60
-#: Bytes a second of the slow store, for all uploads together.
-SLOW = 200_000
+#: Bytes a second of the slow store, for all uploads together: half a minute for a checkpoint.
+SLOW = 2_000_000
 
 
 @dataclass

@@ -43,8 +43,8 @@ class Blow:
         number: of the case.
         target: one of `TARGETS`.
         signals: what is sent.
-        moments: seconds from the start of the job; before the first line of our launcher's, Python
-            itself is being started, and nobody could answer.
+        moments: seconds from the start of the job, or later: while Python itself is being started,
+            nobody could answer.
         launcher: one of `LAUNCHERS`.
     """
 
@@ -89,6 +89,8 @@ def strike(blow: Blow, folder: Path, places: Places) -> Result:
             running.until(lambda: running.log != "")
         for number, moment in zip(blow.signals, blow.moments, strict=True):
             time.sleep(max(0.0, running.begun + moment - time.time()))
+            if blow.target.startswith("rank"):
+                running.until(lambda: running.hears(int(blow.target[-1])))
             with suppress(ProcessLookupError, LookupError):
                 _send(running, blow.target, number)
         asked = time.time()
