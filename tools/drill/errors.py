@@ -160,8 +160,9 @@ KINDS: tuple[Kind, ...] = (
           "data.local={place}/cache", codes=MISSING),
     start("refused-credentials", ("refus", "403", "SignatureDoesNotMatch", "credential"), *_STORE,
           codes=frozenset({MISTAKE})),
-    start("no-bucket", ("bucket",), "checkpoint.save_folder=s3://no-such-bucket/x",
-          codes=frozenset({MISTAKE})),
+    # To read from: the drill's server makes a bucket for whoever writes to it.
+    start("no-bucket", ("bucket",), "data.remote=s3://no-such-bucket/x",
+          "data.local={place}/cache", codes=frozenset({MISTAKE})),
 )  # fmt: skip
 
 

@@ -54,7 +54,8 @@ class Job:
 
     @property
     def log(self) -> str:
-        return (self.folder / "log").read_text(errors="replace")
+        path = self.folder / "log"  # gone, once the case is over
+        return path.read_text(errors="replace") if path.exists() else ""
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -126,7 +127,7 @@ class Job:
         """Notes when the first complaint comes. To be run on a thread of its own."""
         read = 0
         while self.told_at is None and math.isnan(self.gone_at):
-            size = (self.folder / "log").stat().st_size
+            size = len(self.log)
             if size > read and self.complaint():
                 self.told_at = time.time()
             read = size
