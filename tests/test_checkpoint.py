@@ -291,7 +291,7 @@ def test_another_model_is_refused_by_name(tmp_path: Path):
 def test_a_full_disk_costs_a_checkpoint_and_no_training(tmp_path: Path, monkeypatch, caplog):
     from ahpa_scale.checkpoint import writer
 
-    original = writer.save_file
+    original = writer.save_tensors
     calls = []
 
     def full_once(*arguments, **options):
@@ -300,7 +300,7 @@ def test_a_full_disk_costs_a_checkpoint_and_no_training(tmp_path: Path, monkeypa
             raise OSError(28, "No space left on device")
         original(*arguments, **options)
 
-    monkeypatch.setattr(writer, "save_file", full_once)
+    monkeypatch.setattr(writer, "save_tensors", full_once)
     train("6ba", Saver(str(tmp_path), "2ba"))
     assert [one.batch for one in list_checkpoints(str(tmp_path)) if not one.problem] == [2, 6]
     assert "ba4 was not saved: rank 0: [Errno 28] No space left on device" in caplog.text
@@ -312,7 +312,7 @@ def test_a_last_checkpoint_that_fails_is_an_error(tmp_path: Path, monkeypatch):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writer, "save_file", full)
+    monkeypatch.setattr(writer, "save_tensors", full)
     with pytest.raises(CheckpointError, match="ba2 was not saved"):
         train("2ba", Saver(str(tmp_path), "2ba"))
 

@@ -53,6 +53,27 @@ def test_a_bucket_that_is_not_there_is_no_empty_folder(
     assert proxy.counts["requests"] <= 3
 
 
+def test_a_slow_line_takes_an_upload_at_its_first_attempt(
+    proxy: FaultProxy,
+    url: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """s3fs waits 15 seconds for an answer, by itself and from where the system has taken a part to
+    send; here the parts that s3fs would send at once take 30.
+    """
+    monkeypatch.setenv(storage.PATIENCE, "100")
+    content = bytes(range(256)) * (1 << 17)
+    local = tmp_path / "large"
+    local.write_bytes(content)
+    proxy.set(Faults(put_rate=len(content) / 30))
+    storage.put_file(local, f"{url}/large")
+    assert not caplog.records
+    proxy.set()
+    assert storage.read_bytes(f"{url}/large") == content
+
+
 @pytest.mark.parametrize("ask", QUESTIONS)
 @pytest.mark.parametrize("kind", ["500", "503", "429", "cut"])
 def test_a_store_that_is_away_is_asked_again_and_then_unreachable(

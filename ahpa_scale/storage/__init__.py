@@ -195,9 +195,10 @@ def put_file(local: Path, url: str | os.PathLike[str]) -> None:
     options: dict[str, int] = {}
     if scheme(url) == "s3":
         # s3fs' own ten parts of 50 MB would lie in memory, and copying each of them stops the
-        # threads beside. A part is never so small that an object has more than 10,000.
+        # threads beside. A part is never so small that an object has more than 10,000. What all
+        # ranks of a node send at once has to be through before the client gives up waiting.
         size = max(_PART, -(-local.stat().st_size // 10_000))
-        options = {"chunksize": size, "max_concurrency": 4}
+        options = {"chunksize": size, "max_concurrency": 2}
 
     def put(store: Any, path: str, progress: Progress) -> None:
         store.put_file(str(local), path, callback=_telling(progress), **options)

@@ -26,6 +26,8 @@ _BACK_ENDS = {
 }
 #: Seconds until an address that swallows everything counts as one that does not answer.
 _CONNECT_SECONDS = 10
+#: Seconds for an answer, all that is sent included; s3fs' own 15 are too few for slow lines.
+_ANSWER_SECONDS = 60
 #: The client's own attempts at a request; `patience` does the rest.
 _CLIENT_ATTEMPTS = 2
 _NO_BUCKET = {"NoSuchBucket", "ContainerNotFound", "FilesystemNotFound"}
@@ -98,7 +100,7 @@ def _of_s3(url: str) -> bool:
 def _s3_options() -> dict[str, Any]:
     options: dict[str, Any] = {
         "use_listings_cache": False,
-        "config_kwargs": {"connect_timeout": _CONNECT_SECONDS},
+        "config_kwargs": {"connect_timeout": _CONNECT_SECONDS, "read_timeout": _ANSWER_SECONDS},
     }
     # Composer and streaming read this variable; s3fs by itself does not.
     endpoint = os.environ.get("S3_ENDPOINT_URL")
