@@ -36,6 +36,7 @@ from ahpa_scale.evaluation.fidelity import (
 )
 from ahpa_scale.evaluation.samples import draw_samples
 from ahpa_scale.models.vae import FrozenVAE
+from ahpa_scale.unreachable import UnreachableError
 
 SAMPLES = 8
 
@@ -199,14 +200,22 @@ def test_a_pickle_in_the_cache_is_opened_by_its_hash_only(tmp_path, monkeypatch)
         Inception(None, torch.device("cpu"))
 
 
-def test_weights_that_can_not_be_fetched_say_what_to_do(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError("a disk"), UserError),
+        (RuntimeError("invalid hash value"), UserError),
+        (ConnectionRefusedError("no route to host"), UnreachableError),
+    ],
+)
+def test_weights_that_can_not_be_fetched_say_what_to_do(error, told, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
 
     def refuse(url: str, *_: object, **__: object) -> None:
-        raise OSError("no route to host")
+        raise error
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
-    with pytest.raises(OSError, match=r"weights-inception.* name a copy of it with --inception"):
+    with pytest.raises(told, match=r"weights-inception.* name a copy of it with --inception"):
         Inception(None, torch.device("cpu"))
 
 
