@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from data_sets import batches, everything
 from s3_server import BUCKET, s3_server
@@ -20,6 +21,7 @@ from ahpa_scale.data.card import read_card, read_prior_statistics
 from ahpa_scale.data.parts import prepare_part
 from ahpa_scale.data.prepare import prepare
 from ahpa_scale.data.settings import Part
+from ahpa_scale.errors import UserError
 
 #: Parts of whole batches: a picture's last bits depend on those beside it in its batch.
 OPTIONS = {"size": 32, "num_samples": 24, "batch_size": 4, "progress": False, "scaling": "channel"}
@@ -169,3 +171,35 @@ def test_shards_of_all_parts_are_in_the_index(tmp_path):
     names = [shard["raw_data"]["basename"] for shard in index["shards"]]
     assert names == sorted(names)
     assert all(os.path.exists(tmp_path / "set" / Path(name)) for name in names)
+
+
+def _renamed(state: dict[str, torch.Tensor]) -> None:
+    state["count/elsewhere"] = state.pop("priors/count/latent")
+
+
+def _shortened(state: dict[str, torch.Tensor]) -> None:
+    state["priors/mean/latent"] = state["priors/mean/latent"][:1].clone()
+
+
+def _uncounted(state: dict[str, torch.Tensor]) -> None:
+    state["channels/count"] = torch.tensor(0)
+
+
+def _of_fewer_channels(state: dict[str, torch.Tensor]) -> None:
+    for name in ("mean_C", "squares_C", "posterior_C"):
+        state[f"channels/{name}"] = state[f"channels/{name}"][:1].clone()
+
+
+@pytest.mark.parametrize("spoil", [_renamed, _shortened, _uncounted, _of_fewer_channels])
+def test_statistics_of_something_else_are_one_line(tmp_path: Path, spoil):
+    out = tmp_path / "set"
+    make(str(out), 0, 1)
+    where = out / "part-00001-of-00003" / "statistics.safetensors"
+    state = safetensors.torch.load_file(where)
+    spoil(state)
+    safetensors.torch.save_file(state, where)
+    with pytest.raises(
+        UserError, match=r"part-00001-of-00003/statistics\.safetensors cannot be rea"
+    ):
+        make(str(out), 2)
+    assert not (out / "dataset.json").exists()

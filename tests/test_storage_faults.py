@@ -191,6 +191,7 @@ def test_a_full_disk_is_not_the_stores_fault(proxy: FaultProxy, url: str):
     with pytest.raises(OSError, match="No space") as caught:
         storage.get_file(url, Path("/dev/full"))
     assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == "/dev/full"
     assert proxy.counts["requests"] == 1, "it was tried again"
 
 

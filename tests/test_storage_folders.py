@@ -17,6 +17,7 @@ from job import ROOT
 from ahpa_scale import storage
 from ahpa_scale.data.card import read_card
 from ahpa_scale.data.prepare import prepare
+from ahpa_scale.disk_errors import mendable
 from ahpa_scale.storage import disk
 
 #: Writes ever newer versions of a folder: twenty files that all hold the version's number.
@@ -120,6 +121,23 @@ def mounted(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_is_told_with_the_name_of_what_was_written(tmp_path: Path):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f"nothing can be mounted on this machine: {done.stderr.strip()}")
+    try:
+        with pytest.raises(OSError, match="No space left") as caught:
+            storage.write_bytes(folder / "map.json", bytes(1 << 20))
+        told = mendable(caught.value)
+        assert os.listdir(folder) == []
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    assert told == f"{folder}/map.json: No space left on device"
 
 
 def test_a_mount_point_is_filled_whole_its_marker_last(mounted: Path):

@@ -20,6 +20,7 @@ from ahpa_scale.data.card import DatasetCard
 from ahpa_scale.data.settings import PrepareSettings
 from ahpa_scale.data.sources import Picture
 from ahpa_scale.data.statistics import ChannelStatistics, PriorStatistics
+from ahpa_scale.method.priors import LATENT
 from ahpa_scale.models.vae import FrozenVAE
 from ahpa_scale.models.vae_config import LatentScaling
 
@@ -66,17 +67,29 @@ class BatchEncoder:
         return found
 
     def merge_state(self, state: Mapping[str, Tensor]) -> None:
-        """Add what another encoder of the same card has gathered."""
+        """Add what another encoder of the same card has gathered.
+
+        Raises:
+            UserError: a state of something else.
+        """
 
         def part(name: str) -> dict[str, Tensor]:
             found = {k: v for k, v in state.items() if k.startswith(f"{name}/")}
             return {key.removeprefix(f"{name}/"): value for key, value in found.items()}
 
-        self._priors.merge(PriorStatistics.from_state(self._card.grid, part("priors")))
+        self._priors.merge(
+            PriorStatistics.from_state(self._card.grid, part("priors"), self._levels())
+        )
         if self._channels is not None:
-            channels = part("channels")
-            count = int(channels.pop("count"))
-            self._channels.merge(ChannelStatistics(count=count, **channels))
+            self._channels.merge(ChannelStatistics.from_state(part("channels")))
+
+    def _levels(self) -> tuple[str, ...]:
+        """Names of the levels whose statistics are gathered."""
+        card = self._card
+        if card.kind != "latents":
+            return ()
+        external = () if card.external_channels is None else (codec.EXTERNAL,)
+        return (LATENT, *card.level_names, *external)
 
     def scaling(self) -> LatentScaling:
         """How the latents seen so far are to be scaled."""

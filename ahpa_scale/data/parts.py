@@ -17,7 +17,6 @@ from typing import Any
 
 import safetensors.torch as safetensors
 from safetensors import SafetensorError
-from torch import Tensor
 
 from ahpa_scale import storage, typed_json
 from ahpa_scale.data.card import CARD_NAME, DatasetCard, read_card
@@ -217,7 +216,7 @@ def _merge(
         folder = storage.join(settings.out, part.folder)
         if rejects.add_part(folder) == len(part.span(card.num_samples)):
             continue  # nothing of it could be read
-        encoder.merge_state(_statistics(storage.join(folder, _STATISTICS)))
+        _add_statistics(encoder, storage.join(folder, _STATISTICS))
         where = storage.join(folder, INDEX_NAME)
         index = parse_index(storage.read_bytes(where, INDEX_LIMIT), where)
         for shard in index.model_dump()["shards"]:
@@ -228,9 +227,9 @@ def _merge(
     return Written(encoder, rejects)
 
 
-def _statistics(where: str) -> dict[str, Tensor]:
+def _add_statistics(encoder: BatchEncoder, where: str) -> None:
     content = storage.read_bytes(where, _STATISTICS_LIMIT)
     try:
-        return safetensors.load(content)
-    except SafetensorError as error:
+        encoder.merge_state(safetensors.load(content))
+    except (SafetensorError, UserError) as error:
         raise UserError(f"{where} cannot be read ({error}): remove its folder") from None

@@ -7,8 +7,9 @@ in a batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +42,12 @@ class ChannelStatistics:
         self.merge(ChannelStatistics(added, mean_C, squares_C, variances_CN.mean(dim=1)))
 
     def merge(self, other: ChannelStatistics) -> None:
-        """Add what was gathered elsewhere."""
+        """Add what was gathered elsewhere.
+
+        Raises:
+            UserError: of another number of channels.
+        """
+        _check_same(self, other)
         total = self.count + other.count
         delta_C = other.mean_C - self.mean_C
         between = self.count * other.count / total
@@ -50,6 +56,21 @@ class ChannelStatistics:
         self.mean_C = self.mean_C + delta_C * share
         self.posterior_C = self.posterior_C + (other.posterior_C - self.posterior_C) * share
         self.count = total
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> ChannelStatistics:
+        """What `vars` of one told.
+
+        Raises:
+            UserError: a state of something else.
+        """
+        vectors = [each.name for each in fields(cls) if each.name != "count"]
+        check_names(state, {"count", *vectors})
+        shapes = {tuple(state[name].shape) for name in vectors}
+        if len(shapes) > 1 or len(shapes.pop()) != 1:
+            raise UserError("statistics of channels with shapes that do not fit each other")
+        found = {name: state[name].double() for name in vectors}
+        return cls(count=_number(state, "count"), **found)
 
     def scaling(self) -> LatentScaling:
         """The scaling that gives every channel mean 0 and variance 1."""
@@ -81,7 +102,12 @@ class TokenMoments:
         self.merge(TokenMoments(len(tokens_NC), mean_C, centred_NC.T @ centred_NC))
 
     def merge(self, other: TokenMoments) -> None:
-        """Add what was gathered elsewhere; the result lies on its device."""
+        """Add what was gathered elsewhere; the result lies on its device.
+
+        Raises:
+            UserError: of another number of channels.
+        """
+        _check_same(self, other)
         device, total = other.mean_C.device, self.count + other.count
         delta_C = other.mean_C - self.mean_C.to(device)
         between_CC = torch.outer(delta_C, delta_C) * (self.count * other.count / total)
@@ -154,11 +180,50 @@ class PriorStatistics:
         return found
 
     @classmethod
-    def from_state(cls, grid: int, state: Mapping[str, Tensor]) -> PriorStatistics:
-        """What :meth:`state` told."""
+    def from_state(
+        cls, grid: int, state: Mapping[str, Tensor], levels: Sequence[str]
+    ) -> PriorStatistics:
+        """What :meth:`state` told.
+
+        Args:
+            grid: tokens per side.
+            state: what it told.
+            levels: names of the levels that it must hold, and no others.
+
+        Raises:
+            UserError: a state of something else.
+        """
+        names = {f"{kind}/{level}" for level in levels for kind in ("count", "mean", "scatter")}
+        check_names(state, {"patch", *names})
         found = cls(grid)
-        found._patch = int(state["patch"])
-        for level in (name.removeprefix("count/") for name in state if name.startswith("count/")):
+        found._patch = _number(state, "patch")
+        for level in levels:
             mean_C, scatter_CC = state[f"mean/{level}"], state[f"scatter/{level}"]
-            found._moments[level] = TokenMoments(int(state[f"count/{level}"]), mean_C, scatter_CC)
+            if mean_C.ndim != 1 or scatter_CC.shape != (*mean_C.shape, *mean_C.shape):
+                raise UserError(f"moments of {level!r} with shapes that do not fit each other")
+            count = _number(state, f"count/{level}")
+            found._moments[level] = TokenMoments(count, mean_C.double(), scatter_CC.double())
         return found
+
+
+def _check_same(one: ChannelStatistics | TokenMoments, other: Any) -> None:
+    if one.count and one.mean_C.shape != other.mean_C.shape:
+        numbers = f"{other.mean_C.numel()} and of {one.mean_C.numel()}"
+        raise UserError(f"statistics of {numbers} channels do not fit each other")
+
+
+def check_names(state: Mapping[str, Tensor], wanted: Set[str]) -> None:
+    """Whether a state that was read from a file holds just the tensors that it should.
+
+    Raises:
+        UserError: it does not; the line names the first one.
+    """
+    for name in sorted(wanted ^ state.keys()):
+        raise UserError(f"{name!r:.80} {'is missing' if name in wanted else 'does not belong'}")
+
+
+def _number(state: Mapping[str, Tensor], name: str) -> int:
+    value = state[name]
+    if value.ndim or value.is_floating_point() or int(value) < 1:
+        raise UserError(f"{name!r:.80} is no positive whole number")
+    return int(value)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ahpa_scale.disk_errors import naming
 from ahpa_scale.errors import UserError
 from ahpa_scale.storage.disk import local_files, move_into_place, new_file_beside, sync_folder
 from ahpa_scale.storage.folders import atomic_folder, entries, is_free
@@ -122,7 +123,7 @@ def write_bytes(url: str | os.PathLike[str], content: bytes) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = new_file_beside(target)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with naming(target), os.fdopen(descriptor, "wb") as file:
             file.write(content)
         move_into_place(temporary, target)
     except BaseException:
@@ -223,7 +224,8 @@ def get_file(
 
     def get(store: Any, path: str, progress: Progress) -> None:
         told = _telling(progress, moved)
-        store.get_file(path, str(local), callback=told)
+        with naming(local):
+            store.get_file(path, str(local), callback=told)
         size = local.stat().st_size
         if told.size is not None and size != told.size:
             raise UnreachableError(f"{url} came short: {size} of {told.size} bytes")
