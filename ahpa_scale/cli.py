@@ -16,6 +16,7 @@ from ahpa_scale.config import options
 from ahpa_scale.disk_errors import mendable
 from ahpa_scale.errors import UserError
 from ahpa_scale.evaluate import cli as evaluate_cli
+from ahpa_scale.leaving import leave_when_asked
 from ahpa_scale.streams import make_lasting
 from ahpa_scale.unreachable import TRY_AGAIN, UnreachableError
 
@@ -183,6 +184,7 @@ def diagnose(
     wanted = Diagnosis(checkpoint, data, config, names, source, pictures, bins, device, progress)
     from ahpa_scale import diagnosis
 
+    leave_when_asked()
     found = diagnosis.diagnose(wanted, out)
     console.tell(
         f"{out}: {', '.join(diagnosis.NAMES)}; {len(found.levels)} levels, "
@@ -306,10 +308,12 @@ def _numbers(text: str, name: str) -> tuple[int, ...]:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Run a command. A user's mistake, and a disk or store that refuses, is one line on stderr and
-    exit status 2, a hub that does not answer one line and 75. The rest shows its traceback.
+    exit status 2, a hub that does not answer one line and 75, SIGTERM one line and 79. The rest
+    shows its traceback.
     """
     if arguments is None:
         make_lasting()
+        leave_when_asked()
     settle_account()
     try:
         return app(args=arguments)

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import signal
-from typing import Annotated, NoReturn, Optional
+from typing import Annotated, Optional
 
 import typer
 
 from ahpa_scale import console
 from ahpa_scale.config import options
-from ahpa_scale.stops import PREEMPTED
+from ahpa_scale.leaving import leave_when_asked
 
 Number = Optional[int]  # noqa: UP045
 Text = Optional[str]  # noqa: UP045
@@ -104,9 +103,7 @@ def evaluate(
     wanted = Evaluation(**given)  # wrong options are refused before the slow imports
     from ahpa_scale.evaluate import command
 
-    # Rows and figures are written whole or not at all, so it may leave wherever it is. Importing
-    # Composer set a handler of its own.
-    signal.signal(signal.SIGTERM, _leave)
+    leave_when_asked()
     try:
         rows = command.evaluate(wanted, console.tell, console.say)
     except command.CutShortError as error:
@@ -116,8 +113,3 @@ def evaluate(
     console.tell(
         f"{out}: {len(rows)} rows in evaluation.jsonl, {command.FIGURE}, {command.SAMPLES}/"
     )
-
-
-def _leave(number: int, frame: object) -> NoReturn:
-    console.say(f"{signal.Signals(number).name}: leaving; the same command goes on")
-    raise SystemExit(PREEMPTED)
