@@ -12,10 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 COMMANDS = {
     "prepare": "prepare demo --size 32 --batch-size 4 --num-samples 1000000 --shard-size 50kb",
-    "train-vae": "train-vae demo --widths 8,8 --batch-size 2 --steps 100000",
+    "train-vae": "train-vae pictures --size 16 --widths 8,8 --batch-size 2 --steps 1000000",
 }
 #: Its progress: something has been done.
 STARTED = re.compile(r"[1-9]\d*/\d+")
@@ -25,11 +26,16 @@ STARTED = re.compile(r"[1-9]\d*/\d+")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 79), (signal.SIGINT, 130)])
 def test_it_ends_with_a_line_and_leaves_no_folder(tmp_path: Path, name: str, number, code):
     words = [*COMMANDS[name].split(), "--out", tmp_path / "room" / "out"]
-    log = tmp_path / "log"
+    log, pictures = tmp_path / "log", tmp_path / "pictures" / "class"
+    pictures.mkdir(parents=True)
+    for shade in range(20):
+        Image.new("RGB", (16, 16), (shade, 0, 0)).save(pictures / f"{shade}.png")
     with log.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "ahpa_scale.cli", *map(str, words)],
             stderr=file,
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
             # A shell's background would have it ignore Ctrl-C.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
