@@ -6,6 +6,7 @@ together.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,29 @@ def local_place() -> tuple[int, int]:
     """
     if not (dist.is_available() and dist.is_initialized()):
         return get_local_rank(), get_local_world_size()
-    return place_among(all_gather_object(_memory()), get_rank())
+    told = all_gather_object((_memory(), _temporary_files()))
+    check_locks(told)
+    return place_among([memory for memory, _ in told], get_rank())
+
+
+def check_locks(told: Sequence[tuple[str, str]]) -> None:
+    """Refuses ranks that share streaming's memory, and not the folder of the locks on it.
+
+    Args:
+        told: of every rank, what names its memory, and its folder of temporary files.
+
+    Raises:
+        UserError: there are such.
+    """
+    first: dict[str, int] = {}
+    for rank, (memory, files) in enumerate(told):
+        other = first.setdefault(memory, rank)
+        if files != told[other][1]:
+            raise UserError(
+                f"ranks {other} and {rank} share one {MEMORY}, and not one folder of temporary "
+                "files, where the locks on it lie: set TMPDIR to a folder that both have, or give "
+                f"each container a {MEMORY} of its own"
+            )
 
 
 def place_among(memories: Sequence[str], rank: int) -> tuple[int, int]:
@@ -77,6 +100,12 @@ def _restore(before: Mapping[str, str | None]) -> None:
             del os.environ[name]
         else:
             os.environ[name] = value
+
+
+def _temporary_files() -> str:
+    """Names the folder of temporary files among those of one machine."""
+    status = os.stat(tempfile.gettempdir())
+    return f"{status.st_dev} {status.st_ino}"
 
 
 def _memory() -> str:
