@@ -34,6 +34,26 @@ for version in itertools.count(first):
 """
 
 
+#: Ends like a killed process at the move of this number: two take the old away, one comes between,
+#: and two bring the new.
+CUT_OFF = """
+import os, sys
+from ahpa_scale import storage
+left, rename = int(sys.argv[2]), os.rename
+def cut_off(source, target):
+    global left
+    if left == 0:
+        os._exit(9)
+    left -= 1
+    rename(source, target)
+with storage.atomic_folder(sys.argv[1], replace=True, marker="card") as room:
+    for name in ("card", "of-the-new"):
+        (room / name).write_text("new")
+    os.rename = cut_off
+os._exit(9)
+"""
+
+
 def versions(folder: Path) -> set[str]:
     """What the files hold, hidden ones left out."""
     names = [name for name in os.listdir(folder) if not name.startswith(".")]
@@ -158,6 +178,19 @@ def test_a_mount_point_is_filled_whole_its_marker_last(mounted: Path):
     assert left == {"card"}
     with pytest.raises(FileExistsError), storage.atomic_folder(mounted):
         pass
+
+
+@pytest.mark.parametrize("moves", range(6))
+def test_a_move_into_a_mount_point_that_is_cut_off_is_ended_by_the_next_call(mounted: Path, moves):
+    with storage.atomic_folder(mounted, marker="card") as room:
+        for name in ("card", "of-the-old"):
+            (room / name).write_text("old")
+    done = subprocess.run([sys.executable, "-c", CUT_OFF, str(mounted), str(moves)], cwd=ROOT)
+    assert done.returncode == 9
+    with pytest.raises(FileExistsError), storage.atomic_folder(mounted, marker="card"):
+        pass
+    whole = {path.name: path.read_text() for path in mounted.iterdir()}
+    assert whole == {"card": "new", "of-the-new": "new"}
 
 
 def test_commands_fill_a_mount_point(mounted: Path, folder: Path, cli, vae_path: str):

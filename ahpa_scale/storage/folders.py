@@ -44,7 +44,8 @@ def atomic_folder(
     An old folder is exchanged for the new one in one step, so that one of them is always there. A
     file system without that step has neither for a moment; the next call puts back the old one if
     the process was killed just then. A mount point can't be renamed: the hidden folder lies within
-    it, and what is in it is moved out piece by piece, the marker last.
+    it, and what is in it is moved out piece by piece, the marker last. The next call ends that if
+    the process was killed on the way.
 
     A failure removes the hidden folder. A killed process leaves it behind under a name that no
     reader looks at; the next call for the same target removes it, recognised by its released lock.
@@ -61,7 +62,7 @@ def atomic_folder(
     mounted = is_mount_point(final)
     place, prefix = (final, f".{_ROOM}") if mounted else (final.parent, f".{final.name}.{_ROOM}")
     place.mkdir(parents=True, exist_ok=True)
-    _clear_up(place, prefix, final)
+    _clear_up(place, prefix, final, marker)
     if not (is_free(final) or (replace and final.is_dir())):
         raise FileExistsError(f"{final} exists already; choose another place")
     room = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
@@ -73,7 +74,8 @@ def atomic_folder(
         yield content
         sync_tree(content)
         if mounted:
-            _move_out(content, final, room / "old", marker)
+            (room / "old").mkdir()
+            _move_out(room, final, marker)
         else:
             _put_in_place(content, final, room / "old")
     finally:
@@ -96,12 +98,16 @@ def _put_in_place(content: Path, final: Path, old: Path) -> None:
     sync_folder(final.parent)
 
 
-def _move_out(content: Path, final: Path, old: Path, marker: str | None) -> None:
-    old.mkdir()
-    for path in sorted(entries(final), key=lambda path: path.name != marker):
-        os.rename(path, old / path.name)
-    sync_folder(final)
-    for path in sorted(content.iterdir(), key=lambda path: path.name == marker):
+def _move_out(room: Path, final: Path, marker: str | None) -> None:
+    """Puts the room's content into place, or goes on with that after whoever was killed at it."""
+    old, new = room / "old", room / "new"
+    if not new.exists():
+        for path in sorted(entries(final), key=lambda path: path.name != marker):
+            os.rename(path, old / path.name)
+        sync_folder(final)
+        # From here on what lies in the target is new.
+        os.rename(room / "content", new)
+    for path in sorted(new.iterdir(), key=lambda path: path.name == marker):
         if path.name == marker:
             sync_folder(final)
         os.rename(path, final / path.name)
@@ -119,15 +125,17 @@ def _lock(room: Path) -> int | None:
     return descriptor
 
 
-def _clear_up(place: Path, prefix: str, final: Path) -> None:
-    """Removes what killed processes have left, once what they took away is back."""
+def _clear_up(place: Path, prefix: str, final: Path, marker: str | None) -> None:
+    """Removes what killed processes have left, once what they took away is back or replaced."""
     for room in place.glob(f"{prefix}*"):
         # Without its lock file a room is being made this very moment.
         if not (room / "lock").exists():
             continue
         lock = _lock(room)
         if lock is not None:
-            if (room / "old").is_dir() and not final.exists():
+            if (room / "old").is_dir() and place == final:
+                _move_out(room, final, marker)
+            elif (room / "old").is_dir() and not final.exists():
                 os.rename(room / "old", final)
             shutil.rmtree(room, ignore_errors=True)
             os.close(lock)
