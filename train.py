@@ -5,7 +5,7 @@ import os
 import sys
 
 from ahpa_scale.ending import one_way_out
-from ahpa_scale.requests import listening
+from ahpa_scale.preemption import listening
 from ahpa_scale.streams import make_lasting
 
 if __name__ == "__main__":
@@ -13,8 +13,8 @@ if __name__ == "__main__":
     with listening(preparing=True) as requests, one_way_out(always=True):
         # Signals are heard while this is imported.
         from ahpa_scale.config.errors import exit_on_user_error
-        from ahpa_scale.config.main import main
         from ahpa_scale.launch.alone import check_not_alone, parents_environment
+        from ahpa_scale.run.main import main
 
         with exit_on_user_error(shared=False):
             check_not_alone(os.environ, parents_environment(os.getppid()))

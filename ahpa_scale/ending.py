@@ -22,7 +22,7 @@ from types import FrameType
 from typing import NoReturn
 
 from ahpa_scale import console
-from ahpa_scale.stops import NOT_SAVED, PREEMPTED, ROLL_BACK, STOPPED
+from ahpa_scale.exits import NOT_SAVED, PREEMPTED, ROLL_BACK, STOPPED
 
 #: Seconds from an error to the end of its process.
 PATIENCE = 25.0

@@ -9,7 +9,7 @@ import signal
 from typing import NoReturn
 
 from ahpa_scale import console
-from ahpa_scale.stops import PREEMPTED
+from ahpa_scale.exits import PREEMPTED
 
 
 def leave_when_asked() -> None:

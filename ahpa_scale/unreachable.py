@@ -7,9 +7,6 @@ import socket
 from collections.abc import Iterator
 from http import HTTPStatus
 
-#: EX_TEMPFAIL of sysexits.h; a Kubernetes Job of ours tries again after it.
-TRY_AGAIN = 75
-
 
 class UnreachableError(OSError):
     """A service that the work needs doesn't answer, or says that it can't for now."""

@@ -44,7 +44,7 @@ from s3_server import BUCKET, s3_server
 
 from ahpa_scale.algorithms import EMA
 from ahpa_scale.checkpoint.saver import Saver
-from ahpa_scale.requests import Requests
+from ahpa_scale.preemption import Requests
 
 ALLOWED = 0.2
 WARM_UP = 2

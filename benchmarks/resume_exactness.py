@@ -59,7 +59,7 @@ def run_rank(rank: int, ranks: int, port: int, log: str, words: list[str]) -> No
     os.environ |= {name: str(number) for name, number in zip(names, numbers, strict=True)}
     os.environ["MASTER_ADDR"] = "127.0.0.1"
     torch.set_num_threads(1)
-    from ahpa_scale.config.main import main as train
+    from ahpa_scale.run.main import main as train
 
     train(words)
     sys.stdout.flush()
@@ -273,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.environ.update(server.environment)
             os.environ |= {"DS_ACCELERATOR": "cpu", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
             os.environ["OMP_NUM_THREADS"] = "1"
-            multiprocessing.set_forkserver_preload(["ahpa_scale.config.build", "deepspeed"])
+            multiprocessing.set_forkserver_preload(["ahpa_scale.run.build", "deepspeed"])
             for engine in given.engines:
                 (folder / engine).mkdir()
                 job = Job(engine, folder / "data", folder / engine, given.ranks, given.steps)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ahpa_scale.account import settle_account
+from ahpa_scale.commands.options import local_arguments
 from ahpa_scale.config.errors import exit_on_user_error
-from ahpa_scale.config.options import local_arguments
 from ahpa_scale.errors import UserError
 from experiments.study import Cell, Study, load_study
 

@@ -179,7 +179,7 @@ def _build_teacher(data: DataFolder) -> None:
     train = data.part("train")
     if train.oracle_NCgg is not None or data.recipe.teacher_steps == 0:
         return
-    from ahpa_scale.evaluation import train_classifier
+    from experiments.judges import train_classifier
 
     teacher = train_classifier(
         np.array(train.images_NHWC),
@@ -202,7 +202,7 @@ def _build_external(data: DataFolder) -> None:
             np.save(room / "train.npy", train.oracle_NCgg)
             np.save(room / "test.npy", test.oracle_NCgg[few])
         elif data.teacher.exists():
-            from ahpa_scale.evaluation import Classifier
+            from experiments.judges import Classifier
 
             teacher = Classifier.load(data.teacher)
             np.save(room / "train.npy", _feature_maps(teacher, train.images_NHWC, data.grid))
@@ -212,7 +212,7 @@ def _build_external(data: DataFolder) -> None:
 def _feature_maps(teacher: Any, images_NHWC: NDArray[np.uint8], grid: int) -> NDArray[np.float16]:
     import torch
 
-    from ahpa_scale.evaluation import to_pictures
+    from experiments.judges import to_pictures
 
     parts = []
     with torch.no_grad():
@@ -258,7 +258,7 @@ def _prepare(data: DataFolder, split: str, out: Path, count: int | None = None) 
 
 
 def _build_reference(data: DataFolder) -> None:
-    from ahpa_scale.evaluation import build_reference
+    from experiments.judges import build_reference
 
     train, test = data.part("train"), data.part("test")
     build_reference(
@@ -279,7 +279,7 @@ def _build_demo_reference(data: DataFolder) -> None:
     recipe = data.recipe
     if not isinstance(recipe, DemoRecipe):
         return
-    from ahpa_scale.evaluation import build_demo_reference
+    from experiments.judges import build_demo_reference
 
     own = {"steps": recipe.factor_steps, "pictures": recipe.factor_pictures}
     given = {name: value for name, value in own.items() if value is not None}

@@ -40,7 +40,7 @@ def save_grid(images_N3SS: Tensor, path: Path) -> None:
 
 def save_real_grid(real: Pictures, path: Path) -> None:
     """Pictures of a data set, spread evenly over its order, as one."""
-    from ahpa_scale.evaluation import to_pictures
+    from experiments.judges import to_pictures
 
     count = min(GRID_SIDE**2, len(real))
     positions = np.arange(count) * len(real) // count

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from ahpa_scale.algorithms.ema import EMA
 from ahpa_scale.callbacks.common import router_summary, unwrap
-from ahpa_scale.config.levels import EXTERNAL, LATENT
 from ahpa_scale.data.card import read_card
 from ahpa_scale.data.stream import build_loader
-from ahpa_scale.evaluation import draw_samples, heldout_flow
+from ahpa_scale.evaluation.heldout import heldout_flow
 from ahpa_scale.evaluation.recoverability import recoverability
+from ahpa_scale.evaluation.samples import draw_samples
+from ahpa_scale.level_names import EXTERNAL, LATENT
 from ahpa_scale.models.generator import DiffusionGenerator
 from ahpa_scale.models.vae import FrozenVAE
 from ahpa_scale.precision import same_on_every_cpu

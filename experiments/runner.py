@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ahpa_scale import storage
-from ahpa_scale.config.checks import check_data, read_data_card
+from ahpa_scale.config.checks.static import check_data, read_data_card
 from ahpa_scale.config.load import ConfigError
 from ahpa_scale.errors import UserError
 from experiments.adoption import adopt

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ahpa_scale.evaluation import load_demo_reference, load_reference, to_pictures
 from ahpa_scale.models.vae import FrozenVAE
 from experiments.datasets import DataFolder
+from experiments.judges import load_demo_reference, load_reference, to_pictures
 from experiments.pictures import SPLITS
 from experiments.recipes import DemoRecipe
 

@@ -26,8 +26,8 @@ if __name__ == "__main__":
 
 from ahpa_scale import storage
 from ahpa_scale.account import settle_account
+from ahpa_scale.commands.options import local_arguments
 from ahpa_scale.config.errors import exit_on_user_error
-from ahpa_scale.config.options import local_arguments
 from ahpa_scale.errors import UserError
 from experiments.analysis import Group, load_results
 from experiments.recipes import VaeRecipe

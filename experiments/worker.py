@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ahpa_scale import storage
 from ahpa_scale.checkpoint.find import list_checkpoints
-from ahpa_scale.config.checks import check_data, read_data_card
+from ahpa_scale.config.checks.static import check_data, read_data_card
 from ahpa_scale.config.load import to_yaml
 from experiments.cells import Plan, Planner, difference
 from experiments.datasets import build
@@ -65,7 +65,7 @@ def run_cell(study: Study, work: Path, results: Path, cell: Cell, digest: str) -
         check_data(plan.config, card)
         _start_anew_where_needed(plan, missing)
         # Only now the seconds that torch and Composer take to import.
-        from ahpa_scale.config.build import build_trainer
+        from ahpa_scale.run.build import build_trainer
         from experiments.judge import Judge
 
         def show(images_N3SS: Tensor) -> None:

@@ -33,8 +33,8 @@ SETTINGS = {
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Path:
     """Training and held-out data, and a run of six batches with a checkpoint after every second."""
-    from ahpa_scale.config.main import main as train
     from ahpa_scale.data.prepare import prepare
+    from ahpa_scale.run.main import main as train
 
     place = tmp_path_factory.mktemp("evaluate")
     prepare("demo", str(place / "data"), **DEMO)
@@ -111,9 +111,9 @@ def printed(said: str) -> list[str]:
 
 def model_of(folder: Path, data: Path, kind: Any = "ema") -> DiffusionGenerator:
     from ahpa_scale.checkpoint.weights import read_weights
-    from ahpa_scale.config.build import build_generator
-    from ahpa_scale.config.trained import backbone_of, find_run, take_weights
     from ahpa_scale.data.card import read_card
+    from ahpa_scale.run.build import build_generator
+    from ahpa_scale.run.trained import backbone_of, find_run, take_weights
 
     config, where = find_run(str(folder))
     generator = build_generator(config, read_card(str(data)))

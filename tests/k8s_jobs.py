@@ -9,8 +9,8 @@ from typing import Any
 
 from job import ROOT
 
-from ahpa_scale import stops
-from ahpa_scale.watch import EXIT_CODE as LOST
+from ahpa_scale import exits as stops
+from ahpa_scale.exits import TRY_AGAIN as LOST
 
 #: A mistake in the input, as every command reports it.
 MISTAKE = 2

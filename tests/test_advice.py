@@ -198,7 +198,7 @@ def test_levels_of_the_average_are_refused_by_engines_that_shard_whichever_key_n
 
 
 def test_one_level_alone_keeps_its_name():
-    from ahpa_scale.config.levels import alignment_groups
+    from ahpa_scale.config.checks.levels import alignment_groups
 
     config = load_yaml(YAML, ["alignment.levels=[encoder.mid_block]"])
     groups = alignment_groups(config, ["encoder.down_blocks.0.resnets.0", "encoder.mid_block"])

@@ -17,7 +17,7 @@ from ahpa_scale.algorithms.ema import EMA
 from ahpa_scale.callbacks import MetricsFile, ProgressBar, RouterFigure, RunSummary
 from ahpa_scale.callbacks.router_figure import draw_router, mean_weights
 from ahpa_scale.models.vae_config import LatentScaling
-from ahpa_scale.requests import Requests
+from ahpa_scale.preemption import Requests
 
 
 class TestProgressBar:

@@ -17,7 +17,7 @@ from ahpa_scale import storage
 from ahpa_scale.algorithms import EMA
 from ahpa_scale.checkpoint.manifest import Manifest
 from ahpa_scale.checkpoint.saver import Saver
-from ahpa_scale.config.trained import load_backbone
+from ahpa_scale.run.trained import load_backbone
 
 NOT_LOCAL = "is not on this machine's own disk: name a local path"
 

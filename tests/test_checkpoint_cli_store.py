@@ -8,8 +8,9 @@ from checkpoint_runs import RANK_0, damage_all, verdicts
 from s3_server import BUCKET, S3Server, s3_server
 from safetensors.torch import load_file
 
-from ahpa_scale import checkpoint_cli, storage
+from ahpa_scale import storage
 from ahpa_scale.checkpoint.manifest import FileEntry, Manifest, entry_of
+from ahpa_scale.commands import checkpoints as checkpoint_cli
 
 
 @pytest.fixture(scope="module")

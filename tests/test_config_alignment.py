@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from small_run import LEVELS, SMALL
 
-from ahpa_scale.config.levels import alignment_groups
+from ahpa_scale.config.checks.levels import alignment_groups
 from ahpa_scale.config.load import to_yaml
 
 

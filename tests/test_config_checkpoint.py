@@ -11,9 +11,9 @@ from contextlib import ExitStack
 import pytest
 
 from ahpa_scale.checkpoint.retention import Retention
-from ahpa_scale.config import main
-from ahpa_scale.config.checkpoints import Start, build_saver
-from ahpa_scale.requests import listening
+from ahpa_scale.preemption import listening
+from ahpa_scale.run import main
+from ahpa_scale.run.checkpoints import Start, build_saver
 
 SAVED = "checkpoint.save_folder=saved"
 
@@ -43,7 +43,7 @@ def test_what_is_kept_reaches_the_saver(load):
 
 def test_the_grace_time_reaches_the_listener(load, monkeypatch):
     left = []
-    monkeypatch.setattr("ahpa_scale.requests._leave_at_once", left.append)
+    monkeypatch.setattr("ahpa_scale.preemption._leave_at_once", left.append)
     config = load("checkpoint.save_folder=null", "checkpoint.grace=1s")
     with listening() as requests, ExitStack() as stack:
         main.listen_for(config, requests, stack)

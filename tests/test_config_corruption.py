@@ -17,7 +17,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from ahpa_scale.config.checks import check_static
+from ahpa_scale.config.checks.static import check_static
 from ahpa_scale.config.load import exit_on_user_error, load_config, to_yaml
 from ahpa_scale.config.schema import Config
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from small_run import ROOT, SD_VAE
 
-from ahpa_scale.config.checks import check_data, read_data_card
+from ahpa_scale.config.checks.static import check_data, read_data_card
 from ahpa_scale.config.load import ConfigError, load_config
 from ahpa_scale.data.card import DatasetCard, LevelInfo, VaeInfo
 from ahpa_scale.models.vae_config import LatentScaling, encoder_levels

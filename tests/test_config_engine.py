@@ -11,7 +11,7 @@ from composer.devices import DeviceCPU
 
 from ahpa_scale.algorithms import FullyShard, GradClip, ZeRO
 from ahpa_scale.algorithms.zero import ZeroSettings
-from ahpa_scale.config.engine import build_engine, composer_precision, cpu_bf16, prepare_blocks
+from ahpa_scale.run.engine import build_engine, composer_precision, cpu_bf16, prepare_blocks
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ahpa_scale.config.build import build_guard
 from ahpa_scale.config.schema import parse_duration
+from ahpa_scale.run.build import build_guard
 
 SAVED = ("checkpoint.save_folder=saved", "checkpoint.autoresume=true")
 

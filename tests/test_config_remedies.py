@@ -107,8 +107,8 @@ def test_a_baseline_stays_one_override_away(load):
 @pytest.fixture
 def plug_in(load, prepared, vae_path):
     """Builds the plug-in for the random VAE's data set, as training does."""
-    from ahpa_scale.config.alignment import build_alignment
     from ahpa_scale.data.card import read_card
+    from ahpa_scale.run.alignment import build_alignment
 
     def build(*overrides: str, data: object = prepared):
         text = f"run_name: a\nmax_duration: 9ba\ndata: {{local: {data}}}\n"

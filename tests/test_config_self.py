@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from small_run import LEVELS
 
-from ahpa_scale.config.levels import alignment_groups, stored_levels
+from ahpa_scale.config.checks.levels import alignment_groups, stored_levels
 from ahpa_scale.config.load import to_yaml
 
 # XL/2: 28 blocks, tap 7.

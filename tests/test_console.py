@@ -22,13 +22,13 @@ from toy_trainer import toy_trainer
 import ahpa_scale
 from ahpa_scale import console
 from ahpa_scale.callbacks import ProgressBar
-from ahpa_scale.config.serve import set_up_console
+from ahpa_scale.run.serve import set_up_console
 
 #: Everything that a process can say, without torch.
 SPEAKER = """
 import logging, os, signal, sys, threading, time, warnings
 from ahpa_scale import console
-from ahpa_scale.requests import listening
+from ahpa_scale.preemption import listening
 
 console.set_up(sys.argv[1], rank=3, node=1)
 console.say("batch 7/9", fields={"batch": 7, "loss": float("nan"), "of": None})

@@ -16,13 +16,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ahpa_scale.checkpoint.weights import read_weights
-from ahpa_scale.config.build import build_generator
+from ahpa_scale.commands.diagnosis import diagnose
 from ahpa_scale.config.diagnosis import Diagnosis
-from ahpa_scale.config.main import main
-from ahpa_scale.config.trained import find_run, load_backbone
 from ahpa_scale.data.card import read_card
 from ahpa_scale.data.prepare import prepare
-from ahpa_scale.diagnosis import diagnose
+from ahpa_scale.run.build import build_generator
+from ahpa_scale.run.main import main
+from ahpa_scale.run.trained import find_run, load_backbone
 
 DEMO = {"size": 32, "num_samples": 96, "vae_path": "demo", "features": "oracle", "progress": False}
 # tiny/2: 6 blocks of 128 channels, 16 tokens a picture.

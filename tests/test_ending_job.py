@@ -26,7 +26,7 @@ BOUND = 60
 FAULTY = """
 import os, signal, sys
 from ahpa_scale.ending import one_way_out
-from ahpa_scale.requests import listening
+from ahpa_scale.preemption import listening
 
 def callback():
     from ahpa_scale.callbacks import Heartbeat
@@ -62,7 +62,7 @@ def unsent():
 def closing():
     import threading
     from ahpa_scale.callbacks import Heartbeat
-    from ahpa_scale.config import main
+    from ahpa_scale.run import main
     main.CLOSING = 3.0
     Heartbeat.close = lambda self, state, logger: threading.Event().wait()
 
@@ -87,7 +87,7 @@ def grid():
 
 if __name__ == "__main__":
     with listening(preparing=True) as requests, one_way_out(always=True):
-        from ahpa_scale.config.main import main
+        from ahpa_scale.run.main import main
 
         if os.environ.get("RANK", "1") == "1":
             globals()[os.environ["FAULT"]]()

@@ -17,14 +17,14 @@ from PIL import Image
 
 from ahpa_scale.checkpoint.find import find_checkpoint
 from ahpa_scale.checkpoint.manifest import Manifest
-from ahpa_scale.config.trained import told_config
+from ahpa_scale.commands.evaluate.rows import Rows, settings_digest
 from ahpa_scale.data.card import read_card
 from ahpa_scale.data.prepare import prepare
 from ahpa_scale.data.stream import build_loader
-from ahpa_scale.evaluate.rows import Rows, settings_digest
 from ahpa_scale.evaluation.curves import draw_evaluation
 from ahpa_scale.evaluation.heldout import heldout_flow
 from ahpa_scale.models.generator import DiffusionGenerator
+from ahpa_scale.run.trained import told_config
 
 
 def loss_of(generator: DiffusionGenerator, data: Path) -> dict[str, Any]:

@@ -22,9 +22,9 @@ from inception import save_random_inception
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from ahpa_scale.commands.evaluate.measure import Decoder
 from ahpa_scale.config.evaluation import Evaluation
 from ahpa_scale.errors import UserError
-from ahpa_scale.evaluate.measure import Decoder
 from ahpa_scale.evaluation import fidelity
 from ahpa_scale.evaluation.fidelity import (
     FEATURES,

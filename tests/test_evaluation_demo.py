@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ahpa_scale.data.demo import DemoSpec
-from ahpa_scale.evaluation import DemoReference, build_demo_reference, load_demo_reference
-from ahpa_scale.evaluation.distributions import quantiles, texture_quantiles, wasserstein
-from ahpa_scale.evaluation.factor_judge import render_many
+from experiments.judges import DemoReference, build_demo_reference, load_demo_reference
+from experiments.judges.distributions import quantiles, texture_quantiles, wasserstein
+from experiments.judges.factor_judge import render_many
 
 SPEC = DemoSpec(size=32, num_classes=6, objects=(2, 2), num_shapes=3, relations="label")
 REAL = render_many(SPEC, 1, 300)

@@ -8,12 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ahpa_scale.evaluation import (
-    FeatureStatistics,
-    class_accuracy,
-    frechet_distance,
-    kernel_distance,
-)
+from experiments.judges import FeatureStatistics, class_accuracy, frechet_distance, kernel_distance
 
 
 def rows(count: int, width: int, seed: int) -> torch.Tensor:

@@ -8,7 +8,8 @@ import math
 import pytest
 import torch
 
-from ahpa_scale.evaluation import draw_samples, heldout_flow
+from ahpa_scale.evaluation.heldout import heldout_flow
+from ahpa_scale.evaluation.samples import draw_samples
 from ahpa_scale.models.dit import DiT, build_dit
 from ahpa_scale.models.generator import DiffusionGenerator
 from ahpa_scale.models.vae import FrozenVAE

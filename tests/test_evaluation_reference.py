@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from ahpa_scale.data.demo import DemoSpec, render
-from ahpa_scale.evaluation import (
+from experiments.judges import (
     Classifier,
     Reference,
     build_reference,
@@ -21,7 +21,7 @@ from ahpa_scale.evaluation import (
     to_pictures,
     train_classifier,
 )
-from ahpa_scale.evaluation.training import ShuffledBatches, largest_shift
+from experiments.judges.training import ShuffledBatches, largest_shift
 
 # Two hues per shape: neither hue nor shape alone names the class.
 SPEC = DemoSpec(size=32, num_classes=8, num_shapes=4)

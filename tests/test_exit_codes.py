@@ -18,11 +18,11 @@ import typer
 
 from ahpa_scale import cli, typed_json
 from ahpa_scale.checkpoint.manifest import Manifest
+from ahpa_scale.commands.evaluate.rows import Rows
 from ahpa_scale.config.errors import exit_on_user_error
 from ahpa_scale.config.load import load_yaml
 from ahpa_scale.disk_errors import mendable
 from ahpa_scale.errors import HostError, UserError
-from ahpa_scale.evaluate.rows import Rows
 from ahpa_scale.models.vae import FrozenVAE
 from ahpa_scale.storage import RefusedError
 from ahpa_scale.unreachable import UnreachableError
@@ -99,7 +99,7 @@ def test_a_real_errors_name_is_told(tmp_path):
 
 def test_a_librarys_error_before_training_ends_with_1_and_its_traceback():
     program = (
-        "import ahpa_scale.config.main as program\n"
+        "import ahpa_scale.run.main as program\n"
         "def load_config(argv): raise ValueError('of a library')\n"
         "program.load_config = load_config\n"
         "program.main(['x.yaml'])\n"
@@ -200,7 +200,7 @@ def test_a_users_mistakes_end_with_2_as_a_program(words, line, tmp_path):
     ],
 )
 def test_a_device_that_is_not_there_is_one_line(gpus, rank, setting, line, monkeypatch):
-    from ahpa_scale.config.device import chosen_device
+    from ahpa_scale.run.device import chosen_device
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)

@@ -11,7 +11,7 @@ from job import CLI, run
 from small_run import SMALL
 from toy_trainer import SUMMARY, ToyGenerator, read_rows, toy_grid, toy_trainer
 
-from ahpa_scale.config.folders import check_folders
+from ahpa_scale.config.checks.folders import check_folders
 from ahpa_scale.log_files import append_line
 from ahpa_scale.writable import try_to_write
 

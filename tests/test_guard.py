@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from ahpa_scale.algorithms import AHPA, EMA, GradClip, Guard
 from ahpa_scale.algorithms.guard import Spikes, nonfinite_flag
-from ahpa_scale.stops import RollBackError, RunStoppedError
+from ahpa_scale.exits import RollBackError, RunStoppedError
 
 BATCH = 16
 

@@ -22,7 +22,7 @@ from toy_trainer import CLASSES, Recorder, ToyData, ToyGenerator, clone_weights,
 from ahpa_scale.algorithms import EMA, GradClip, Guard
 from ahpa_scale.algorithms.engine import engine_algorithms
 from ahpa_scale.algorithms.zero import ZeroFront
-from ahpa_scale.stops import RunStoppedError
+from ahpa_scale.exits import RunStoppedError
 
 #: Composer's own FSDP2, which a plain Trainer may have, and the engines of this package.
 COMPOSERS = "composer's fsdp2"

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from ahpa_scale.algorithms import EMA, Guard
 from ahpa_scale.algorithms.guard import Spikes
 from ahpa_scale.algorithms.guard.spikes import SpikeWatch, spike_level
-from ahpa_scale.stops import RollBackError, RunStoppedError
+from ahpa_scale.exits import RollBackError, RunStoppedError
 
 LOSSES = st.lists(st.floats(0.1, 10.0), min_size=10, max_size=60)
 

@@ -30,19 +30,19 @@ from ahpa_scale.callbacks.metrics_file import drop_rows_after
 from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.manifest import FileEntry, Manifest
 from ahpa_scale.checkpoint.reader import Reader
+from ahpa_scale.commands.evaluate.rows import Rows, settings_digest
 from ahpa_scale.config.load import load_yaml
 from ahpa_scale.data.card import read_card, read_prior_statistics
 from ahpa_scale.data.demo import DemoSpec
 from ahpa_scale.data.index import read_index
 from ahpa_scale.errors import UserError
-from ahpa_scale.evaluate.rows import Rows, settings_digest
-from ahpa_scale.evaluation.classifier import Classifier
-from ahpa_scale.evaluation.demo_scores import load_demo_reference
-from ahpa_scale.evaluation.distributions import QUANTILES
-from ahpa_scale.evaluation.factor_judge import FactorJudge
-from ahpa_scale.evaluation.reference import load_reference
 from ahpa_scale.models.vae_config import load_vae_config
 from ahpa_scale.models.vae_files import check_weights
+from experiments.judges.classifier import Classifier
+from experiments.judges.demo_scores import load_demo_reference
+from experiments.judges.distributions import QUANTILES
+from experiments.judges.factor_judge import FactorJudge
+from experiments.judges.reference import load_reference
 
 #: What takes a value's place, as JSON.
 VALUES = [

@@ -31,7 +31,7 @@ from k8s_manifests import (
 )
 from k8s_mistakes import GONE, MISTAKES, planted
 
-from ahpa_scale import stops
+from ahpa_scale import exits as stops
 from ahpa_scale.launch.command import command_for
 from ahpa_scale.launch.environment import from_environment
 

@@ -161,7 +161,7 @@ def test_the_job_ends_with_the_code_of_the_rank_that_failed(ends: str, code: int
     script = _script(
         tmp_path,
         "import os, sys, time\n"
-        "from ahpa_scale.requests import listening\n"
+        "from ahpa_scale.preemption import listening\n"
         "with listening():\n"
         "    if os.environ['RANK'] == '1':\n"
         f"        {ends}\n"

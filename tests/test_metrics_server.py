@@ -27,9 +27,9 @@ from test_two_hosts import arguments
 
 import ahpa_scale
 from ahpa_scale.config.errors import exit_on_user_error
-from ahpa_scale.config.serve import serve_metrics
 from ahpa_scale.errors import HostError
 from ahpa_scale.exporter import Board, health, serving
+from ahpa_scale.run.serve import serve_metrics
 from ahpa_scale.watch import Pulse
 
 

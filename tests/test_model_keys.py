@@ -9,10 +9,10 @@ import pytest
 import torch
 from data_sets import GRID, SIZE
 
-from ahpa_scale.config.build import build_generator, build_trainer
-from ahpa_scale.config.checks import check_data, geometry
+from ahpa_scale.config.checks.static import check_data, geometry
 from ahpa_scale.config.load import ConfigError
 from ahpa_scale.data.card import read_card
+from ahpa_scale.run.build import build_generator, build_trainer
 
 SHAPE = ("model.depth=3", "model.width=48", "model.heads=4")
 

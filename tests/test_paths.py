@@ -18,7 +18,7 @@ import typer
 from pydantic import AfterValidator
 
 from ahpa_scale import cli, paths, storage
-from ahpa_scale.config import options
+from ahpa_scale.commands import options
 from ahpa_scale.config.errors import ConfigError
 from ahpa_scale.config.explain import all_keys
 from ahpa_scale.config.load import load_yaml

@@ -25,8 +25,8 @@ from pod_store import KEY, SECRET, Store
 from podman import network, podman
 from pods import Node
 
-from ahpa_scale.stops import PREEMPTED
-from ahpa_scale.watch import EXIT_CODE as LOST
+from ahpa_scale.exits import PREEMPTED
+from ahpa_scale.exits import TRY_AGAIN as LOST
 
 BATCHES, INTERVAL = 48, 8
 SHORT = {

@@ -8,12 +8,12 @@ import torch
 from composer.devices import DeviceCPU
 
 from ahpa_scale import precision
-from ahpa_scale.config import engine
-from ahpa_scale.config.engine import cpu_bf16
 from ahpa_scale.data.demo import DemoSpec
-from ahpa_scale.evaluation import train_classifier
-from ahpa_scale.evaluation.factor_judge import render_many, train_factor_judge
 from ahpa_scale.precision import cpu_has_bf16, inference_autocast, same_on_every_cpu
+from ahpa_scale.run import engine
+from ahpa_scale.run.engine import cpu_bf16
+from experiments.judges import train_classifier
+from experiments.judges.factor_judge import render_many, train_factor_judge
 
 CPU = torch.device("cpu")
 TRAINED = ("judge", "teacher")

@@ -18,12 +18,12 @@ from ahpa_scale import storage
 from ahpa_scale.algorithms import Guard
 from ahpa_scale.checkpoint.find import list_checkpoints
 from ahpa_scale.checkpoint.saver import Saver
-from ahpa_scale.requests import Requests, listening, looking
+from ahpa_scale.preemption import Requests, listening, looking
 from ahpa_scale.signals import Count, handed_on
 
 BUSY = """
 import sys, time, threading
-from ahpa_scale.requests import listening
+from ahpa_scale.preemption import listening
 with listening(grace={grace}) as requests:
     print("ready", flush=True)
     {work}
@@ -151,7 +151,7 @@ def test_a_thread_that_listens_is_not_waited_for_where_children_live():
 
 
 def test_a_request_before_anything_is_trained_is_followed_at_once():
-    process = start(IN_C, before="import functools, ahpa_scale.requests as r; "
+    process = start(IN_C, before="import functools, ahpa_scale.preemption as r; "
                     "r.listening = functools.partial(r.listening, preparing=True)")  # fmt: skip
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=300)

@@ -11,10 +11,10 @@ from job import run
 
 from ahpa_scale.config.errors import ConfigError, one_line
 from ahpa_scale.config.load import load_mapping, load_yaml, to_yaml
-from ahpa_scale.config.trained import find_run
 from ahpa_scale.config.written import as_written
 from ahpa_scale.launch.command import command_for
 from ahpa_scale.launch.placement import Placement
+from ahpa_scale.run.trained import find_run
 
 RUN = """run_name: r
 max_duration: 1ba

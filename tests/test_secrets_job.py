@@ -20,7 +20,7 @@ STORE = f"s3://me:{PASSWORD}@bucket/set"
 FAULTY = """
 import logging, os, sys, threading, warnings
 from ahpa_scale.ending import one_way_out
-from ahpa_scale.requests import listening
+from ahpa_scale.preemption import listening
 from ahpa_scale.streams import make_lasting
 
 def fail(self, event, state, logger):
@@ -40,7 +40,7 @@ if __name__ == "__main__":
         from fsspec.implementations.local import LocalFileSystem
         from ahpa_scale import storage
         from ahpa_scale.callbacks import Heartbeat
-        from ahpa_scale.config.main import main
+        from ahpa_scale.run.main import main
 
         def open_store(url):
             return LocalFileSystem(), url.replace(os.environ["STORE"], os.environ["PLACE"])

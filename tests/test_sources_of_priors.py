@@ -18,8 +18,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ahpa_scale.algorithms.ema import EMA
+from ahpa_scale.level_names import self_block
 from ahpa_scale.models.flow import interpolate
-from ahpa_scale.models.prior_sources import SelfSource, self_block
+from ahpa_scale.models.prior_sources import SelfSource
 from ahpa_scale.models.randomness import normal, sample_key
 
 

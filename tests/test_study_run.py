@@ -21,10 +21,9 @@ from composer.core import Callback
 from PIL import Image
 from small_study import ROOT, content, write
 
-from ahpa_scale import evaluation
-from ahpa_scale.config.build import build_trainer
-from ahpa_scale.config.checks import read_data_card
-from experiments import assets
+from ahpa_scale.config.checks.static import read_data_card
+from ahpa_scale.run.build import build_trainer
+from experiments import assets, judges
 from experiments.__main__ import main
 from experiments.cells import Planner
 from experiments.rows import ResultFile
@@ -267,8 +266,8 @@ def test_trained_parts_that_are_kept_are_not_trained_again(work, tmp_path, monke
         own.rename(own.with_name(f"{root.name.rpartition('-g')[0]}-g{grid}"))
     elsewhere = tmp_path / "work" / "data" / root.name
     shutil.copytree(root, elsewhere, ignore=shutil.ignore_patterns(*names, "dataset.json"))
-    monkeypatch.setattr(evaluation, "build_reference", lambda *_, **__: pytest.fail("trained"))
-    monkeypatch.setattr(evaluation, "build_demo_reference", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr(judges, "build_reference", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr(judges, "build_demo_reference", lambda *_, **__: pytest.fail("trained"))
     build_dataset(study, tmp_path / "work", NONE)
     assert assets.trained_digest(elsewhere) == assets.trained_digest(root)
     judge = next((elsewhere / "reference").rglob("*.safetensors"))

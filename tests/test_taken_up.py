@@ -14,13 +14,13 @@ from small_run import SmallRun
 
 from ahpa_scale.checkpoint.find import list_checkpoints
 from ahpa_scale.checkpoint.manifest import Manifest
-from ahpa_scale.config import main
-from ahpa_scale.config.checkpoints import build_saver, find_start
 from ahpa_scale.config.errors import ConfigError
-from ahpa_scale.config.taken_up import RUN_ID, note_id
 from ahpa_scale.data.card import DatasetCard, LevelInfo, VaeInfo
 from ahpa_scale.data.identity import identity, labels_by_name
 from ahpa_scale.models.vae_config import LatentScaling
+from ahpa_scale.run import main
+from ahpa_scale.run.checkpoints import build_saver, find_start
+from ahpa_scale.run.taken_up import RUN_ID, note_id
 
 CARD = DatasetCard(
     kind="latents",

@@ -17,7 +17,8 @@ import requests
 from s3_server import free_ports
 
 from ahpa_scale.config.errors import exit_on_user_error
-from ahpa_scale.unreachable import TRY_AGAIN, UnreachableError, is_unreachable
+from ahpa_scale.exits import TRY_AGAIN
+from ahpa_scale.unreachable import UnreachableError, is_unreachable
 
 
 @contextmanager

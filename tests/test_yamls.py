@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ahpa_scale.config.build import build_alignment, build_generator
-from ahpa_scale.config.checks import check_data
+from ahpa_scale.config.checks.static import check_data
 from ahpa_scale.config.load import load_yaml
 from ahpa_scale.config.schema import Config
 from ahpa_scale.data.card import DatasetCard, LevelInfo, VaeInfo
@@ -19,6 +18,7 @@ from ahpa_scale.models.vae_config import (
     encoder_levels,
     load_vae_config,
 )
+from ahpa_scale.run.build import build_alignment, build_generator
 
 YAMLS = sorted((Path(__file__).parents[1] / "yamls").glob("*.yaml"))
 MILLIONS = {"tiny": 4, "S": 33, "B": 130, "L": 458, "XL": 675}

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ahpa_scale.config.errors import exit_on_user_error
 from ahpa_scale.config.schema import Config, Watch
-from ahpa_scale.config.watch import watch_ranks
+from ahpa_scale.run.watch import watch_ranks
 from ahpa_scale.watch import Pulse, place_from, watching
 from ahpa_scale.watch.station import Station
 

@@ -27,7 +27,7 @@ from ahpa_scale.errors import UserError
 from ahpa_scale.log_files import going_on_without
 from ahpa_scale.models.flow import Path as FlowPath
 from ahpa_scale.models.vae_config import LatentScaling
-from ahpa_scale.requests import Requests
+from ahpa_scale.preemption import Requests
 from ahpa_scale.sampling import class_rows, image_grid, sample, save_image
 
 

@@ -19,7 +19,7 @@ from ahpa_scale.callbacks.common import (
     SAMPLES_FOLDER,
     writes_files,
 )
-from ahpa_scale.requests import Requests
+from ahpa_scale.preemption import Requests
 
 
 class RunSummary(Callback):

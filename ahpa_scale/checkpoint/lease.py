@@ -22,8 +22,8 @@ from pathlib import Path
 from ahpa_scale import console, storage
 from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.errors import UserError
+from ahpa_scale.exits import TRY_AGAIN
 from ahpa_scale.typed_json import STRICT, parse_as
-from ahpa_scale.unreachable import TRY_AGAIN
 
 LEASE = "lease.json"
 #: Seconds without a change after which a lease is over.

@@ -26,7 +26,7 @@ from ahpa_scale.checkpoint.manifest import Manifest
 from ahpa_scale.checkpoint.retention import Retention
 from ahpa_scale.checkpoint.snapshot import Photographer, data_position
 from ahpa_scale.checkpoint.writer import Writer
-from ahpa_scale.requests import Requests
+from ahpa_scale.preemption import Requests
 
 _BETWEEN_LINES = 10.0
 _BETWEEN_LOOKS = 1.0

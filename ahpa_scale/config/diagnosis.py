@@ -6,8 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ahpa_scale.config.errors import choices
-from ahpa_scale.config.levels import EXTERNAL, LATENT
 from ahpa_scale.errors import UserError
+from ahpa_scale.level_names import EXTERNAL, LATENT
 
 VAE, SELF = "vae", "self"
 SOURCES = (VAE, LATENT, EXTERNAL, SELF)

@@ -16,8 +16,9 @@ from typing import NoReturn
 from ahpa_scale import console
 from ahpa_scale.disk_errors import mendable
 from ahpa_scale.errors import HostError, UserError
+from ahpa_scale.exits import MISTAKE, TRY_AGAIN
 from ahpa_scale.printable import without_secrets
-from ahpa_scale.unreachable import TRY_AGAIN, UnreachableError
+from ahpa_scale.unreachable import UnreachableError
 
 COMMAND_LINE = "command line"
 _YIELD_SECONDS = 5.0
@@ -80,7 +81,7 @@ def exit_on_user_error(*, shared: bool = True) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        leave(str(error), 2, shared=shared and not isinstance(error, HostError))
+        leave(str(error), MISTAKE, shared=shared and not isinstance(error, HostError))
     except UnreachableError as error:
         # One rank may reach what another one doesn't.
         leave(str(error), TRY_AGAIN, shared=False)
@@ -88,7 +89,7 @@ def exit_on_user_error(*, shared: bool = True) -> Iterator[None]:
         text = mendable(error) if shared else None
         if text is None:
             raise
-        leave(text, 2, shared=False)
+        leave(text, MISTAKE, shared=False)
 
 
 def leave(problem: str, exit_code: int, *, shared: bool = True) -> NoReturn:

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import Literal, cast
 
 from ahpa_scale import storage
-from ahpa_scale.config.card import PLACEHOLDER
+from ahpa_scale.config.checks.data import PLACEHOLDER
 from ahpa_scale.config.errors import choices
 from ahpa_scale.config.schema import parse_duration, parse_time
 from ahpa_scale.errors import UserError

@@ -16,9 +16,9 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from ahpa_scale import paths
-from ahpa_scale.config.checks import check_static
+from ahpa_scale.config.checks.effects import settle_effects
+from ahpa_scale.config.checks.static import check_static
 from ahpa_scale.config.defaults import fill_defaults
-from ahpa_scale.config.effects import settle_effects
 from ahpa_scale.config.errors import COMMAND_LINE, ConfigError, exit_on_user_error
 from ahpa_scale.config.explain import first_problem
 from ahpa_scale.config.schema import Config

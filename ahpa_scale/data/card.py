@@ -15,6 +15,7 @@ from pydantic import Field
 
 from ahpa_scale import storage, typed_json
 from ahpa_scale.errors import UserError
+from ahpa_scale.level_names import EXTERNAL
 from ahpa_scale.models.vae_config import LatentScaling
 
 if TYPE_CHECKING:
@@ -229,7 +230,7 @@ def _check_sense(card: DatasetCard, where: str) -> None:
         problem = f"grid {card.grid} is finer than the latent of {side}x{side}"
     elif not channels == card.vae.latent_channels == len(card.scaling.shift):
         problem = "latent_shape, vae and scaling differ in the latent's channels"
-    elif len(set(names)) != len(names) or "external" in names:
+    elif len(set(names)) != len(names) or EXTERNAL in names:
         problem = "a level comes twice, or is called external"
     if problem is not None:
         raise UserError(f"{where} is not a card of a data set: {problem}")

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from ahpa_scale.data.card import DatasetCard
 from ahpa_scale.errors import UserError
+from ahpa_scale.level_names import EXTERNAL, PRIOR_PREFIX
 
-PRIOR_PREFIX = "prior."
-EXTERNAL = "external"
 STORED_AS = {"float16": "float16", "bfloat16": "uint16"}
 
 

@@ -20,7 +20,7 @@ from ahpa_scale.data.card import DatasetCard
 from ahpa_scale.data.settings import PrepareSettings
 from ahpa_scale.data.sources import Picture
 from ahpa_scale.data.statistics import ChannelStatistics, PriorStatistics
-from ahpa_scale.method.priors import LATENT
+from ahpa_scale.level_names import EXTERNAL, LATENT, PRIOR_PREFIX
 from ahpa_scale.models.vae import FrozenVAE
 from ahpa_scale.models.vae_config import LatentScaling
 
@@ -55,7 +55,7 @@ class BatchEncoder:
             stored.update(self._encoded(batch))
         if card.external_channels is not None:
             external_BCgg = torch.from_numpy(np.stack([p.external_Cgg for p in batch]))  # type: ignore[misc]
-            stored.update(self._prior(codec.EXTERNAL, external_BCgg))
+            stored.update(self._prior(EXTERNAL, external_BCgg))
         for row in range(len(batch)):
             yield {name: values[row] for name, values in stored.items()}
 
@@ -88,7 +88,7 @@ class BatchEncoder:
         card = self._card
         if card.kind != "latents":
             return ()
-        external = () if card.external_channels is None else (codec.EXTERNAL,)
+        external = () if card.external_channels is None else (EXTERNAL,)
         return (LATENT, *card.level_names, *external)
 
     def scaling(self) -> LatentScaling:
@@ -119,4 +119,4 @@ class BatchEncoder:
         column = codec.encode_prior(map_BCgg, name, self._card.prior_dtype)
         if self._card.kind == "latents":
             self._priors.update(name, map_BCgg)
-        return {codec.PRIOR_PREFIX + name: column}
+        return {PRIOR_PREFIX + name: column}

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ahpa_scale.errors import UserError
-from ahpa_scale.method.priors import LATENT, patchify, pool_to_grid
+from ahpa_scale.level_names import LATENT
+from ahpa_scale.method.priors import patchify, pool_to_grid
 from ahpa_scale.models.vae_config import LatentScaling
 
 

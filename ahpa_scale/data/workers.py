@@ -13,10 +13,9 @@ from typing import Any, NoReturn
 from streaming import StreamingDataLoader
 
 from ahpa_scale.errors import UserError
-from ahpa_scale.requests import leave_signals_to_parent
+from ahpa_scale.exits import FAILED
+from ahpa_scale.preemption import leave_signals_to_parent
 from ahpa_scale.unreachable import UnreachableError
-
-_ERROR = 1
 
 
 def begin_worker(worker: int) -> None:
@@ -37,7 +36,7 @@ def begin_worker(worker: int) -> None:
         kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> NoReturn:
         say(kind, error, trace)
-        os._exit(_ERROR)
+        os._exit(FAILED)
 
     def not_sent(error: BaseException, batch: object) -> NoReturn:
         del batch

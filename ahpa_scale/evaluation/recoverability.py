@@ -22,16 +22,11 @@ from torch import Tensor
 from ahpa_scale.errors import UserError
 from ahpa_scale.evaluation.heldout import evaluating, known_labels
 from ahpa_scale.evaluation.readout import PairMoments, explained_shares
-from ahpa_scale.method.priors import LATENT, patchify, pool_to_grid
+from ahpa_scale.level_names import LATENT, PRIOR_PREFIX, self_block
+from ahpa_scale.method.priors import patchify, pool_to_grid
 from ahpa_scale.models.flow import interpolate
 from ahpa_scale.models.generator import DiffusionGenerator
-from ahpa_scale.models.prior_sources import (
-    PRIOR_PREFIX,
-    SelfSource,
-    SourceContext,
-    fill_priors,
-    self_block,
-)
+from ahpa_scale.models.prior_sources import SelfSource, SourceContext, fill_priors
 from ahpa_scale.models.randomness import normal, sample_key, uniform
 from ahpa_scale.precision import inference_autocast
 from ahpa_scale.progress import progress_bar

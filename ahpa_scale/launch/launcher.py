@@ -17,17 +17,16 @@ from typing import TYPE_CHECKING
 import psutil
 
 from ahpa_scale import console
-from ahpa_scale.requests import NOTHING_TO_SAVE, listening
+from ahpa_scale.exits import CUT_SHORT, PREEMPTED, TRY_AGAIN
+from ahpa_scale.preemption import NOTHING_TO_SAVE, listening
 from ahpa_scale.signals import HANDED_ON, SIGNALS, Count, send_on
-from ahpa_scale.stops import CUT_SHORT, PREEMPTED
 from ahpa_scale.streams import make_lasting
-from ahpa_scale.watch import EXIT_CODE
 
 if TYPE_CHECKING:
     Ranks = Mapping[int, Popen[str]]
 
 #: Codes of ranks that end because another one did, or was asked to.
-_FOLLOWERS = (EXIT_CODE, PREEMPTED, CUT_SHORT)
+_FOLLOWERS = (TRY_AGAIN, PREEMPTED, CUT_SHORT)
 #: What kills a rank that does not listen yet.
 _UNHEARD = tuple(-number for number in (*SIGNALS, *HANDED_ON))
 

@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PRIOR_PREFIX = "prior."
-LATENT = "latent"
+from ahpa_scale.level_names import LATENT, PRIOR_PREFIX
 
 
 def pool_to_grid(map_BCHW: Tensor, grid: int) -> Tensor:

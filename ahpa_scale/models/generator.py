@@ -15,6 +15,7 @@ from composer.models import ComposerModel
 from torch import Tensor, nn
 
 from ahpa_scale.errors import UserError
+from ahpa_scale.level_names import PRIOR_PREFIX
 from ahpa_scale.models.attachments import (
     refuse_other_attachments,
     released_loss,
@@ -22,13 +23,7 @@ from ahpa_scale.models.attachments import (
 )
 from ahpa_scale.models.dit import DiT
 from ahpa_scale.models.flow import Path, get_path, interpolate, sample_timesteps, velocity_loss
-from ahpa_scale.models.prior_sources import (
-    PRIOR_PREFIX,
-    LatentSource,
-    PriorSource,
-    SourceContext,
-    fill_priors,
-)
+from ahpa_scale.models.prior_sources import LatentSource, PriorSource, SourceContext, fill_priors
 from ahpa_scale.models.randomness import normal, sample_key, uniform
 from ahpa_scale.models.vae import FrozenVAE
 from ahpa_scale.models.vae_config import LatentScaling

@@ -4,8 +4,6 @@
 An auxiliary names levels; the generator asks its sources for those that are missing. Cached
 columns need no source, and a VAE's maps come with the latents that it encodes online.
 
-Level names: diffusers module paths (a VAE's encoder), ``latent``, ``external`` (cached only) and
-``self.<k>`` (tokens after block k of the model's own moving average).
 Legend: B batch, C channels, H W latent sides, N tokens, D width of the DiT, g token grid.
 """
 
@@ -21,13 +19,10 @@ from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 
 from ahpa_scale.errors import UserError
+from ahpa_scale.level_names import LATENT, PRIOR_PREFIX, self_block
 from ahpa_scale.models.dit import DiT
 from ahpa_scale.models.flow import Path, interpolate
 from ahpa_scale.precision import float32_region
-
-PRIOR_PREFIX = "prior."
-LATENT = "latent"
-SELF_PREFIX = "self."
 
 Averages = Mapping[str, Tensor]
 
@@ -119,7 +114,8 @@ class SelfSource:
         with float32_region(context.x_BCHW):
             t_B = (context.t_B - self.lead).clamp(min=0)
             xt_BCHW, _ = interpolate(context.path, context.x_BCHW, context.eps_BCHW, t_B)
-        blocks = {level: int(level.removeprefix(SELF_PREFIX)) for level in levels}
+        named = {level: self_block(level) for level in levels}
+        blocks = {level: block for level, block in named.items() if block is not None}
         # The DiT has no layer that behaves otherwise in training, so its mode can stay.
         tapped: dict[int, Tensor] = functional_call(
             self._dit,
@@ -128,13 +124,6 @@ class SelfSource:
             {"taps": sorted(set(blocks.values())), "tokens_only": True},
         )
         return {level: token_map(tapped[block]) for level, block in blocks.items()}
-
-
-def self_block(level: str) -> int | None:
-    """The 1-based block that ``self.<k>`` names, or None for any other level."""
-    number = level.removeprefix(SELF_PREFIX)
-    named = level.startswith(SELF_PREFIX) and number.isascii() and number.isdecimal()
-    return int(number) if named else None
 
 
 def token_map(h_BND: Tensor) -> Tensor:

@@ -7,14 +7,12 @@ What is believed is sealed with the job's key, see `seal`.
 """
 
 from ahpa_scale.watch.guard import is_lost_connection, watching
-from ahpa_scale.watch.messages import EXIT_CODE
 from ahpa_scale.watch.place import Place, place_from
 from ahpa_scale.watch.ports import PortError, tcp_port
 from ahpa_scale.watch.pulse import Pulse
 from ahpa_scale.watch.seal import job_key
 
 __all__ = [
-    "EXIT_CODE",
     "Place",
     "PortError",
     "Pulse",

@@ -9,10 +9,11 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ahpa_scale.exits import TRY_AGAIN
 from ahpa_scale.printable import without_secrets
 from ahpa_scale.watch.client import Client
 from ahpa_scale.watch.hub import Hub
-from ahpa_scale.watch.messages import EXIT_CODE, HIGHEST_CODE
+from ahpa_scale.watch.messages import HIGHEST_CODE
 from ahpa_scale.watch.place import Place
 from ahpa_scale.watch.pulse import Pulse
 from ahpa_scale.watch.station import Station
@@ -84,7 +85,7 @@ def _say(station: Station, error: BaseException) -> None:
         station.say("stopped", _signal_name(code - _SIGNALLED))
     else:
         # A rank that chose its code, for a mistake in the input say, chose it for the job.
-        station.say("failed", _words(error), code if isinstance(error, SystemExit) else EXIT_CODE)
+        station.say("failed", _words(error), code if isinstance(error, SystemExit) else TRY_AGAIN)
     station.heeded.wait(_WORD)
 
 

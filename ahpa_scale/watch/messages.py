@@ -7,8 +7,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-#: Exit code of ranks that end because of another one: sysexits.h's EX_TEMPFAIL, "try again later".
-EXIT_CODE = 75
+from ahpa_scale.exits import TRY_AGAIN
+
 #: Characters of a failure's text that a datagram carries: the smallest IPv6 packet holds 1,280.
 MOST_TEXT = 600
 #: A process ends with 1 to 255 where it has failed; of a larger number only the last byte counts.
@@ -47,7 +47,7 @@ class Beat:
     stage: str = ""
     state: State = "alive"
     text: str = ""
-    code: int = EXIT_CODE
+    code: int = TRY_AGAIN
 
     @property
     def name(self) -> str:
@@ -67,7 +67,7 @@ class Verdict:
     """
 
     line: str
-    code: int = EXIT_CODE
+    code: int = TRY_AGAIN
     ranks: tuple[int, ...] = ()
     kind: Kind = "silent"
 

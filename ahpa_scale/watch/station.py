@@ -17,7 +17,8 @@ import traceback
 from abc import ABC, abstractmethod
 
 from ahpa_scale import console
-from ahpa_scale.watch.messages import EXIT_CODE, MOST_TEXT, Beat, State, Verdict, one_line
+from ahpa_scale.exits import FAILED, TRY_AGAIN
+from ahpa_scale.watch.messages import MOST_TEXT, Beat, State, Verdict, one_line
 from ahpa_scale.watch.place import Place
 from ahpa_scale.watch.pulse import Pulse
 from ahpa_scale.watch.seal import MOST_BYTES, Seal
@@ -29,7 +30,6 @@ _LISTEN = 0.2
 _YIELD = 5.0
 #: Datagrams taken at once, so that a flood of them can't keep the thread from judging.
 _MOST = 1_000
-_BUG = 1
 _log = logging.getLogger(__name__)
 
 
@@ -52,11 +52,11 @@ class Station(threading.Thread, ABC):
         self.host = one_line(socket.gethostname())
         self.clock = 0.0
         self.heeded = threading.Event()
-        self._word: tuple[State, str, int] = ("alive", "", EXIT_CODE)
+        self._word: tuple[State, str, int] = ("alive", "", TRY_AGAIN)
         self._last = time.monotonic()
         self._told_drop = -math.inf
 
-    def say(self, state: State, text: str = "", code: int = EXIT_CODE) -> None:
+    def say(self, state: State, text: str = "", code: int = TRY_AGAIN) -> None:
         """Has the thread tell the others how this rank is; `heeded` is set once they know."""
         self.heeded.clear()
         self._word = (state, one_line(text[:MOST_TEXT]), code)
@@ -71,12 +71,12 @@ class Station(threading.Thread, ABC):
                 self.clock += min(now - self._last, _LONGEST_STEP)
                 self._last = now
         except BaseException:
-            told: dict[str, object] = {"exit_code": _BUG, "traceback": traceback.format_exc()}
+            told: dict[str, object] = {"exit_code": FAILED, "traceback": traceback.format_exc()}
             text = f"error: the watch of rank {self.place.rank} has failed"
             if not console.is_json():
                 text = f"{told['traceback']}{text}"
             console.shout(text, level=logging.CRITICAL, fields=told)
-            os._exit(_BUG)
+            os._exit(FAILED)
 
     @abstractmethod
     def step(self) -> bool:

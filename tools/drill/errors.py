@@ -16,7 +16,7 @@ from tools.drill.jobs import LIMIT, PATIENCE, ROOT, Job, job
 from tools.drill.places import Places
 from tools.drill.results import Result
 
-#: Exit codes, see ahpa_scale.stops; a fault of the software ends with anything but these.
+#: Exit codes, see ahpa_scale.exits; a fault of the software ends with anything but these.
 MISTAKE, STOPPED, NOT_SAVED, GONE = 2, 70, 74, 75
 SOFTWARE = frozenset({1, GONE})
 MISSING = frozenset({MISTAKE, GONE})

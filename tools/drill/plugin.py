@@ -21,9 +21,9 @@ from composer import Callback, State, Trainer
 from composer.loggers import Logger
 
 from ahpa_scale.checkpoint.writer import Writer
-from ahpa_scale.config import build
-from ahpa_scale.config.main import main
 from ahpa_scale.data.stream import LatentStream
+from ahpa_scale.run import build
+from ahpa_scale.run.main import main
 from ahpa_scale.watch.client import Client
 from ahpa_scale.watch.hub import Hub
 

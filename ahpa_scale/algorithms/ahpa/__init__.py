@@ -12,7 +12,6 @@ from ahpa_scale.algorithms.ahpa.kinds import (
     KINDS,
     ROUTERS,
     Kind,
-    is_self_level,
     kind_groups,
     self_groups,
 )
@@ -28,7 +27,6 @@ __all__ = [
     "ROUTERS",
     "Kind",
     "Release",
-    "is_self_level",
     "kind_groups",
     "read_gap_map",
     "self_groups",

@@ -13,12 +13,13 @@ from composer.loggers import Logger
 from torch import nn
 
 from ahpa_scale.algorithms.ahpa.design import Design
-from ahpa_scale.algorithms.ahpa.kinds import KINDS, is_self_level
+from ahpa_scale.algorithms.ahpa.kinds import KINDS
 from ahpa_scale.algorithms.ahpa.report import Reporter
 from ahpa_scale.algorithms.ahpa.schedule import Release, Schedule
 from ahpa_scale.algorithms.ema import EMA
 from ahpa_scale.algorithms.timing import Every
 from ahpa_scale.errors import UserError
+from ahpa_scale.level_names import is_self_level
 from ahpa_scale.method import PriorAlignment
 from ahpa_scale.models.dit import DiT
 from ahpa_scale.models.generator import DiffusionGenerator

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from ahpa_scale.algorithms.ahpa.kinds import KINDS, ROUTERS, is_self_level, kind_groups
+from ahpa_scale.algorithms.ahpa.kinds import KINDS, ROUTERS, kind_groups
 from ahpa_scale.algorithms.ahpa.shape import (
     build_whitening,
     default_self_groups,
@@ -16,6 +16,7 @@ from ahpa_scale.algorithms.ahpa.shape import (
     self_channels,
 )
 from ahpa_scale.errors import UserError
+from ahpa_scale.level_names import EXTERNAL, LATENT, is_self_level
 from ahpa_scale.method import (
     DynamicRouter,
     GapMap,
@@ -24,7 +25,6 @@ from ahpa_scale.method import (
     ScheduledRouter,
     UniformRouter,
 )
-from ahpa_scale.method.priors import LATENT
 from ahpa_scale.models.dit import DiT
 from ahpa_scale.models.vae_config import default_groups
 
@@ -143,7 +143,7 @@ class Design:
         }
 
     def _encoder_levels(self) -> list[str]:
-        return [name for name in self.channels if name not in (LATENT, "external")]
+        return [name for name in self.channels if name not in (LATENT, EXTERNAL)]
 
     def _check_levels(self) -> None:
         for name in (one for group in self.groups.values() for one in group):

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ahpa_scale.errors import UserError
+from ahpa_scale.level_names import EXTERNAL, LATENT, self_level
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ KINDS: dict[str, Kind] = {
     "scheduled": Kind(router="scheduled"),
     "single": Kind(router="uniform"),
     # SRA 2 finds latent targets best at block 2, with smooth L1 and weight 1.
-    "latent": Kind("uniform", 1.0, "smooth_l1", None, "latent", 1 / 4, deepest_tap=2),
+    "latent": Kind("uniform", 1.0, "smooth_l1", None, LATENT, 1 / 4, deepest_tap=2),
     # REPA (arXiv 2410.06940) taps block 4 of B, 8 of L and XL.
-    "repa": Kind("uniform", 0.5, "cosine", None, "external", 1 / 3, deepest_tap=8),
+    "repa": Kind("uniform", 0.5, "cosine", None, EXTERNAL, 1 / 3, deepest_tap=8),
     # The model's own deeper blocks, after SRA (arXiv 2505.02831).
     "self": Kind(router="dynamic", spatial_norm=None),
 }
@@ -80,11 +81,6 @@ ROUTERS: dict[str, RouterDefaults] = {
 }
 
 
-def is_self_level(name: str) -> bool:
-    """Whether a level is one of the model's own blocks, ``self.<k>``."""
-    return name.startswith("self.")
-
-
 def self_groups(depth: int, tap: int) -> dict[str, tuple[str, ...]]:
     """The groups of kind ``self``: one per block at a half, two thirds and the last but one of the
     depth, as far as they lie behind the tap; the last block where none does.
@@ -100,7 +96,7 @@ def self_groups(depth: int, tap: int) -> dict[str, tuple[str, ...]]:
     blocks = sorted(block for block in wanted if block > tap) or [depth]
     if blocks[0] <= tap:
         raise UserError(f"kind 'self' aligns block {tap} with deeper ones, and there are {depth}")
-    return {f"self.{block}": (f"self.{block}",) for block in blocks}
+    return {self_level(block): (self_level(block),) for block in blocks}
 
 
 def kind_groups(

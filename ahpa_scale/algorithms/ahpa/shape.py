@@ -10,11 +10,11 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from ahpa_scale.algorithms.ahpa.kinds import is_self_level, self_groups
+from ahpa_scale.algorithms.ahpa.kinds import self_groups
 from ahpa_scale.errors import UserError
+from ahpa_scale.level_names import is_self_level, self_block
 from ahpa_scale.method import Whitening, whitening
 from ahpa_scale.models.dit import DiT
-from ahpa_scale.models.prior_sources import self_block
 
 Groups = Mapping[str, Sequence[str]]
 ValueT = TypeVar("ValueT")

@@ -27,8 +27,8 @@ from ahpa_scale.algorithms.guard.finite import (
 from ahpa_scale.algorithms.guard.ledger import Journal, last_saved_batch, may_roll_back
 from ahpa_scale.algorithms.guard.spikes import Spikes, SpikeWatch
 from ahpa_scale.errors import UserError
-from ahpa_scale.requests import Requests
-from ahpa_scale.stops import RollBackError, RunStoppedError
+from ahpa_scale.exits import RollBackError, RunStoppedError
+from ahpa_scale.preemption import Requests
 
 Policy = Literal["none", "skip", "stop", "rollback"]
 POLICIES = ("none", "skip", "stop", "rollback")

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``ahpa-scale checkpoints``: look at a run's checkpoints, verify, copy, thin out and export them.
+
+Only `export` needs torch; everything else answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from ahpa_scale import console, storage
+from ahpa_scale.checkpoint import content, table
+from ahpa_scale.checkpoint.errors import CheckpointError
+from ahpa_scale.checkpoint.find import Found, some_checkpoints_at
+from ahpa_scale.checkpoint.manifest import MANIFEST
+from ahpa_scale.checkpoint.retention import Retention, remove_checkpoint
+from ahpa_scale.commands import options
+from ahpa_scale.errors import UserError
+from ahpa_scale.exits import FAILED
+from ahpa_scale.progress import progress_bar
+from ahpa_scale.unreachable import UnreachableError
+
+if TYPE_CHECKING:
+    from ahpa_scale.checkpoint.weights import Kind
+
+app = typer.Typer(
+    help="List, verify, copy, thin out and export a run's checkpoints.", no_args_is_help=True
+)
+
+Url = Annotated[
+    str,
+    typer.Argument(
+        help="A run's save_folder or one checkpoint: local path, s3://, gs:// ...",
+        callback=options.ANY,
+    ),
+]
+
+#: Bytes from which on a bar is worth its line.
+_LONG = 32_000_000
+
+
+@app.command()
+def ls(
+    url: Url,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line, with sizes in bytes.")
+    ] = False,
+) -> None:
+    """List checkpoints, newest last; * marks the newest whole one.
+
+    Names and sizes of the files are compared with the manifest, not their content: `verify` does
+    that. Exit code 2 if there is nothing.
+    """
+    found = some_checkpoints_at(url)
+    newest = next(iter(_newest(found)), None)
+    if as_json:
+        for one in found:
+            console.tell(json.dumps(table.facts(one) | {"newest": one is newest}))
+        return
+    header, rows = table.rows_of(found, newest)
+    console.tell(f"{header}  verdict by names and sizes")
+    for row, one in zip(rows, found, strict=True):
+        console.tell(f"{row}  {table.verdict(one, table.by_names_and_sizes(one))}")
+
+
+@app.command()
+def verify(url: Url, progress: options.Progress = True) -> None:
+    """Read every byte of one or of all checkpoints and compare it with what was saved.
+
+    What a store holds comes to the temporary folder (TMPDIR), one file after another. Exit code 0:
+    nothing is damaged. Exit code 1: something is, or not one is whole. Exit code 2: the input is
+    wrong, or the store refuses. Exit code 75: the store does not answer.
+    """
+    found = some_checkpoints_at(url)
+    header, rows = table.rows_of(found)
+    console.tell(f"{header}  verdict")
+    counts = {table.WHOLE: 0, table.DAMAGED: 0, table.HALF: 0}
+    newest = None
+    done = 0
+    with _moving("verifying", found, progress) as (moved, say):
+        for row, one in zip(rows, found, strict=True):
+            problems = content.damage(one, content.after(moved, done))
+            done += table.bytes_to_read([one])
+            if problems and one.problem is None and content.overtaken(one):
+                say(f"{row}  removed or saved anew while it was read")
+                continue
+            say(f"{row}  {table.verdict(one, problems)}")
+            counts[table.kind_of(one, problems)] += 1
+            newest = newest if problems or one.begun else one
+    told = ", ".join(f"{number} {kind}" for kind, number in counts.items() if number)
+    console.tell(f"{told}; newest whole one: {newest.name if newest else 'none'}")
+    if counts[table.DAMAGED] or newest is None:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def pull(
+    url: Url,
+    folder: Annotated[
+        str,
+        typer.Argument(metavar="DIR", help="New or empty local folder.", callback=options.LOCAL),
+    ],
+    progress: options.Progress = True,
+) -> None:
+    """Copy a checkpoint, or the newest whole one of a folder, to a local folder, verified.
+
+    The folder appears whole or not at all; one that holds something already is refused.
+    """
+    found = some_checkpoints_at(url)
+    with (
+        storage.atomic_folder(folder, marker=MANIFEST) as room,
+        _moving("copying", _newest(found), progress) as (moved, _),
+    ):
+        chosen = content.newest_whole(
+            found, lambda one: _stepping_over(one, content.copy(one, room, moved))
+        )
+    console.tell(f"{folder}: {chosen.url}, {table.shown_size(chosen)}, every byte as it was saved")
+
+
+@app.command()
+def prune(
+    url: Annotated[str, typer.Argument(help="A run's save_folder.", callback=options.ANY)],
+    keep: Annotated[int, typer.Option(help="The newest so many stay.")],
+    every: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Besides, multiples of so many batches stay, such as 50000ba."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be removed.")
+    ] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Read the newest one to its end first; the next is read where it is damaged.",
+        ),
+    ] = True,
+    progress: options.Progress = True,
+) -> None:
+    """Remove old checkpoints, and old uploads that were cut short.
+
+    The newest whole one stays, and so does what is newer: it may be an upload under way.
+    """
+    if keep < 1:
+        raise UserError(f"keep is {keep}: give the number of checkpoints that stay, at least 1")
+    batches = None if every is None else _batches(every)
+    found = some_checkpoints_at(url)
+    if found[-1].url.rstrip("/") == url.rstrip("/"):
+        raise UserError(f"{url} is a checkpoint itself: name the folder that holds it")
+
+    def look(one: Found) -> list[str]:
+        return content.damage(one, moved) if check else table.by_names_and_sizes(one)
+
+    with _moving("verifying", _newest(found), progress and check) as (moved, _):
+        newest = content.newest_whole(found, lambda one: _stepping_over(one, look(one)))
+    # One that is newer and damaged must not count among those that are kept.
+    going = Retention(keep, batches).to_remove(found[: found.index(newest) + 1])
+    left = []
+    for one in going:
+        try:
+            if not dry_run:
+                remove_checkpoint(one)
+        except FileNotFoundError:
+            pass  # the run itself was quicker
+        except UnreachableError:
+            raise  # nor would the others go
+        except OSError as error:
+            left.append(f"{one.name} ({error})")
+            continue
+        console.tell(
+            f"{'would remove' if dry_run else 'removed'} {one.name}, {table.shown_size(one)}"
+        )
+    verb = "would go" if dry_run else "removed"
+    gone = len(going) - len(left)
+    console.tell(
+        f"{url}: {gone} {verb}, {len(found) - gone} left, the newest whole is {newest.name}"
+    )
+    if left:
+        raise UserError(f"not removed: {', '.join(left)}")
+
+
+@app.command()
+def export(
+    url: Url,
+    out: Annotated[
+        str,
+        typer.Argument(
+            metavar="OUT.safetensors", help="Local file to write.", callback=options.LOCAL
+        ),
+    ],
+    kind: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="'ema' or 'model' (default: the averages where there are any)."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+    progress: options.Progress = True,
+) -> None:
+    """Write the DiT of a checkpoint, or of a folder's newest whole one, as one file.
+
+    The names are the official DiT's and SiT's; what is attached for alignment is left out. Every
+    byte is verified first.
+    """
+    chosen_kind = _weights_kind(kind)
+    target = storage.local_path(out)
+    if target.suffix != ".safetensors":
+        raise UserError(f"{out} must end in .safetensors: that is what is written")
+    if target.is_dir() or (target.exists() and not overwrite):
+        raise UserError(f"{out} exists already; choose another name, or --overwrite a file")
+    found = some_checkpoints_at(url)
+    with tempfile.TemporaryDirectory(prefix="ahpa-scale-") as room:
+
+        def bring(one: Found) -> list[str]:
+            look = content.damage(one, moved) if local else content.copy(one, Path(room), moved)
+            return _stepping_over(one, look)
+
+        local = not storage.is_remote(url)
+        with _moving("verifying", _newest(found), progress) as (moved, _):
+            source = content.newest_whole(found, bring)
+        from ahpa_scale.checkpoint.weights import export_backbone
+
+        folder = storage.local_path(source.url) if local else Path(room)
+        facts = {"batch": str(source.batch)}
+        try:
+            written, tensors = export_backbone(folder, target, chosen_kind, facts)
+        except CheckpointError as error:
+            raise CheckpointError(f"{source.url}: {error}") from None
+    what = "averages" if written == "ema" else "trained weights"
+    console.tell(f"{out}: {what} of {source.url}, {tensors} tensors")
+
+
+def _newest(found: Sequence[Found]) -> list[Found]:
+    """The newest that is whole as far as names and sizes tell, if there is one."""
+    return [one for one in found if one.problem is None][-1:]
+
+
+def _stepping_over(one: Found, problems: list[str]) -> list[str]:
+    """Tells of a checkpoint that is passed over; an older one is then taken in its stead."""
+    if problems:
+        console.say(f"warning: stepping over {one.url}: {'; '.join(problems)}")
+    return problems
+
+
+@contextmanager
+def _moving(
+    work: str, found: Sequence[Found], shown: bool
+) -> Iterator[tuple[Callable[[int], None], Callable[[str], None]]]:
+    """A bar for long work: what to tell it the bytes done, and how to print a line beside it."""
+    mega = 1_000_000
+    total = table.bytes_to_read(found)
+    long = total >= _LONG
+    with progress_bar(total=total // mega, unit="MB", desc=work, shown=shown and long) as bar:
+
+        def moved(done: int) -> None:
+            bar.update(done // mega - bar.n)
+
+        yield moved, bar.write
+
+
+def _batches(text: str) -> int:
+    match = re.fullmatch(r"(\d+)(ba)?", text, re.ASCII)
+    if match is None:
+        raise UserError(f"every is {text!r}: give a number of batches, such as 50000ba")
+    return int(match[1])
+
+
+def _weights_kind(text: str | None) -> Kind | None:
+    kinds: dict[str | None, Kind | None] = {None: None, "ema": "ema", "model": "model"}
+    if text not in kinds:
+        raise UserError(f"unknown kind {text!r}; choose ema or model")
+    return kinds[text]

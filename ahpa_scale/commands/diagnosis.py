@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ahpa-scale diagnose`: the recoverability map of a checkpoint, before GPU weeks are spent.
+
+Legend: L levels, D blocks, T bins of t.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ahpa_scale import console, storage
+from ahpa_scale.algorithms.ahpa import self_groups
+from ahpa_scale.config.brought import Brought, bring
+from ahpa_scale.config.checks.data import check_data, check_vae_weights
+from ahpa_scale.config.diagnosis import SELF, VAE, Diagnosis
+from ahpa_scale.config.errors import choices
+from ahpa_scale.config.schema import Config
+from ahpa_scale.data.card import DatasetCard, read_card
+from ahpa_scale.data.prepare import check_device
+from ahpa_scale.data.stream import build_loader
+from ahpa_scale.errors import UserError
+from ahpa_scale.evaluation.figures import draw_recoverability
+from ahpa_scale.evaluation.recoverability import RecoverabilityMap, recoverability
+from ahpa_scale.level_names import EXTERNAL, LATENT, is_self_level, self_block
+from ahpa_scale.models.generator import DiffusionGenerator
+from ahpa_scale.models.vae import FrozenVAE
+from ahpa_scale.run.build import build_generator
+from ahpa_scale.run.trained import find_run, load_backbone, told_data, unaligned
+from ahpa_scale.writable import try_to_write
+
+NAMES = ("recoverability.json", "recoverability.png")
+_BATCH = 64
+
+
+def diagnose(wanted: Diagnosis, out: str) -> RecoverabilityMap:
+    """Measure the map and write ``recoverability.json`` and ``recoverability.png`` to `out`.
+
+    Raises:
+        UserError: checkpoint, configuration, data set, levels or device that do not fit.
+        OSError: `out` can't be written to.
+    """
+    check_device(wanted.device)
+    try_to_write(out)
+    config, place = find_run(wanted.checkpoint, wanted.config)
+    card = read_card(wanted.data)
+    brought = bring(config, card, wanted.data, told_data(place), _tell)
+    card = brought.card
+    check_data(unaligned(config, card), card)
+    generator = _load(config, card, place)
+    levels = wanted.levels or _levels_of(wanted.source, card, generator.dit.depth)
+    _check_levels(levels, card, generator.dit.depth)
+    with tempfile.TemporaryDirectory(prefix="ahpa-scale-") as room:
+        local = room if storage.is_remote(wanted.data) else None
+        device = torch.device(wanted.device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            found = recoverability(
+                generator,
+                _pictures(wanted, brought, levels, local),
+                levels,
+                wanted.bins,
+                device,
+                lead=config.alignment.self_lead,
+                progress=wanted.progress,
+            )
+    _write(found, wanted, place, out)
+    return found
+
+
+def _load(config: Config, card: DatasetCard, place: str) -> DiffusionGenerator:
+    vae = None
+    if card.kind == "images":
+        vae = FrozenVAE.from_pretrained(config.vae.path)
+        check_vae_weights(config, card, vae.identity)
+    generator = build_generator(config, card, vae)
+    load_backbone(generator.dit, place)
+    return generator
+
+
+def _levels_of(source: str | None, card: DatasetCard, depth: int) -> tuple[str, ...]:
+    if source == SELF:
+        return tuple(self_groups(depth, 0))
+    external = (EXTERNAL,) if card.external_channels is not None else ()
+    found = {
+        VAE: card.level_names,
+        LATENT: (LATENT,),
+        EXTERNAL: external,
+        None: (*card.level_names, LATENT, *external),
+    }[source]
+    if not found:
+        raise UserError(f"the data set has no levels of source {source!r}; prepare it with them")
+    return found
+
+
+def _check_levels(levels: Sequence[str], card: DatasetCard, depth: int) -> None:
+    known = [*card.level_names, LATENT, *([EXTERNAL] if card.external_channels else [])]
+    for level in levels:
+        block = self_block(level)
+        if is_self_level(level) and (block is None or not 1 <= block <= depth):
+            raise UserError(f"no block {level!r}; choose one of self.1 to self.{depth}")
+        if not is_self_level(level) and level not in known:
+            raise UserError(f"the data set has no level {level!r}; {choices(level, known)}")
+    twice = [level for level in levels if levels.count(level) > 1]
+    if twice:
+        raise UserError(f"the level {twice[0]!r} is named twice")
+
+
+def _pictures(
+    wanted: Diagnosis, brought: Brought, levels: Sequence[str], local: str | None
+) -> Iterator[Mapping[str, Tensor]]:
+    """The data set's first pictures, in order: a preparation has shuffled them already."""
+    card = brought.card
+    labels = None if brought.labels is None else torch.tensor(brought.labels)
+    stored = [*(card.level_names if card.kind == "latents" else ()), EXTERNAL]
+    loader = build_loader(
+        wanted.data,
+        local=local,
+        batch_size=min(_BATCH, wanted.pictures, card.num_samples),
+        levels=tuple(level for level in levels if level in stored),
+        shuffle=False,
+        drop_last=False,
+    )
+    left = wanted.pictures
+    for batch in loader:
+        if labels is not None:
+            batch["label"] = labels[batch["label"]]
+        yield {name: value[:left] for name, value in batch.items()}
+        left -= len(batch["index"])
+        if left <= 0:
+            return
+
+
+def _tell(line: str) -> None:
+    console.say(line, level=logging.WARNING)
+
+
+def _write(found: RecoverabilityMap, wanted: Diagnosis, place: str, out: str) -> None:
+    content = {
+        **found.to_dict(),
+        "checkpoint": place,
+        "data": wanted.data,
+        "pictures": found.pictures,
+        "source": "levels" if wanted.levels else wanted.source or "all",
+    }
+    name = place.rstrip("/").rsplit("/", 1)[-1]
+    figure = draw_recoverability(found, f"{name}, {found.pictures} pictures")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110, metadata={"Software": None})
+    storage.write_text(storage.join(out, NAMES[0]), json.dumps(content, indent=1) + "\n")
+    storage.write_bytes(storage.join(out, NAMES[1]), picture.getvalue())

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The work of `ahpa-scale evaluate`: checkpoints as they come, a row for each."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+
+from ahpa_scale import storage
+from ahpa_scale.checkpoint import content
+from ahpa_scale.checkpoint.errors import CheckpointError
+from ahpa_scale.checkpoint.find import Found, checkpoints_at, some_checkpoints_at
+from ahpa_scale.checkpoint.follow import Follower, Pace
+from ahpa_scale.checkpoint.weights import chosen_kind, read_weights
+from ahpa_scale.commands.evaluate.measure import Subject, pictures_of
+from ahpa_scale.commands.evaluate.rows import (
+    Row,
+    Rows,
+    Settings,
+    checkpoint_digest,
+    settings_digest,
+)
+from ahpa_scale.config.evaluation import Evaluation
+from ahpa_scale.config.schema import parse_time
+from ahpa_scale.data.card import DatasetCard, read_card
+from ahpa_scale.data.prepare import check_device
+from ahpa_scale.errors import UserError
+from ahpa_scale.evaluation.curves import draw_evaluation
+from ahpa_scale.evaluation.fidelity import Folder, Inception, RealPictures, read_statistics
+from ahpa_scale.run.trained import backbone_of, told_config
+from ahpa_scale.unreachable import UnreachableError
+from ahpa_scale.writable import try_to_write
+
+FIGURE, SAMPLES = "evaluation.png", "samples"
+Say = Callable[[str], None]
+
+
+class CutShortError(RuntimeError):
+    """A disk failed on the way: the same command goes on from the rows there are."""
+
+
+def evaluate(wanted: Evaluation, say: Say, tell: Say) -> Rows:
+    """Evaluates the checkpoints that have no row yet.
+
+    Args:
+        wanted: what and how.
+        say: prints a line of the table.
+        tell: prints a warning, or what is being waited for.
+
+    Returns:
+        All rows, those of before included.
+
+    Raises:
+        UserError: bad input, or not one checkpoint is whole.
+        OSError: a file that isn't there, or a folder that can't be written to.
+        UnreachableError: a store does not answer.
+        CutShortError: a disk fails on the way.
+    """
+    check_device(wanted.device)
+    card, rows = _first_look(wanted, tell)
+    with tempfile.TemporaryDirectory(prefix="ahpa-scale-") as room:
+        try:
+            _Work(wanted, card, rows, room, say, tell).run()
+        except (UnreachableError, UserError):
+            raise
+        except OSError as error:
+            raise CutShortError(str(error)) from error
+    if not len(rows):
+        raise CheckpointError(f"not one checkpoint at {wanted.checkpoints} could be evaluated")
+    return rows
+
+
+def _first_look(wanted: Evaluation, tell: Say) -> tuple[DatasetCard, Rows]:
+    """The held-out data's card and the rows of before, once every place has been looked at."""
+    url = wanted.checkpoints
+    card = read_card(wanted.data)
+    if card.kind != "latents":
+        raise UserError(f"{wanted.data} holds {card.kind}: prepare it with --kind latents")
+    if pictures_of(wanted, card) < wanted.bins:
+        count = pictures_of(wanted, card)
+        raise UserError(f"{count} held-out pictures can't fill --bins {wanted.bins}")
+    if wanted.reference_statistics is not None:
+        read_statistics(wanted.reference_statistics)
+    if wanted.reference is not None:
+        Folder(wanted.reference, card.image_size)
+    found = checkpoints_at(url) if wanted.follow else some_checkpoints_at(url)
+    if wanted.follow and found and found[0].url.rstrip("/") == url.rstrip("/"):
+        raise UserError(f"--follow: {url} is a checkpoint itself: name the folder that holds it")
+    if not found:
+        tell(f"waiting for the first checkpoint at {url}")
+    try_to_write(wanted.out)
+    return card, Rows(wanted.out)
+
+
+class _Work:
+    """One call of the command."""
+
+    def __init__(
+        self, wanted: Evaluation, card: DatasetCard, rows: Rows, room: str, say: Say, tell: Say
+    ) -> None:
+        self._wanted, self._card, self._rows = wanted, card, rows
+        self._room, self._say, self._tell = room, say, tell
+        self._subject: Subject | None = None
+        self._settings: Settings = {}
+        self._real: RealPictures | None = None
+        self._inception: Inception | None = None
+        if wanted.inception is not None:  # a file that is none is told at once
+            self._inception = Inception(wanted.inception, torch.device(wanted.device))
+        self._table = Table()
+        self._duration: str | None = None
+
+    def run(self) -> None:
+        """To the last checkpoint."""
+        wanted, pace = self._wanted, None
+        if wanted.follow:
+            pace = Pace(wanted.poll_seconds, wanted.idle_seconds, self._is_last)
+        follower = Follower(
+            wanted.checkpoints,
+            self._lacks_row,
+            newest=wanted.newest,
+            pace=pace,
+            progress=wanted.progress,
+            tell=self._tell,
+        )
+        for one in follower:
+            if self._subject is None and one.manifest is not None:
+                self._subject = self._prepared(one)
+            with follower.brought(one) as folder:
+                if folder is not None:
+                    assert self._subject is not None
+                    self._evaluate(one, folder, self._subject)
+        if len(self._rows) and not storage.exists(self._place(FIGURE)):
+            self._draw()
+
+    def _lacks_row(self, one: Found) -> bool:
+        return one.manifest is None or not self._rows.holds(one.manifest)
+
+    def _is_last(self, newest: Found) -> bool:
+        """Whether the run, or what was asked for, ends with this checkpoint."""
+        batches = self._wanted.last_batch
+        if batches is not None and newest.batch >= batches:
+            return True
+        told = newest.manifest
+        # It may have been made longer since; and the last one's manifest may be damaged.
+        self._duration = told.config.get("max_duration") if told else self._duration
+        if self._duration is None:
+            return False
+        value, unit = parse_time(self._duration)
+        reached = {"ba": newest.batch}
+        if told is not None:
+            reached |= {"ep": told.epoch, "sp": told.num_images}
+        return reached.get(unit, -1) >= value
+
+    def _prepared(self, one: Found) -> Subject:
+        """All that can be refused is, before a checkpoint is copied."""
+        config = told_config(one)
+        if config is None:
+            raise UserError(f"{one.url} does not tell its configuration: no model can be made")
+        self._duration = config.max_duration
+        wanted = self._wanted
+        before = self._rows.settings
+        told = one.manifest.data_set if one.manifest else None
+        subject = Subject(wanted, config, self._card, told, before, self._room, self._tell)
+        self._settings = subject.settings()
+        self._rows.check(self._settings)
+        subject.load()
+        if wanted.samples is not None:
+            self._inception = self._inception or Inception(None, torch.device(wanted.device))
+            self._real = subject.real(self._inception)
+        return subject
+
+    def _evaluate(self, one: Found, folder: Path, subject: Subject) -> None:
+        assert one.manifest is not None
+        try:
+            kind = chosen_kind(folder, subject.kind)
+            subject.take(backbone_of(read_weights(folder, kind)), one.url)
+        except CheckpointError as error:
+            if content.overtaken(one):  # a local one is read where it lies
+                return
+            raise CheckpointError(f"{one.url}: {error}") from None
+        row: Row = {
+            "batch": one.batch,
+            "num_images": one.manifest.num_images,
+            "epoch": one.manifest.epoch,
+            "weights": kind,
+            **subject.loss(),
+        }
+        self._put(f"{SAMPLES}/step-{one.batch:08d}.png", subject.grid())
+        if self._inception is not None and self._real is not None:
+            row |= self._real.distances(subject.features(self._inception))
+        row |= {"checkpoint": checkpoint_digest(one.manifest), "settings": self._settings}
+        row["settings_hash"] = settings_digest(self._settings)
+        self._rows.add(row)
+        self._draw()
+        for line in self._table.lines(row):
+            self._say(line)
+
+    def _draw(self) -> None:
+        rows = list(self._rows)
+        settings = self._rows.settings or {}
+        title = f"{settings['run_name']}, {settings['pictures']:,} held-out pictures"
+        if settings["samples"] is not None:
+            title += f", {settings['samples']:,} samples"
+        drawn = io.BytesIO()
+        figure = draw_evaluation(rows, title)
+        figure.savefig(drawn, format="png", dpi=110, metadata={"Software": None})
+        storage.write_bytes(self._place(FIGURE), drawn.getvalue())
+
+    def _put(self, name: str, picture: Image.Image) -> None:
+        drawn = io.BytesIO()
+        picture.save(drawn, format="png")
+        storage.write_bytes(self._place(name), drawn.getvalue())
+
+    def _place(self, name: str) -> str:
+        return storage.join(self._wanted.out, *name.split("/"))
+
+
+class Table:
+    """Rows as people read them, one by one as they come."""
+
+    _WIDTHS: ClassVar = {
+        "name": 10,
+        "images": 13,
+        "weights": 7,
+        "held-out loss": 13,
+        "FID": 9,
+        "KID": 9,
+    }
+
+    def __init__(self) -> None:
+        self._begun = False
+
+    def lines(self, row: Row) -> list[str]:
+        """A row's line, after the header's if it is the first."""
+        shown = {
+            "name": f"ba{row['batch']}",
+            "images": f"{row['num_images']:,}",
+            "weights": row["weights"],
+            "held-out loss": _number(row["flow"], 5),
+            "FID": _number(row.get("fid"), 3),
+            "KID": _number(row.get("kid"), 5),
+        }
+        lines = [] if self._begun else [self._line({name: name for name in shown})]
+        self._begun = True
+        return [*lines, self._line(shown)]
+
+    def _line(self, cells: dict[str, Any]) -> str:
+        return "  ".join(cells[name].rjust(width) for name, width in self._WIDTHS.items())
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run's model, and the figures of whatever weights are put into it.
+
+Shapes: N generated pictures, B batch, S the picture's side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ahpa_scale import storage
+from ahpa_scale.checkpoint.weights import Kind
+from ahpa_scale.commands.evaluate.rows import Settings
+from ahpa_scale.config.brought import bring
+from ahpa_scale.config.checks.data import check_data, check_vae_weights
+from ahpa_scale.config.checks.static import check_sampling
+from ahpa_scale.config.evaluation import Evaluation
+from ahpa_scale.config.schema import Config
+from ahpa_scale.data.card import DatasetCard
+from ahpa_scale.data.stream import build_loader
+from ahpa_scale.errors import UserError
+from ahpa_scale.evaluation.fidelity import (
+    Folder,
+    Inception,
+    RealPictures,
+    read_statistics,
+    statistics_digest,
+    weights_digest,
+)
+from ahpa_scale.evaluation.heldout import heldout_flow
+from ahpa_scale.evaluation.samples import draw_samples, sample_batches
+from ahpa_scale.models.dit import DiT
+from ahpa_scale.models.flow import Path
+from ahpa_scale.models.vae import FrozenVAE
+from ahpa_scale.models.vae_config import LatentScaling
+from ahpa_scale.progress import progress_bar
+from ahpa_scale.run.build import build_generator
+from ahpa_scale.run.trained import take_weights, unaligned
+from ahpa_scale.sampling import class_rows, image_grid
+
+_SAMPLING = ("steps", "method", "guidance_scale", "seed")
+_FIRST_CLASSES = 8
+
+
+class Decoder:
+    """The VAE in float32, whatever the model runs in: its rounding would count as the model's."""
+
+    def __init__(self, vae: FrozenVAE) -> None:
+        self._vae = vae
+
+    def decode(self, z_BCHW: Tensor) -> Tensor:
+        """Unscaled latents to uint8 pictures [B, 3, S, S]."""
+        with torch.autocast(z_BCHW.device.type, enabled=False):
+            return self._vae.decode(z_BCHW.float())
+
+
+class Subject:
+    """What all checkpoints of a run have in common.
+
+    Args:
+        wanted: what the command was told.
+        config: the run's.
+        card: of the held-out data.
+        told: what the checkpoint tells of the run's own data; None where it doesn't.
+        before: settings of rows that are there already; what the command was not told is theirs.
+        room: local folder for copies of the data.
+        tell: prints a line for people.
+
+    Raises:
+        UserError: data, options and run don't fit together.
+        OSError: a store can't be reached.
+    """
+
+    def __init__(
+        self,
+        wanted: Evaluation,
+        config: Config,
+        card: DatasetCard,
+        told: Mapping[str, Any] | None,
+        before: Settings | None,
+        room: str,
+        tell: Callable[[str], None],
+    ) -> None:
+        brought = bring(config, card, wanted.data, told, tell)
+        if brought.known:
+            tell(
+                f"warning: {wanted.data} is what the run was trained on: its loss is not a "
+                "held-out one"
+            )
+        card = brought.card
+        check_data(unaligned(config, card), card)
+        self._wanted, self._room, self._run_name = wanted, room, config.run_name
+        self._tell = tell
+        self._config = _as_told(config, wanted, before)
+        self._card = card
+        self._labels = None if brought.labels is None else torch.tensor(brought.labels)
+        self._pictures = pictures_of(wanted, card)
+        self.kind = _kind(config, wanted, before)
+        self._real = Folder(wanted.reference, card.image_size) if wanted.reference else None
+
+    def settings(self) -> Settings:
+        """All that the figures depend on besides the weights, ready for JSON."""
+        wanted, sampling = self._wanted, self._config.sampling
+        reference = self._real.digest if self._real else None
+        if wanted.reference_statistics is not None:
+            reference = statistics_digest(wanted.reference_statistics)
+        return {
+            "run_name": self._run_name,
+            "data": self._card.fingerprint,
+            "pictures": self._pictures,
+            "bins": wanted.bins,
+            "weights": self.kind,
+            "classes": self._classes,
+            "num_per_class": sampling.num_per_class,
+            **{name: getattr(sampling, name) for name in _SAMPLING},
+            "samples": wanted.samples,
+            "reference": reference,
+            "inception": weights_digest(wanted.inception) if wanted.samples else None,
+        }
+
+    def load(self) -> None:
+        """Builds the model and opens the data: the slow part, once all is known to fit.
+
+        Raises:
+            UserError: the VAE isn't there, or is another one than the data's.
+        """
+        device = torch.device(self._wanted.device)
+        vae = FrozenVAE.from_pretrained(self._config.vae.path)
+        check_vae_weights(self._config, self._card, vae.identity)
+        self._decoder = Decoder(vae.to(device))
+        self._generator = build_generator(self._config, self._card)
+        self._generator.dit.to(device)
+        self._loader = build_loader(
+            self._wanted.data,
+            local=self._room if storage.is_remote(self._wanted.data) else None,
+            batch_size=min(self._wanted.batch_size, self._pictures),
+            levels=(),
+            shuffle=False,
+            drop_last=False,
+        )
+
+    def take(self, weights: Mapping[str, Tensor], place: str) -> None:
+        """Puts a checkpoint's weights into the model.
+
+        Raises:
+            UserError: they are another model's.
+        """
+        take_weights(self._generator.dit, weights, place)
+
+    def loss(self) -> dict[str, Any]:
+        """``flow`` and ``flow_t``, see `heldout_flow`."""
+        with self._precision():
+            return heldout_flow(self._generator, self._held_out(), self._wanted.bins)
+
+    def grid(self) -> Image.Image:
+        """A row per class, from the noise that the run's own grids start from."""
+        names = ("",) if self._config.model.unconditional else self._card.classes
+        device = torch.device(self._wanted.device)
+        rows = class_rows(self._classes, self._config.sampling.num_per_class, device)
+        with self._precision():
+            images_B3SS = draw_samples(*self._drawn_by(), *rows, **self._sampler())
+        columns = self._config.sampling.num_per_class
+        return image_grid(images_B3SS, columns, [names[label] for label in self._classes])
+
+    def real(self, inception: Inception) -> RealPictures:
+        """What all checkpoints' pictures are compared with."""
+        if self._real is None:
+            assert self._wanted.reference_statistics is not None
+            return read_statistics(self._wanted.reference_statistics)
+        batches = self._real.batches(self._wanted.batch_size, self._wanted.progress)
+        real = RealPictures.of(inception.features(batches))
+        self._real.rejects.write(self._wanted.out)
+        summary = self._real.rejects.summary(self._wanted.out)
+        if summary is not None:
+            self._tell(summary)
+        return real
+
+    def features(self, inception: Inception) -> Tensor:
+        """Inception's, float32 [N, F], of generated pictures, as many of each class."""
+        return inception.features(self._generated())
+
+    def _generated(self) -> Iterator[Tensor]:
+        total = self._wanted.samples
+        assert total is not None
+        labels_N = torch.arange(total) % self._generator.dit.num_classes
+        batches = sample_batches(*self._drawn_by(), labels_N, **self._sampler())
+        with self._bar(total, "samples") as bar:
+            while True:
+                # Left before each yield: what is done with the pictures keeps its own precision.
+                with self._precision():
+                    images_B3SS = next(batches, None)
+                if images_B3SS is None:
+                    return
+                yield images_B3SS
+                bar.update(len(images_B3SS))
+
+    def _held_out(self) -> Iterator[Mapping[str, Tensor]]:
+        """The first pictures in order: a preparation has shuffled them already."""
+        left = self._pictures
+        with self._bar(left, "held-out loss") as bar:
+            for batch in self._loader:
+                if self._labels is not None:
+                    batch["label"] = self._labels[batch["label"]]
+                yield {name: value[:left] for name, value in batch.items()}
+                bar.update(min(left, len(batch["index"])))
+                left -= len(batch["index"])
+                if left <= 0:
+                    return
+
+    def _bar(self, total: int, desc: str) -> Any:
+        return progress_bar(total=total, unit="picture", desc=desc, shown=self._wanted.progress)
+
+    @property
+    def _classes(self) -> list[int]:
+        chosen = self._config.sampling.classes
+        return list(chosen or range(min(_FIRST_CLASSES, self._config.model.num_classes)))
+
+    def _drawn_by(self) -> tuple[DiT, Decoder, LatentScaling, Path]:
+        return self._generator.dit, self._decoder, self._card.scaling, self._generator.path
+
+    def _sampler(self) -> dict[str, Any]:
+        sampling = self._config.sampling
+        options = {name: getattr(sampling, name) for name in _SAMPLING}
+        return {**options, "batch_size": self._wanted.batch_size}
+
+    def _precision(self) -> AbstractContextManager[None]:
+        """As in training: bfloat16 on GPUs. On a CPU the measures do so themselves."""
+        kind = torch.device(self._wanted.device).type
+        return torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda")
+
+
+def pictures_of(wanted: Evaluation, card: DatasetCard) -> int:
+    """How many held-out pictures are looked at."""
+    return min(card.num_samples, wanted.pictures or card.num_samples)
+
+
+def _kind(config: Config, wanted: Evaluation, before: Settings | None) -> Kind:
+    if wanted.kind == "ema" and not config.ema.enabled:
+        raise UserError("the run has no averages (ema.enabled is false): --weights model")
+    told: Kind | None = before["weights"] if before else None
+    return wanted.kind or told or ("ema" if config.ema.enabled else "model")
+
+
+def _as_told(config: Config, wanted: Evaluation, before: Settings | None) -> Config:
+    """The run's configuration, its samples drawn as the command says, or as rows before were."""
+    known = (
+        {} if before is None else {n: before[n] for n in (*_SAMPLING, "classes", "num_per_class")}
+    )
+    told = {name: getattr(wanted, name) for name in _SAMPLING}
+    known |= {name: value for name, value in told.items() if value is not None}
+    changed = config.model_copy(update={"sampling": config.sampling.model_copy(update=known)})
+    check_sampling(changed)
+    return changed

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The configuration against the data set that it names: what would otherwise fail, or train
+nonsense, much later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ahpa_scale.config.checks.levels import (
+    alignment_groups,
+    check_level_names,
+    known_levels,
+    stored_levels,
+)
+from ahpa_scale.config.checks.self_levels import level_key
+from ahpa_scale.config.errors import ConfigError, choices
+from ahpa_scale.config.schema import Config
+from ahpa_scale.errors import UserError
+from ahpa_scale.level_names import EXTERNAL, LATENT
+from ahpa_scale.models.vae_config import (
+    DEMO_VAE,
+    KNOWN_VAES,
+    LatentScaling,
+    downsample,
+    load_vae_config,
+)
+
+if TYPE_CHECKING:
+    from ahpa_scale.data.card import DatasetCard
+
+#: Stands in the shipped YAMLs where only the user knows the name.
+PLACEHOLDER = "YOUR-BUCKET"
+
+
+def read_data_card(config: Config) -> DatasetCard:
+    """Read the card of the data set that `config` names, from its store if it has one.
+
+    Raises:
+        ConfigError: there is no whole data set; the line says how to prepare one.
+    """
+    from ahpa_scale.data.card import read_card
+
+    key = "data.local" if config.data.remote is None else "data.remote"
+    url = config.data.remote or config.data.local
+    assert url is not None, "check_static demands data.local"
+    check_placeholders(config)
+    try:
+        return read_card(url)
+    except UserError as error:
+        raise _error(config, key, str(error)) from None
+
+
+def check_placeholders(config: Config) -> None:
+    """Refuse the names of places that only the user knows.
+
+    Raises:
+        ConfigError: one still stands there.
+    """
+    places = {
+        "data.local": config.data.local,
+        "data.remote": config.data.remote,
+        "checkpoint.save_folder": config.checkpoint.save_folder,
+    }
+    for key, place in places.items():
+        if place is not None and PLACEHOLDER in place:
+            raise _error(config, key, f"put your own bucket in place of {PLACEHOLDER} in {place}")
+
+
+def check_data(config: Config, card: DatasetCard) -> None:
+    """Check a configuration against its data set's card. The VAE's weights are for
+    `check_vae_weights`, once it is loaded.
+
+    Raises:
+        ConfigError: the first mismatch found.
+    """
+    checks: tuple[Callable[[Config, DatasetCard], None], ...] = (
+        _check_kind,
+        _check_shape,
+        _check_classes,
+        _check_vae,
+        _check_priors,
+    )
+    for check in checks:
+        check(config, card)
+
+
+def check_vae_weights(config: Config, card: DatasetCard, identity: str) -> None:
+    """Check that the loaded VAE is the one that made the data set, down to its weights.
+
+    Args:
+        config: the configuration.
+        card: the data set's card.
+        identity: `FrozenVAE.identity` of the loaded VAE.
+
+    Raises:
+        ConfigError: it is another VAE.
+    """
+    if identity != card.vae.identity:
+        raise _error(
+            config,
+            "vae.path",
+            f"{config.vae.path!r} has other weights (identity {identity}) than the VAE that made "
+            f"the data set, {card.vae.path!r} ({card.vae.identity}); name that one, or prepare the "
+            "data again",
+        )
+
+
+def _check_kind(config: Config, card: DatasetCard) -> None:
+    if config.data.online and card.kind != "images":
+        raise _error(
+            config,
+            "data.online",
+            "the data set holds cached latents and no pictures; set it to false",
+        )
+    if not config.data.online and card.kind != "latents":
+        raise _error(
+            config,
+            "data.online",
+            "the data set holds pictures and no latents; set it to true, or prepare latents",
+        )
+
+
+def _check_shape(config: Config, card: DatasetCard) -> None:
+    channels, height, width = card.latent_shape
+    if config.model.in_channels != channels:
+        raise _error(
+            config,
+            "model.in_channels",
+            f"{config.model.in_channels} does not fit the data set, whose latents have {channels}",
+        )
+    if (height, width) != (config.model.input_size,) * 2:
+        raise _error(
+            config,
+            "model.input_size",
+            f"{config.model.input_size} does not fit the data set, whose latents are "
+            f"{height}x{width}",
+        )
+
+
+def _check_classes(config: Config, card: DatasetCard) -> None:
+    if config.model.num_classes != card.num_classes and not config.model.unconditional:
+        raise _error(
+            config,
+            "model.num_classes",
+            f"{config.model.num_classes} does not fit the data set, which has {card.num_classes}; "
+            "1 ignores its labels",
+        )
+
+
+def _check_vae(config: Config, card: DatasetCard) -> None:
+    path, other = config.vae.path, card.vae.path
+    named = {DEMO_VAE, *KNOWN_VAES}
+    # Folders move between machines and are compared by their weights; published names must agree.
+    if path != other and path in named and other in named:
+        problem = f"{path!r} is not the VAE of the data set; that is {other!r}"
+        raise _error(config, "vae.path", problem)
+    vae = load_vae_config(path)
+    if vae is None:
+        return
+    if downsample(vae) != card.vae.downsample:
+        problem = f"{path!r} shrinks pictures {downsample(vae)} times, the data set's VAE did "
+        raise _error(config, "vae.path", problem + f"{card.vae.downsample} times")
+    # An image set has not been scaled yet.
+    scaled = card.kind == "latents" and card.scaling.kind == "config"
+    if scaled and LatentScaling.from_config(vae) != card.scaling:
+        problem = f"{path!r} scales latents otherwise than the VAE of the data set"
+        raise _error(config, "vae.path", problem)
+    levels = known_levels(vae)
+    if any(name not in levels for name in card.level_names):
+        raise _error(
+            config,
+            "vae.path",
+            f"{path!r} lacks encoder levels of the data set: another VAE wrote it",
+        )
+
+
+def _check_priors(config: Config, card: DatasetCard) -> None:
+    vae = load_vae_config(config.vae.path)
+    available = known_levels(vae) if vae is not None else card.level_names
+    check_level_names(config, available)
+    if config.data.online:
+        return
+    groups = alignment_groups(config, available)
+    stored = (*card.level_names, *([EXTERNAL] if card.external_channels else []))
+    needed = stored_levels(groups)
+    for level in needed:
+        if level not in stored:
+            raise _error(
+                config,
+                level_key(config),
+                f"the data set has no {level!r}; {choices(level, (*stored, LATENT))}",
+            )
+    grid = config.model.geometry().grid
+    if needed and card.grid != grid:
+        raise _error(
+            config,
+            "model.name",
+            f"{config.model.name} has a grid of {grid}x{grid} tokens, and the data set's "
+            "priors are pooled to "
+            f"{card.grid}x{card.grid}; prepare them for this grid",
+        )
+
+
+def _error(config: Config, key: str, problem: str) -> ConfigError:
+    return ConfigError(config.source_of(key), key, problem)

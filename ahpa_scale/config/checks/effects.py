@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""No option is accepted and ignored: a key that would have no effect beside the others is refused.
+
+One case is told apart: a switch on the command line, such as ``alignment.kind=none``, idles keys of
+the file. These go back to their defaults, so that a baseline is one override away and the saved
+configuration says what was really used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from ahpa_scale.algorithms.ahpa import KINDS
+from ahpa_scale.config.checks.engine import idle_keys
+from ahpa_scale.config.checks.self_levels import aligns_own_blocks
+from ahpa_scale.config.errors import COMMAND_LINE, ConfigError
+from ahpa_scale.config.explain import shown
+from ahpa_scale.config.schema import Alignment, Config
+from ahpa_scale.config.schema.alignment import LEVEL_KINDS
+from ahpa_scale.config.schema.fields import Section
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+#: Keys of the alignment section that belong to some kinds only.
+OWNERS = {
+    "level": ("single",),
+    "reverse": ("scheduled",),
+    "sharpness": ("scheduled",),
+    "router": ("ahpa", "self"),
+}
+
+
+@dataclass(frozen=True)
+class Idle:
+    """A key, or a whole section, without effect in a run.
+
+    Attributes:
+        key: dotted.
+        switch: the key that idles it.
+        why: in words.
+    """
+
+    key: str
+    switch: str
+    why: str
+
+    def covers(self, key: str) -> bool:
+        """Whether `key` is the idle key or lies in the idle section."""
+        return key == self.key or key.startswith(f"{self.key}.")
+
+
+def settle_effects(config: Config) -> Config:
+    """Refuse keys that would do nothing; reset those of the file that the command line idled.
+
+    Raises:
+        ConfigError: naming the key and what it would need.
+    """
+    rules = list(_idle(config))
+    for key, value, default in _leaves(config):
+        rule = next((rule for rule in rules if rule.covers(key)), None)
+        if rule is None or value == default:
+            continue
+        switched = config.source_of(rule.switch) == COMMAND_LINE
+        if not switched or config.source_of(key) == COMMAND_LINE:
+            raise ConfigError(
+                config.source_of(key),
+                key,
+                f"{shown(value)} would have no effect: {rule.why}; remove it, or leave "
+                f"{shown(default)}",
+            )
+        config = _replaced(config, key.split("."), default)
+    return config
+
+
+def _replaced(section: SectionT, path: Sequence[str], value: object) -> SectionT:
+    """A copy of `section` with the key at `path` set."""
+    name, *rest = path
+    inner = _replaced(getattr(section, name), rest, value) if rest else value
+    return section.model_copy(update={name: inner})
+
+
+def _idle(config: Config) -> Iterator[Idle]:
+    """Keys and sections without effect in this run, and why."""
+    yield from _idle_alignment(config)
+    if config.model.unconditional:
+        why = "model.num_classes is 1, and there is no label to drop"
+        yield Idle("model.label_dropout", "model.num_classes", why)
+    if config.flow.timesteps != "logit_normal":
+        why = "it belongs to flow.timesteps=logit_normal"
+        yield from (Idle(f"flow.{n}", "flow.timesteps", why) for n in ("logit_mean", "logit_std"))
+    if not config.ema.enabled:
+        why = "ema.enabled is false"
+        yield from (Idle(f"ema.{name}", "ema.enabled", why) for name in ("decay", "half_life"))
+    if config.checkpoint.save_folder is None:
+        why = "without checkpoint.save_folder nothing is saved"
+        saving = ("save_interval", "keep", "keep_every", "autoresume")
+        yield from (Idle(f"checkpoint.{n}", "checkpoint.save_folder", why) for n in saving)
+    elif config.checkpoint.keep == -1:
+        yield Idle("checkpoint.keep_every", "checkpoint.keep", "checkpoint.keep=-1 keeps all")
+    if not config.checkpoint.autoresume and config.checkpoint.load_path is None:
+        why = "neither checkpoint.autoresume nor checkpoint.load_path takes a checkpoint up"
+        yield Idle("checkpoint.accept_other_data", "checkpoint.autoresume", why)
+    yield from (Idle(*one) for one in idle_keys(config))
+    yield from _idle_guard(config)
+    if not config.watch.enabled:
+        names, why = ["silence", "port"], "watch.enabled is false"
+        if config.logging.metrics_port is None:
+            names.append("hang")  # /healthz goes by it
+        yield from (Idle(f"watch.{name}", "watch.enabled", why) for name in names)
+    if not config.logging.wandb:
+        yield Idle("logging.wandb_project", "logging.wandb", "logging.wandb is false")
+    if config.data.remote is None:
+        why = "without data.remote nothing is downloaded"
+        yield from (Idle(f"data.{n}", "data.remote", why) for n in ("predownload", "cache_limit"))
+    if config.sampling.interval is None:
+        why = "sampling.interval is null"
+        fields = [name for name in type(config.sampling).model_fields if name != "interval"]
+        yield from (Idle(f"sampling.{name}", "sampling.interval", why) for name in fields)
+
+
+def _idle_alignment(config: Config) -> Iterator[Idle]:
+    alignment = config.alignment
+    kind = alignment.kind
+    if kind == "none":
+        names = (name for name in type(alignment).model_fields if name != "kind")
+        why = "alignment.kind is none"
+        yield from (Idle(f"alignment.{name}", "alignment.kind", why) for name in names)
+        return
+    if kind not in LEVEL_KINDS:
+        why = f"alignment.kind {kind} has one fixed target"
+        yield from (Idle(f"alignment.{n}", "alignment.kind", why) for n in ("levels", "groups"))
+    for key, owners in OWNERS.items():
+        if kind not in owners:
+            why = f"it belongs to alignment.kind={' or '.join(owners)}"
+            yield Idle(f"alignment.{key}", "alignment.kind", why)
+    loss = alignment.loss or KINDS[kind].loss
+    if loss != "smooth_l1":
+        switch = "alignment.kind" if alignment.loss is None else "alignment.loss"
+        yield Idle("alignment.smooth_l1_beta", switch, "it belongs to alignment.loss=smooth_l1")
+    if alignment.head.kind != "mlp":
+        why = "it belongs to alignment.head.kind=mlp"
+        yield Idle("alignment.head.width", "alignment.head.kind", why)
+    yield from _idle_remedies(alignment)
+
+
+def _idle_remedies(alignment: Alignment) -> Iterator[Idle]:
+    if alignment.gradient_ratio is not None:
+        why = "the strength follows from alignment.gradient_ratio"
+        yield Idle("alignment.weight", "alignment.gradient_ratio", why)
+    if alignment.until is None:
+        yield Idle("alignment.ramp", "alignment.until", "alignment.until is null")
+    if alignment.router.objective != "gap":
+        why = "it belongs to alignment.router.objective=gap"
+        switch = "alignment.router.objective"
+        yield from (
+            Idle(f"alignment.router.{n}", switch, why)
+            for n in ("gap_map", "ceiling", "gap_strength")
+        )
+    if not aligns_own_blocks(alignment):
+        yield Idle("alignment.self_lead", "alignment.kind", "no level self.<block> is aligned")
+
+
+def _idle_guard(config: Config) -> Iterator[Idle]:
+    guard, spikes = config.guard, config.guard.spikes
+    if guard.nonfinite != "skip":
+        yield Idle("guard.patience", "guard.nonfinite", "it belongs to guard.nonfinite=skip")
+    if spikes.action == "none":
+        names, why = ("window", "threshold", "patience"), "guard.spikes.action is none"
+        yield from (Idle(f"guard.spikes.{n}", "guard.spikes.action", why) for n in names)
+    if "rollback" not in (guard.nonfinite, spikes.action):
+        why = "neither guard.nonfinite nor guard.spikes.action is rollback"
+        yield Idle("guard.rollbacks", "guard.nonfinite", why)
+
+
+def _leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, object, object]]:
+    """Dotted key, value and default of every key that is not a section and has a fixed default."""
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, Section) and field.default is not None:
+            yield from _leaves(value, f"{prefix}{name}.")
+        elif not field.is_required() and field.default_factory is None:
+            yield prefix + name, value, field.default

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the schema alone can't see: keys that must fit one another, the machine, the VAE and the
+data set.
+
+`check_static` reads nothing but the configuration, the environment and a local VAE's config.json;
+it runs as part of loading. `check_data` compares the configuration with a data set's card.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ahpa_scale.config.checks.alignment import check_remedies
+from ahpa_scale.config.checks.data import check_data, read_data_card
+from ahpa_scale.config.checks.engine import check_engine, world_size
+from ahpa_scale.config.checks.levels import alignment_groups, check_level_names, known_levels
+from ahpa_scale.config.defaults import default_tap
+from ahpa_scale.config.errors import ConfigError, choices
+from ahpa_scale.config.schema import Config, parse_time
+from ahpa_scale.errors import UserError
+from ahpa_scale.models.dit_config import DiTGeometry, resolve_geometry
+from ahpa_scale.models.vae_config import DEMO_VAE, KNOWN_VAES, load_vae_config
+
+__all__ = ["check_data", "check_static", "geometry", "read_data_card"]
+
+
+def check_static(config: Config) -> None:
+    """Check everything that needs neither the data nor a device.
+
+    Raises:
+        ConfigError: the first mistake found.
+    """
+    _check_model(config)
+    _check_batch(config)
+    check_engine(config, geometry(config).depth)
+    _check_times(config)
+    _check_run(config)
+    _check_guard(config)
+    check_sampling(config)
+    _check_vae(config)
+    if config.data.local is None:
+        raise config_error(
+            config, "data.local", "name the data set's folder (or the cache of data.remote)"
+        )
+
+
+def config_error(config: Config, key: str, problem: str) -> ConfigError:
+    """An error at `key`, with the place where the user wrote it."""
+    return ConfigError(config.source_of(key), key, problem)
+
+
+def geometry(config: Config) -> DiTGeometry:
+    """The backbone's depth, width and token grid.
+
+    Raises:
+        ConfigError: unknown name, or a patch that does not divide the input.
+    """
+    model = config.model
+    try:
+        return model.geometry()
+    except UserError as error:
+        # What the name alone allows, a number beside it has spoilt.
+        given = [name for name in ("width", "heads") if getattr(model, name) is not None]
+        try:
+            resolve_geometry(model.name, input_size=model.input_size)
+            key = f"model.{given[0]}"
+        except UserError:
+            key = "model.name"
+        raise config_error(config, key, str(error)) from None
+
+
+def _check_model(config: Config) -> None:
+    depth = geometry(config).depth
+    alignment = config.alignment
+    if alignment.kind == "none":
+        return
+    tap = alignment.tap or default_tap(alignment.kind, depth)
+    named = tap if isinstance(tap, dict) else {"": tap}
+    for group, block in named.items():
+        if block > depth:
+            raise config_error(
+                config,
+                f"alignment.tap.{group}".rstrip("."),
+                f"{block} lies behind the last of {depth} blocks of {config.model.name}",
+            )
+
+
+def _check_batch(config: Config) -> None:
+    batch, micro = config.global_train_batch_size, config.device_train_microbatch_size
+    world = world_size()
+    if batch % world:
+        near = max(1, round(batch / world)) * world
+        raise config_error(
+            config,
+            "global_train_batch_size",
+            f"{batch} can't be shared evenly by {world} processes; the nearest that can is {near}",
+        )
+    share = batch // world
+    if isinstance(micro, int) and share % micro:
+        near = min((n for n in range(1, share + 1) if share % n == 0), key=lambda n: abs(n - micro))
+        raise config_error(
+            config,
+            "device_train_microbatch_size",
+            f"{micro} does not divide the {share} samples of a process; the nearest that does "
+            f"is {near}",
+        )
+
+
+def _check_times(config: Config) -> None:
+    start, until = config.alignment.start, config.alignment.until
+    if until is not None and not _before(config, start, until):
+        raise config_error(
+            config, "alignment.until", f"{until!r} must lie after alignment.start, {start!r}"
+        )
+    for key, moment in (("alignment.start", start), ("optimizer.warmup", config.optimizer.warmup)):
+        if not _before(config, moment, config.max_duration):
+            raise config_error(
+                config,
+                key,
+                f"{moment!r} must lie before the end of the run, {config.max_duration!r}",
+            )
+
+
+def _before(config: Config, first: str, second: str) -> bool:
+    """Whether one moment lies before another; True where epochs and samples can't be compared
+    yet.
+    """
+    (first_value, first_unit), (second_value, second_unit) = (
+        _moment(config, t) for t in (first, second)
+    )
+    return first_unit != second_unit or first_value < second_value
+
+
+def _moment(config: Config, text: str) -> tuple[float, str]:
+    """A moment in epochs or in samples."""
+    value, unit = parse_time(text)
+    if unit == "dur":
+        total, unit = parse_time(config.max_duration)
+        value *= total
+    return (value * config.global_train_batch_size, "sp") if unit == "ba" else (value, unit)
+
+
+def _check_run(config: Config) -> None:
+    if config.precision == "amp_fp16" and config.device == "cpu":
+        raise config_error(
+            config, "precision", "'amp_fp16' needs a gpu; on the cpu use amp_bf16 or fp32"
+        )
+    if config.checkpoint.keep == 0:
+        raise config_error(config, "checkpoint.keep", "0 would keep none; the least is 1, -1: all")
+    port = config.logging.metrics_port
+    if port is not None and str(port) == os.environ.get("MASTER_PORT"):
+        problem = f"ranks meet at TCP port {port}, MASTER_PORT; name another one"
+        raise config_error(config, "logging.metrics_port", problem)
+    if config.ema.half_life is not None and config.ema.decay is not None:
+        raise config_error(
+            config, "ema.half_life", "give either ema.half_life or ema.decay, not both"
+        )
+
+
+def _check_guard(config: Config) -> None:
+    guard, spikes, checkpoint = config.guard, config.guard.spikes, config.checkpoint
+    for key, policy in (("nonfinite", guard.nonfinite), ("spikes.action", spikes.action)):
+        if policy != "rollback":
+            continue
+        if checkpoint.save_folder is None:
+            problem = "'rollback' needs a checkpoint to go back to: set checkpoint.save_folder"
+        elif not checkpoint.autoresume:
+            problem = "'rollback' ends in a restart of this command, which takes up the checkpoint "
+            problem += "with checkpoint.autoresume=true only: set it"
+        else:
+            continue
+        raise config_error(config, f"guard.{key}", problem)
+    if spikes.action != "none" and spikes.patience > spikes.window // 2:
+        raise config_error(
+            config,
+            "guard.spikes.patience",
+            f"{spikes.patience} spikes would be most of the window of {spikes.window} batches, and "
+            f"its median themselves; the most is {spikes.window // 2}",
+        )
+
+
+def check_sampling(config: Config) -> None:
+    """Check that the model can be sampled from as the section asks.
+
+    Raises:
+        ConfigError: guidance without classes, or a class that there isn't.
+    """
+    sampling, model = config.sampling, config.model
+    if sampling.guidance_scale > 1 and model.unconditional:
+        raise config_error(
+            config,
+            "sampling.guidance_scale",
+            "guidance needs classes, and model.num_classes is 1; set it to 1",
+        )
+    if sampling.guidance_scale > 1 and model.label_dropout == 0:
+        raise config_error(
+            config,
+            "sampling.guidance_scale",
+            "guidance needs a trained null class: set model.label_dropout above 0, or the "
+            "scale to 1",
+        )
+    outside = [label for label in sampling.classes or () if label >= model.num_classes]
+    if outside:
+        raise config_error(
+            config,
+            "sampling.classes",
+            f"there is no class {outside[0]}; the last of {model.num_classes} is "
+            f"{model.num_classes - 1}",
+        )
+
+
+def _check_vae(config: Config) -> None:
+    try:
+        vae = load_vae_config(config.vae.path)
+    except UserError as error:
+        raise config_error(config, "vae.path", str(error)) from None
+    if vae is None and "/" not in config.vae.path:
+        hint = choices(config.vae.path, (DEMO_VAE, *KNOWN_VAES))
+        problem = f"{config.vae.path!r} is neither a folder here nor a hub id; {hint}"
+        raise config_error(config, "vae.path", problem)
+    if vae is None:
+        # A hub id that this version has never heard of: check_data compares with the card instead.
+        check_level_names(config, None)
+        check_remedies(config, None)
+        return
+    channels = int(vae["latent_channels"])
+    if channels != config.model.in_channels:
+        raise config_error(
+            config,
+            "model.in_channels",
+            f"{config.model.in_channels} does not fit the VAE {config.vae.path}, which has "
+            f"{channels}",
+        )
+    check_level_names(config, known_levels(vae))
+    check_remedies(config, alignment_groups(config, known_levels(vae)))

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checked configuration and its data set's card -> the objects that train it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from composer import Trainer
+from composer.core import Algorithm, Callback
+from composer.devices import Device
+from composer.optim import ComposerScheduler, ConstantScheduler, ConstantWithWarmupScheduler
+from composer.utils import dist, reproducibility
+
+from ahpa_scale.algorithms import EMA, Guard
+from ahpa_scale.algorithms.guard import Spikes
+from ahpa_scale.callbacks import (
+    EngineLine,
+    RouterFigure,
+    RunSummary,
+    SampleGrid,
+)
+from ahpa_scale.checkpoint.errors import CheckpointError
+from ahpa_scale.config.checks.data import check_vae_weights
+from ahpa_scale.config.checks.levels import alignment_groups, stored_levels
+from ahpa_scale.config.errors import ConfigError
+from ahpa_scale.config.schema import Config, parse_duration, parse_time
+from ahpa_scale.data.card import DatasetCard
+from ahpa_scale.data.stream import build_loader
+from ahpa_scale.errors import UserError
+from ahpa_scale.exporter import Board
+from ahpa_scale.models.dit import build_dit
+from ahpa_scale.models.generator import DiffusionGenerator
+from ahpa_scale.models.vae import FrozenVAE
+from ahpa_scale.preemption import Requests
+from ahpa_scale.run.alignment import build_alignment
+from ahpa_scale.run.checkpoints import build_saver, find_start
+from ahpa_scale.run.device import chosen_device
+from ahpa_scale.run.engine import (
+    build_engine,
+    composer_precision,
+    cpu_bf16,
+    prepare_blocks,
+)
+from ahpa_scale.run.loggers import build_loggers
+
+
+def build_trainer(
+    config: Config,
+    card: DatasetCard,
+    callbacks: Sequence[Callback] = (),
+    *,
+    alive: Callable[[], None] | None = None,
+    requests: Requests | None = None,
+    board: Board | None = None,
+) -> Trainer:
+    """Builds the Trainer of one run.
+
+    Args:
+        config: a configuration that passed its checks.
+        card: the card of the data set that it names.
+        callbacks: further callbacks, after those that the configuration asks for.
+        alive: called while the run waits for an upload.
+        requests: what the run is asked from outside.
+        board: what is served of the run's numbers.
+
+    Raises:
+        HostError: the device that is asked for isn't there.
+        ConfigError: the VAE's weights are not those that made the data, or a checkpoint that
+            can't be loaded.
+    """
+    device = chosen_device(config)
+    dist.initialize_dist(device)
+    start = find_start(config, card)
+    # Every rank draws the same initial weights; what differs between ranks derives from samples.
+    reproducibility.seed_all(config.seed)
+    vae = _load_vae(config, card)
+    if vae is not None:
+        vae.to(device._device)
+    generator = build_generator(config, card, vae, cpu_bf16=cpu_bf16(config, device))
+    prepare_blocks(config, generator, device)
+    tracker_ids = {"wandb": start.tracker_id("wandb")} if config.logging.wandb else {}
+    try:
+        return Trainer(
+            model=generator,
+            train_dataloader=_build_loader(config, card),
+            optimizers=_build_optimizer(config, generator),
+            schedulers=_build_scheduler(config),
+            max_duration=config.max_duration,
+            algorithms=build_algorithms(config, card, device, requests),
+            callbacks=[
+                *start.callbacks(),
+                *build_saver(config, start, tracker_ids, alive, requests, card),
+                *_build_callbacks(config, card, generator, vae, requests),
+                *callbacks,
+            ],
+            loggers=build_loggers(config, start, tracker_ids, generator.dit, board),
+            device=device,
+            precision=composer_precision(config, device),
+            device_train_microbatch_size=config.device_train_microbatch_size,
+            seed=config.seed,
+            run_name=config.run_name,
+            progress_bar=False,
+            auto_log_hparams=False,
+        )
+    except CheckpointError as error:
+        assert start.source is not None
+        key = "checkpoint.save_folder" if start.same_run else "checkpoint.load_path"
+        problem = f"{start.source.url}: {error}"
+        raise ConfigError(config.source_of(key), key, problem) from None
+
+
+def build_generator(
+    config: Config, card: DatasetCard, vae: FrozenVAE | None = None, cpu_bf16: bool = False
+) -> DiffusionGenerator:
+    """Builds the model; without a VAE it takes cached latents only."""
+    model, flow = config.model, config.flow
+    label_dropout = 0.0 if model.unconditional else model.label_dropout
+    dit = build_dit(
+        model.name,
+        input_size=model.input_size,
+        in_channels=model.in_channels,
+        num_classes=model.num_classes,
+        qk_norm=model.qk_norm,
+        class_dropout_prob=label_dropout,
+        depth=model.depth,
+        width=model.width,
+        heads=model.heads,
+    )
+    return DiffusionGenerator(
+        dit,
+        scaling=card.scaling,
+        path=flow.path,
+        timesteps=flow.timesteps,
+        logit_mean=flow.logit_mean,
+        logit_std=flow.logit_std,
+        label_dropout=label_dropout,
+        seed=config.seed,
+        vae=vae,
+        cpu_bf16=cpu_bf16,
+    )
+
+
+def build_algorithms(
+    config: Config, card: DatasetCard, device: Device, requests: Requests | None = None
+) -> list[Algorithm]:
+    """Builds the plug-ins: alignment, guard, engine with clipping, EMA."""
+    algorithms: list[Algorithm] = []
+    if config.alignment.kind != "none":
+        algorithms.append(build_alignment(config, card))
+    # Before GradClip, because Composer runs them in reverse order after the backward passes.
+    algorithms.append(build_guard(config, requests))
+    algorithms.extend(build_engine(config, device))
+    if config.ema.enabled:
+        algorithms.append(EMA(decay=config.ema.decay, half_life=config.ema.half_life))
+    return algorithms
+
+
+def build_guard(config: Config, requests: Requests | None = None) -> Guard:
+    """Builds the guard against bad batches, loss spikes and the end of the job's time."""
+    chosen, spikes = config.guard, config.guard.spikes
+    rule = None
+    if spikes.action != "none":
+        rule = Spikes(spikes.action, spikes.window, spikes.threshold, spikes.patience)
+    limit = None if chosen.time_limit is None else parse_duration(chosen.time_limit)
+    return Guard(
+        config.output_dir,
+        nonfinite=chosen.nonfinite,
+        patience=chosen.patience,
+        spikes=rule,
+        save_folder=config.checkpoint.save_folder,
+        rollbacks=chosen.rollbacks,
+        time_limit=limit,
+        requests=requests,
+    )
+
+
+def _load_vae(config: Config, card: DatasetCard) -> FrozenVAE | None:
+    """The VAE where the run needs it: to encode online, or to decode sample grids."""
+    if not config.data.online and config.sampling.interval is None:
+        return None
+    try:
+        vae = FrozenVAE.from_pretrained(config.vae.path)
+    except UserError as error:
+        raise ConfigError(config.source_of("vae.path"), "vae.path", str(error)) from None
+    check_vae_weights(config, card, vae.identity)
+    return vae
+
+
+def _build_loader(config: Config, card: DatasetCard) -> Any:
+    data = config.data
+    levels: tuple[str, ...] = ()
+    if config.alignment.kind != "none" and not data.online:
+        levels = stored_levels(alignment_groups(config, card.level_names))
+    return build_loader(
+        data.remote or str(data.local),
+        local=data.local if data.remote else None,
+        batch_size=config.global_train_batch_size // dist.get_world_size(),
+        levels=levels,
+        seed=config.seed,
+        shuffle=data.shuffle,
+        num_workers=data.num_workers,
+        num_canonical_nodes=data.num_canonical_nodes,
+        predownload=data.predownload,
+        cache_limit=data.cache_limit,
+    )
+
+
+def _build_optimizer(config: Config, generator: DiffusionGenerator) -> torch.optim.AdamW:
+    chosen = config.optimizer
+    return torch.optim.AdamW(
+        [p for p in generator.backbone_parameters() if p.requires_grad],
+        lr=chosen.lr,
+        betas=chosen.betas,
+        eps=chosen.eps,
+        weight_decay=chosen.weight_decay,
+        fused=True,
+    )
+
+
+def _build_scheduler(config: Config) -> ComposerScheduler:
+    warmup = config.optimizer.warmup
+    if parse_time(warmup)[0] == 0:  # Composer's warm-up divides by its length
+        return ConstantScheduler()
+    return ConstantWithWarmupScheduler(t_warmup=warmup)
+
+
+def _build_callbacks(
+    config: Config,
+    card: DatasetCard,
+    generator: DiffusionGenerator,
+    vae: FrozenVAE | None,
+    requests: Requests | None,
+) -> list[Callback]:
+    sampling = config.sampling
+    callbacks: list[Callback] = []
+    if sampling.interval is not None:
+        assert vae is not None
+        callbacks.append(
+            SampleGrid(
+                config.output_dir,
+                sampling.interval,
+                decoder=vae,
+                scaling=card.scaling,
+                path=generator.path,
+                class_names=("",) if config.model.unconditional else card.classes,
+                classes=sampling.classes,
+                num_per_class=sampling.num_per_class,
+                steps=sampling.steps,
+                method=sampling.method,
+                guidance_scale=sampling.guidance_scale,
+                seed=sampling.seed,
+                requests=requests,
+            )
+        )
+    callbacks.append(EngineLine(config.parallelism.engine))
+    interval = config.logging.router_interval
+    callbacks.append(RouterFigure(config.output_dir, interval, requests))
+    saved = config.checkpoint.save_folder
+    callbacks.append(RunSummary(config.output_dir, saved, requests=requests))
+    return callbacks

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The logging section -> what writes a run's numbers down, and what serves them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from composer.loggers import LoggerDestination, WandBLogger
+
+from ahpa_scale.callbacks import MetricsFile, ProgressBar, Prometheus, TensorBoard
+from ahpa_scale.config.schema import Config
+from ahpa_scale.config.written import as_written
+from ahpa_scale.exporter import Board
+from ahpa_scale.models.dit import DiT
+from ahpa_scale.models.flops import training_flops
+from ahpa_scale.printable import without_secrets
+from ahpa_scale.run.checkpoints import Start
+
+
+def build_loggers(
+    config: Config, start: Start, tracker_ids: Mapping[str, str], dit: DiT, board: Board | None
+) -> Sequence[LoggerDestination]:
+    """Builds them.
+
+    Args:
+        config: of the run.
+        start: what it goes on from.
+        tracker_ids: ids under which trackers know the run.
+        dit: the backbone, whose FLOPs are counted.
+        board: what is served from this process; None where nothing is.
+    """
+    chosen, output_dir = config.logging, Path(config.output_dir)
+    loggers: list[LoggerDestination] = []
+    if board is not None:
+        # First, so that the numbers are those of the batch in which one of the others hangs.
+        loggers.append(Prometheus(board, training_flops(dit)))
+    loggers.append(MetricsFile(output_dir, chosen.interval, chosen.router_interval))
+    if chosen.progress_bar:
+        loggers.append(ProgressBar())
+    if chosen.tensorboard:
+        # Losses bear the number of the batch before theirs.
+        purge_step = None if start.batch is None else start.batch + 1
+        loggers.append(TensorBoard(output_dir / "tensorboard", purge_step))
+    if chosen.wandb:
+        loggers.append(_wandb(config, output_dir, tracker_ids["wandb"]))
+    return loggers
+
+
+def _wandb(config: Config, output_dir: Path, run_id: str) -> WandBLogger:
+    # Its import takes a tenth of a rank's start, which runs without it don't wait for.
+    import wandb
+
+    # Without a key wandb would stop and ask; a job at night has nobody to answer.
+    if wandb.api.api_key is None:
+        os.environ.setdefault("WANDB_MODE", "offline")
+    # It keeps the program's arguments, and uploads them.
+    sys.argv[1:] = map(without_secrets, sys.argv[1:])
+    return WandBLogger(
+        project=config.logging.wandb_project,
+        name=config.run_name,
+        init_kwargs={
+            "dir": str(output_dir),
+            "config": as_written(config),
+            "id": run_id,
+            "resume": "allow",
+        },
+    )

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trained run, found again: its configuration and the weights that its samples are drawn with."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ahpa_scale import storage
+from ahpa_scale.checkpoint.errors import CheckpointError
+from ahpa_scale.checkpoint.find import Found, find_checkpoint
+from ahpa_scale.checkpoint.local_copy import open_checkpoint
+from ahpa_scale.checkpoint.weights import BACKBONE, read_weights
+from ahpa_scale.config.load import load_mapping, load_yaml
+from ahpa_scale.config.schema import Alignment, Config
+from ahpa_scale.data.card import DatasetCard
+from ahpa_scale.errors import UserError
+from ahpa_scale.models.dit import DiT
+from ahpa_scale.run.main import RESOLVED
+
+
+def find_run(place: str, config: str | None = None) -> tuple[Config, str]:
+    """The configuration and the checkpoint of a run.
+
+    Args:
+        place: a checkpoint's folder or URL; a folder or URL of checkpoints, or a run's output
+            folder, whose newest one is meant; or safetensors of a DiT's weights.
+        config: the run's resolved configuration; None takes what the checkpoint tells, or looks
+            beside the safetensors and above them.
+
+    Raises:
+        UserError: there is nothing, or a part of it is missing; the line says which.
+    """
+    named = None if config is None else load_yaml(config, elsewhere=True)
+    if not storage.is_remote(place):
+        path = storage.local_path(place)
+        if not path.exists():
+            raise UserError(f"there is nothing at {path}")
+        if path.is_file():
+            return named or load_yaml(_config_near(path), elsewhere=True), str(path)
+        if (path / RESOLVED).is_file():
+            named = named or load_yaml(path / RESOLVED, elsewhere=True)
+            return named, _newest(path, named).url
+    found = find_checkpoint(place)
+    if named is None:
+        named = told_config(found)
+        if named is None:
+            raise UserError(f"{found.url} does not tell its configuration: name it with --config")
+    return named, found.url
+
+
+def told_config(found: Found) -> Config | None:
+    """The resolved configuration in a checkpoint's manifest; None if it holds none.
+
+    Raises:
+        ConfigError: it is none of ours.
+    """
+    assert found.manifest is not None
+    told: dict[str, Any] = found.manifest.config
+    if not told:
+        return None
+    engine = told.get("parallelism") or {}
+    if engine.get("engine") == "hsdp":
+        # Copies on several nodes can't be on this one device; a single copy is fsdp2.
+        alone = {**engine, "engine": "fsdp2", "replicate_degree": None}
+        told = {**told, "parallelism": alone}
+    return load_mapping(told)
+
+
+def told_data(place: str) -> dict[str, Any] | None:
+    """What a checkpoint tells of the data set that it was trained on; None where it doesn't.
+
+    Args:
+        place: as `find_run` has found it.
+    """
+    if not storage.is_remote(place) and storage.local_path(place).is_file():
+        return None
+    manifest = find_checkpoint(place).manifest
+    return None if manifest is None else manifest.data_set
+
+
+def unaligned(config: Config, card: DatasetCard) -> Config:
+    """The run as far as its backbone goes, to be checked against a data set that is not the one it
+    was trained on: that may hold other levels, or pictures.
+    """
+    data = config.data.model_copy(update={"online": card.kind == "images"})
+    return config.model_copy(update={"alignment": Alignment(), "data": data})
+
+
+def load_backbone(dit: DiT, place: str) -> None:
+    """Load a checkpoint's averages into the DiT, its trained weights where it has no averages.
+
+    Args:
+        dit: the backbone, built from the run's configuration.
+        place: a checkpoint's folder or URL, or a safetensors file.
+
+    Raises:
+        UserError: unreadable, damaged, or of another model.
+    """
+    take_weights(dit, _backbone(place), place)
+
+
+def take_weights(dit: DiT, weights: Mapping[str, Tensor], place: str) -> None:
+    """Load weights by the DiT's own names.
+
+    Args:
+        dit: the backbone, on any device.
+        weights: whole tensors.
+        place: where they came from, for the message.
+
+    Raises:
+        UserError: of another model.
+    """
+    try:
+        result = dit.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        shapes = str(error).splitlines()[-1].strip()
+        raise UserError(f"{place} belongs to another configuration: {shapes}") from None
+    for kind, names in (("lacks", result.missing_keys), ("has a strange", result.unexpected_keys)):
+        if names:
+            raise UserError(f"{place} {kind} {names[0]!r}: it belongs to another configuration")
+
+
+def _config_near(file: Path) -> Path:
+    for folder in (file.parent, file.parent.parent):
+        if (folder / RESOLVED).is_file():
+            return folder / RESOLVED
+    looked = f"{file.parent} or {file.parent.parent}"
+    raise UserError(f"no {RESOLVED} in {looked}: name the run's own with --config")
+
+
+def _newest(folder: Path, config: Config) -> Found:
+    places = [str(folder), str(folder / "checkpoints")]
+    if config.checkpoint.save_folder is not None:
+        places.append(config.checkpoint.save_folder)
+    for place in places:
+        try:
+            return find_checkpoint(place)
+        except CheckpointError:
+            continue
+    raise UserError(f"no checkpoint in {', '.join(places)}: name the checkpoint itself")
+
+
+def _backbone(place: str) -> dict[str, Tensor]:
+    if not storage.is_remote(place) and storage.local_path(place).is_file():
+        try:
+            weights: dict[str, Tensor] = load_file(storage.local_path(place))
+        except SafetensorError as error:
+            raise UserError(f"{place} is no safetensors file: {error}") from None
+        return {name.removeprefix(BACKBONE): value for name, value in weights.items()}
+    with tempfile.TemporaryDirectory() as cache:
+        copy = open_checkpoint(place, Path(cache))
+        try:
+            weights = read_weights(copy.folder)
+        except CheckpointError as error:
+            raise UserError(f"{place}: {error}") from None
+        # Read lazily from files that are about to go.
+        return {name: value.clone() for name, value in backbone_of(weights).items()}
+
+
+def backbone_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the DiT out of a whole model's, by the DiT's own names."""
+    inner = ((name, value) for name, value in weights.items() if name.startswith(BACKBONE))
+    return {name.removeprefix(BACKBONE): value for name, value in inner}

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The watch section and the launcher's variables -> the watch over this run's ranks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+from ahpa_scale.config.schema import Config
+from ahpa_scale.run.meeting import meeting
+from ahpa_scale.watch import Place, Pulse, place_from, watching
+
+
+@contextmanager
+def watch_ranks(config: Config) -> Iterator[Pulse | None]:
+    """Meets the other ranks and watches them while the body runs; yields None where nothing is
+    watched: one rank alone, or a watch that is off.
+
+    Raises:
+        PortError: on rank 0, one of its ports can't be had.
+        UnreachableError: rank 0 is not there in time, or this rank's place is taken.
+        HostError: this rank's secret is not that of rank 0.
+    """
+    place = place_from(os.environ, config.watch.port)
+    if place is None:
+        yield None
+        return
+    with meeting(place) as found:
+        if place.rank != 0:
+            found.join()
+        with _watch(config, place, found.key) as pulse:
+            if place.rank == 0:
+                # Its watch answers already: to another job that asks who has the port.
+                found.join()
+            yield pulse
+
+
+def _watch(config: Config, place: Place, key: bytes) -> AbstractContextManager[Pulse | None]:
+    chosen = config.watch
+    if not chosen.enabled:
+        return nullcontext()
+    return watching(place, key, silence=chosen.silence, hang=chosen.hang)
