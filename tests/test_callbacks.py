@@ -14,7 +14,7 @@ from PIL import Image
 from toy_trainer import SUMMARY, ToyGenerator, clone_weights, read_rows, toy_grid, toy_trainer
 
 from ahpa_scale.algorithms.ema import EMA
-from ahpa_scale.callbacks import MetricsFile, ProgressBar, RouterFigure, RunSummary
+from ahpa_scale.callbacks import MetricsFile, RouterFigure, RunSummary, TrainingBar
 from ahpa_scale.callbacks.router_figure import draw_router, mean_weights
 from ahpa_scale.models.vae_config import LatentScaling
 from ahpa_scale.preemption import Requests
@@ -24,7 +24,7 @@ class TestProgressBar:
     @staticmethod
     def lines(duration: str, seconds: float = 0.0, **options) -> list[str]:
         stream = io.StringIO()
-        toy_trainer(duration, loggers=ProgressBar(seconds, stream), **options).fit()
+        toy_trainer(duration, loggers=TrainingBar(seconds, stream), **options).fit()
         return stream.getvalue().splitlines()
 
     @pytest.mark.parametrize("duration", ["8ba", "2ep", "32sp"])
@@ -43,7 +43,7 @@ class TestProgressBar:
 
     def test_loss_is_that_of_the_batch(self, tmp_path):
         stream = io.StringIO()
-        toy_trainer("4ba", loggers=[MetricsFile(tmp_path), ProgressBar(0, stream)]).fit()
+        toy_trainer("4ba", loggers=[MetricsFile(tmp_path), TrainingBar(0, stream)]).fit()
         for row, line in zip(read_rows(tmp_path), stream.getvalue().splitlines(), strict=False):
             assert f"loss {row['loss/train/total']:.4f}" in line
 
@@ -53,7 +53,7 @@ class TestProgressBar:
                 return True
 
         stream = Terminal()
-        toy_trainer("5ba", loggers=ProgressBar(0, stream)).fit()
+        toy_trainer("5ba", loggers=TrainingBar(0, stream)).fit()
         last = stream.getvalue().split("\r")[-1]
         assert "100.0%" in last
         assert "5/5 batches" in last
@@ -61,7 +61,7 @@ class TestProgressBar:
 
     def test_negative_seconds_are_refused(self):
         with pytest.raises(ValueError, match="-1"):
-            ProgressBar(-1)
+            TrainingBar(-1)
 
 
 class TestSampleGrid:

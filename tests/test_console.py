@@ -21,7 +21,7 @@ from toy_trainer import toy_trainer
 
 import ahpa_scale
 from ahpa_scale import console
-from ahpa_scale.callbacks import ProgressBar
+from ahpa_scale.callbacks import TrainingBar
 from ahpa_scale.run.serve import set_up_console
 
 #: Everything that a process can say, without torch.
@@ -159,7 +159,7 @@ def test_with_json_a_terminal_gets_lines_and_no_bar(monkeypatch):
 
     monkeypatch.setattr(console, "is_json", lambda: True)
     stream = Terminal()
-    toy_trainer("3ba", loggers=ProgressBar(0, stream)).fit()
+    toy_trainer("3ba", loggers=TrainingBar(0, stream)).fit()
     lines = stream.getvalue().splitlines()
     assert [line.split()[1] for line in lines] == ["1/3", "2/3", "3/3", "3/3"]
     assert "\r" not in stream.getvalue()

@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import ahpa_scale
 from ahpa_scale.algorithms import AHPA, EMA, GradClip, Guard
 from ahpa_scale.algorithms.guard import Spikes
-from ahpa_scale.callbacks import MetricsFile, ProgressBar, Prometheus
+from ahpa_scale.callbacks import MetricsFile, Prometheus, TrainingBar
 from ahpa_scale.exporter import Board
 
 OURS = str(Path(ahpa_scale.__file__).parent)
@@ -112,7 +112,7 @@ def count(make_generator, make_trainer, tmp_path):
         *algorithms: Any, micro: int = 8, model: Any = None, further: Sequence[Any] = ()
     ) -> list[Reads]:
         model, per_batch = model or make_generator(), PerBatch()
-        loggers = [MetricsFile(tmp_path, f"{EVERY}ba"), ProgressBar(stream=io.StringIO())]
+        loggers = [MetricsFile(tmp_path, f"{EVERY}ba"), TrainingBar(stream=io.StringIO())]
         trainer = make_trainer(
             model,
             algorithms=[*algorithms, GradClip(1.0, log_interval=f"{EVERY}ba"), EMA(decay=0.9)],

@@ -14,7 +14,7 @@ from ranks import leave
 
 from ahpa_scale.method import Plateau, ResidualTrend
 from ahpa_scale.method.balance import GradientBalance
-from ahpa_scale.method.pending import commit_all
+from ahpa_scale.method.rank_sums import commit_all
 from ahpa_scale.method.statistics import BinnedMean
 
 

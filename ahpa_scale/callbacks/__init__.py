@@ -10,18 +10,18 @@ if TYPE_CHECKING:
     from .engine_line import EngineLine as EngineLine
     from .heartbeat import Heartbeat as Heartbeat
     from .metrics_file import MetricsFile as MetricsFile
-    from .progress import ProgressBar as ProgressBar
     from .prometheus import Prometheus as Prometheus
     from .router_figure import RouterFigure as RouterFigure
     from .sample_grid import SampleGrid as SampleGrid
     from .summary import RunSummary as RunSummary
     from .tensorboard import TensorBoard as TensorBoard
+    from .training_bar import TrainingBar as TrainingBar
 
 _HOME = {
     "EngineLine": ".engine_line",
     "Heartbeat": ".heartbeat",
     "MetricsFile": ".metrics_file",
-    "ProgressBar": ".progress",
+    "TrainingBar": ".training_bar",
     "Prometheus": ".prometheus",
     "RouterFigure": ".router_figure",
     "RunSummary": ".summary",
@@ -33,12 +33,12 @@ __all__ = [
     "EngineLine",
     "Heartbeat",
     "MetricsFile",
-    "ProgressBar",
     "Prometheus",
     "RouterFigure",
     "RunSummary",
     "SampleGrid",
     "TensorBoard",
+    "TrainingBar",
 ]
 
 

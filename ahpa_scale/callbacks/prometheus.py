@@ -12,8 +12,8 @@ from composer.core import State
 from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
 
-from ahpa_scale.callbacks.progress import batches_in_total
 from ahpa_scale.callbacks.speed import Speed
+from ahpa_scale.callbacks.training_bar import batches_in_total
 from ahpa_scale.checkpoint.saver import Saver
 from ahpa_scale.exporter import Board, Saved
 

@@ -19,8 +19,8 @@ from ahpa_scale.method.gap import Agreement, MeasuredGap, OnlineGap
 from ahpa_scale.method.gradients import TapProbe
 from ahpa_scale.method.heads import build_head
 from ahpa_scale.method.losses import AlignmentLoss
-from ahpa_scale.method.pending import Pending, commit_all
 from ahpa_scale.method.priors import pool_tokens
+from ahpa_scale.method.rank_sums import RankSums, commit_all
 from ahpa_scale.method.router import DynamicRouter, cross_entropy
 from ahpa_scale.method.statistics import BatchMean, BinnedStatistics
 from ahpa_scale.method.strength import NoiseWindow, strength
@@ -249,7 +249,7 @@ class PriorAlignment(nn.Module):
 
     def commit(self) -> None:
         """Ends a batch: one sum over the ranks for everything that was observed."""
-        commit_all(part for part in self.modules() if isinstance(part, Pending))
+        commit_all(part for part in self.modules() if isinstance(part, RankSums))
 
     def read_summary(self, batch: int) -> dict[str, Any]:
         """Brings the statistics since the last call to the host and keeps them for :meth:`summary`.

@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ahpa_scale.method.pending import Pending
+from ahpa_scale.method.rank_sums import RankSums
 
 SMALLEST, LARGEST = 1e-3, 1e3
 
 
-class GradientBalance(Pending):
+class GradientBalance(RankSums):
     """A factor for the alignment's gradient, from the norms that earlier batches measured.
 
     The running mean is one of logarithms of ratios, batch by batch: the loss scale of fp16 cancels

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ahpa_scale.errors import UserError
-from ahpa_scale.method.pending import Pending
+from ahpa_scale.method.rank_sums import RankSums
 from ahpa_scale.method.statistics import BinnedMean, one_hot_bins
 from ahpa_scale.method.strength import gap_strength
 
@@ -119,7 +119,7 @@ class MeasuredGap(nn.Module):
         return _at(t_B, gap_strength(self.gap_GT).unsqueeze(0)).squeeze(1)
 
 
-class OnlineGap(Pending):
+class OnlineGap(RankSums):
     """The recoverability gap by what the heads themselves explain, kept up to date while training.
 
     The explained share is R2 = 1 - residual / variance per level and t-bin. With the smooth L1 loss

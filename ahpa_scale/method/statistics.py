@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ahpa_scale.method.pending import Pending
+from ahpa_scale.method.rank_sums import RankSums
 
 LOSS, SQUARE, WEIGHT = range(3)
 
@@ -24,7 +24,7 @@ def one_hot_bins(t_B: Tensor, num_bins: int) -> Tensor:
     return (index_B.unsqueeze(1) == torch.arange(num_bins, device=t_B.device)).float()
 
 
-class BatchMean(Pending):
+class BatchMean(RankSums):
     """Mean over the pictures of the batch that was ended last, kept on the device until asked for.
 
     Attributes:
@@ -46,7 +46,7 @@ class BatchMean(Pending):
         self.mean = total[0] / total[1]
 
 
-class BinnedMean(Pending):
+class BinnedMean(RankSums):
     """Running mean of one number per picture and level, in each t-bin.
 
     Args:
@@ -88,7 +88,7 @@ class BinnedMean(Pending):
         self.seen_GT.add_(filled_GT)
 
 
-class BinnedStatistics(Pending):
+class BinnedStatistics(RankSums):
     """Running mean and variance of each level's loss in each t-bin, and sums for the log.
 
     Three stages keep micro-batches and ranks from changing a result: `observe` only adds to pending

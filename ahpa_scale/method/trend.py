@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ahpa_scale.method.pending import Pending
+from ahpa_scale.method.rank_sums import RankSums
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Plateau:
         return 0.1 / (1 - self.slow)
 
 
-class ResidualTrend(Pending):
+class ResidualTrend(RankSums):
     """Averages the weighted residual, one value a batch, on the device.
 
     Its state is no part of the state dict: the algorithm that decides by it keeps it.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from composer.loggers import LoggerDestination, WandBLogger
 
-from ahpa_scale.callbacks import MetricsFile, ProgressBar, Prometheus, TensorBoard
+from ahpa_scale.callbacks import MetricsFile, Prometheus, TensorBoard, TrainingBar
 from ahpa_scale.config.schema import Config
 from ahpa_scale.config.written import as_written
 from ahpa_scale.exporter import Board
@@ -39,7 +39,7 @@ def build_loggers(
         loggers.append(Prometheus(board, training_flops(dit)))
     loggers.append(MetricsFile(output_dir, chosen.interval, chosen.router_interval))
     if chosen.progress_bar:
-        loggers.append(ProgressBar())
+        loggers.append(TrainingBar())
     if chosen.tensorboard:
         # Losses bear the number of the batch before theirs.
         purge_step = None if start.batch is None else start.batch + 1

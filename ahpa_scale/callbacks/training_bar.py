@@ -20,7 +20,7 @@ from ahpa_scale.errors import UserError
 _LOSS = "loss/train/total"
 
 
-class ProgressBar(LoggerDestination):
+class TrainingBar(LoggerDestination):
     """Shows batch n of N, loss, images per second and time left, on rank 0.
 
     The loss is the value that Composer has already brought to the host for its loggers. Where lines

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
-class Pending(nn.Module):
+class RankSums(nn.Module):
     """Base of everything that learns from a batch without waiting for the device.
 
     Micro-batches only :meth:`add` to the sums; :func:`commit_all` ends the batch, adds them up over
@@ -46,7 +46,7 @@ class Pending(nn.Module):
 
 
 @torch.no_grad()
-def commit_all(parts: Iterable[Pending]) -> None:
+def commit_all(parts: Iterable[RankSums]) -> None:
     """Ends a batch: one sum over the ranks for everything that waits, then each part settles.
 
     Every rank must call it with the same parts waiting. A part with a sum that is not finite
