@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ahpa_scale.algorithms.ahpa import AHPA
+from ahpa_scale.method import HeadSettings, RouterSettings
 from ahpa_scale.models.dit import build_dit
 from ahpa_scale.models.generator import DiffusionGenerator
 from ahpa_scale.models.prior_sources import SelfSource
@@ -34,7 +35,6 @@ NAMES = [
     "encoder.mid_block",
     "external",
 ]
-GAP = {"kind": "ahpa", "objective": "gap"}
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "none": None,
     "none again": None,
@@ -42,9 +42,9 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "single level": {"kind": "single", "level": "encoder.mid_block"},
     "uniform": {"kind": "uniform"},
     "standardised router": {"kind": "ahpa"},
-    "gap router, online": GAP,
-    "gap strength": {**GAP, "gap_strength": True},
-    "agreement router": {"kind": "ahpa", "objective": "agreement"},
+    "gap router, online": {"router": RouterSettings(objective="gap")},
+    "gap strength": {"router": RouterSettings(objective="gap", gap_strength=True)},
+    "agreement router": {"router": RouterSettings(objective="agreement")},
     "gradient_ratio": {"kind": "ahpa", "gradient_ratio": 0.5},
     "token_weights": {"kind": "ahpa", "token_weights": "residual"},
     "grid 1 of the coarse group": {"kind": "ahpa", "grid": {"coarse_layout": 1}},
@@ -121,7 +121,8 @@ def _attach(
     generator: DiffusionGenerator, settings: dict[str, Any], given: argparse.Namespace
 ) -> None:
     levels = dict.fromkeys(NAMES, given.channels)
-    ahpa = AHPA(levels, head=given.head, head_width=given.head_width, **settings)
+    head = HeadSettings(given.head, given.head_width)
+    ahpa = AHPA(levels, head=head, **settings)
     alignment = ahpa.build(generator.dit)
     taps = alignment.blocks or ahpa.tap
     assert isinstance(taps, int | tuple)

@@ -137,6 +137,7 @@ def train(task: Task, folder: Path) -> dict[str, Any]:
     from ahpa_scale.algorithms.engine import engine_algorithms
     from ahpa_scale.callbacks import MetricsFile
     from ahpa_scale.callbacks.engine_line import EngineLine
+    from ahpa_scale.method import HeadSettings
 
     data, generator = Latents(), build_generator(task)
     ema = EMA(decay=0.9)
@@ -152,7 +153,7 @@ def train(task: Task, folder: Path) -> dict[str, Any]:
         optimizers=build_optimizer(task, generator),
         max_duration=f"{task.steps}ba",
         algorithms=[
-            AHPA(LEVELS, kind="ahpa", tap=2, head="linear", log_interval="1000ba"),
+            AHPA(LEVELS, kind="ahpa", tap=2, head=HeadSettings("linear"), log_interval="1000ba"),
             *engine_algorithms(
                 engine,
                 max_norm=task.max_norm,

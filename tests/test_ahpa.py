@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from alignments import nested
 from composer.core import Callback
 from composer.loggers import InMemoryLogger
 from conftest import LEVELS, ToyLatents
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from ahpa_scale.algorithms import EMA
 from ahpa_scale.algorithms.ahpa import AHPA, KINDS
+from ahpa_scale.method import HeadSettings
 
 
 class Recorder(Callback):
@@ -36,7 +38,7 @@ class Recorder(Callback):
 
 
 def ahpa(**settings) -> AHPA:
-    return AHPA(LEVELS, **{"head_width": 32, "log_interval": "2ba", **settings})
+    return AHPA(LEVELS, **nested({"head_width": 32, "log_interval": "2ba", **settings}))
 
 
 def test_five_lines_attach_it_and_its_parameters_are_trained(make_generator, make_trainer):
@@ -72,7 +74,7 @@ def test_every_kind_trains_and_aligns_what_it_says(kind: str, make_generator, ma
     algorithm = AHPA(
         {**LEVELS, "external": 5},
         kind=kind,
-        head_width=32,
+        head=HeadSettings(width=32),
         level="coarse_layout" if kind == "single" else None,
         loss_interval="4ba",
     )
@@ -261,4 +263,4 @@ def test_resuming_with_another_tap_is_refused(make_generator, make_trainer, tmp_
 )
 def test_wrong_settings_are_named(settings: dict, message: str):
     with pytest.raises(ValueError, match=message):
-        AHPA(LEVELS, **settings)
+        AHPA(LEVELS, **nested(settings))

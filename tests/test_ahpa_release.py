@@ -7,6 +7,7 @@ import logging
 import math
 
 import pytest
+from alignments import nested
 from composer.core import Callback
 from composer.loggers import InMemoryLogger
 from conftest import LEVELS
@@ -28,7 +29,9 @@ class Weights(Callback):
 
 
 def ahpa(**settings) -> AHPA:
-    return AHPA(LEVELS, **{"head_width": 32, "log_interval": "2ba", "weight": 1.0, **settings})
+    return AHPA(
+        LEVELS, **nested({"head_width": 32, "log_interval": "2ba", "weight": 1.0, **settings})
+    )
 
 
 def ramp(length: int) -> list[float]:

@@ -10,6 +10,7 @@ import logging
 
 import pytest
 import torch
+from alignments import nested
 from composer.core import Callback
 from composer.loggers import InMemoryLogger
 from conftest import LEVELS
@@ -23,7 +24,7 @@ FINE, MIDDLE, COARSE = "local_geometry", "spatial_topology", "coarse_layout"
 
 
 def ahpa(**settings) -> AHPA:
-    return AHPA(LEVELS, **{"head_width": 32, "log_interval": "2ba", **settings})
+    return AHPA(LEVELS, **nested({"head_width": 32, "log_interval": "2ba", **settings}))
 
 
 def statistics() -> dict[str, torch.Tensor]:
@@ -159,9 +160,7 @@ def test_the_gap_comes_online_or_from_a_map(settings, target, make_generator, ma
 
 def test_a_schedule_is_as_sharp_as_it_is_told(make_generator):
     dit = make_generator().dit
-    soft, sharp = (
-        AHPA(LEVELS, kind="scheduled", router={"sharpness": s}).build(dit).router for s in (1.0, 9)
-    )
+    soft, sharp = (AHPA(LEVELS, kind="scheduled", sharpness=s).build(dit).router for s in (1.0, 9))
     t_B = torch.tensor([0.9])
     assert sharp(t_B)[0, -1] > soft(t_B)[0, -1]
 
@@ -214,7 +213,7 @@ def test_a_placebo_trains_on_other_targets(make_generator, make_trainer):
 def test_a_collapsed_router_is_warned_of_once(objective, floor, make_trainer, caplog):
     memory = InMemoryLogger()
     # This prior alone puts all the weight on one level.
-    chosen = ahpa(objective=objective, router={"snr_prior": 200.0, "floor": floor})
+    chosen = ahpa(objective=objective, snr_prior=200.0, floor=floor)
     with caplog.at_level(logging.WARNING, logger="ahpa_scale"):
         make_trainer(algorithms=[chosen], loggers=[memory]).fit()
     lines = [r.message for r in caplog.records if "the router has collapsed" in r.message]
@@ -224,7 +223,7 @@ def test_a_collapsed_router_is_warned_of_once(objective, floor, make_trainer, ca
 
 
 def test_a_healthy_router_and_one_told_to_select_are_not_warned_of(make_trainer, caplog):
-    for settings in ({}, {"router": {"top_k": 1}}):
+    for settings in ({}, {"top_k": 1}):
         with caplog.at_level(logging.WARNING, logger="ahpa_scale"):
             make_trainer(algorithms=[ahpa(**settings)]).fit()
     assert not [r for r in caplog.records if r.name.startswith("ahpa_scale")]
@@ -242,7 +241,7 @@ def test_a_healthy_router_and_one_told_to_select_are_not_warned_of(make_trainer,
 )
 def test_settings_that_cannot_be_are_named_at_once(settings: dict, message: str):
     with pytest.raises(ValueError, match=message):
-        AHPA(LEVELS, **settings)
+        AHPA(LEVELS, **nested(settings))
 
 
 @pytest.mark.parametrize(

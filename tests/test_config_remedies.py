@@ -140,7 +140,7 @@ def test_every_remedy_reaches_the_plug_in(plug_in):
     assert {one.dims for one in module.targets.whitening} == {5}
     assert not module._loss.uniform
     assert module.balance.share == 0.3
-    assert ahpa.release.ramp == "3ba"
+    assert ahpa.settings.release.ramp == "3ba"
     plateau = module.trend.plateau
     assert (plateau.fast, plateau.slow, plateau.improvement) == (0.9, 0.99, 0.1)
     assert isinstance(plateau, Plateau)

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from ahpa_scale.algorithms import AHPA, EMA, GradClip, Guard
 from ahpa_scale.algorithms.guard import Spikes, nonfinite_flag
 from ahpa_scale.exits import RollBackError, RunStoppedError
+from ahpa_scale.method import HeadSettings, RouterSettings
 
 BATCH = 16
 
@@ -90,7 +91,12 @@ def assert_finite(kept: dict[str, torch.Tensor]) -> None:
 def test_a_bad_batch_changes_nothing(optimizer, clip, micro, make_generator, make_trainer):
     model, kept = make_generator(), Kept()
     ema = EMA(decay=0.5)
-    aligned = AHPA(LEVELS, head_width=32, objective="gap", gradient_ratio=0.5)
+    aligned = AHPA(
+        LEVELS,
+        head=HeadSettings(width=32),
+        router=RouterSettings(objective="gap"),
+        gradient_ratio=0.5,
+    )
     trainer = make_trainer(
         model,
         algorithms=[aligned, Guard(), *([GradClip(1.0)] if clip else []), ema],
@@ -168,7 +174,7 @@ def test_a_clean_run_is_bit_identical_with_and_without(make_generator, make_trai
     ends = []
     for guards in ([], [Guard(spikes=Spikes())]):
         model, kept = make_generator(), Kept()
-        algorithms = [AHPA(LEVELS, head_width=32), *guards, GradClip(1.0)]
+        algorithms = [AHPA(LEVELS, head=HeadSettings(width=32)), *guards, GradClip(1.0)]
         make_trainer(
             model, algorithms=algorithms, optimizers=adamw(model, fused=True), callbacks=[kept]
         ).fit()

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from alignments import nested
 from composer.loggers import LoggerDestination
 from conftest import LEVELS
 from torch.overrides import TorchFunctionMode
@@ -130,7 +131,7 @@ def count(make_generator, make_trainer, tmp_path):
 
 def ahpa(**settings: Any) -> AHPA:
     times = {"log_interval": f"{EVERY}ba", "loss_interval": f"{EVERY}ba"}
-    return AHPA(LEVELS, **{"head_width": 32, **times, **settings})
+    return AHPA(LEVELS, **nested({"head_width": 32, **times, **settings}))
 
 
 def quiet(batches: list[Reads]) -> list[Reads]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from alignments import prior_alignment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,12 +42,12 @@ def priors(batch_size: int = 6, seed: int = 0) -> dict[str, torch.Tensor]:
 
 def alignment(router: torch.nn.Module, **settings_: object) -> PriorAlignment:
     torch.manual_seed(0)
-    return PriorAlignment(
+    return prior_alignment(
+        router,
         width=16,
         grid=4,
         groups=GROUPS,
         channels=CHANNELS,
-        router=router,
         head_width=32,
         **settings_,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from alignments import prior_alignment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -147,12 +148,12 @@ def test_the_online_gap_does_not_depend_on_micro_batches():
 def train_router(router: DynamicRouter, weight_GT: torch.Tensor, **settings_) -> PriorAlignment:
     torch.manual_seed(0)
     groups = {str(g): (str(g),) for g in range(len(weight_GT))}
-    module = PriorAlignment(
+    module = prior_alignment(
+        router,
         width=4,
         grid=2,
         groups=groups,
         channels=dict.fromkeys(groups, 3),
-        router=router,
         head_width=4,
         objective="gap",
         gap=weight_GT,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from alignments import prior_alignment
 from torch import Tensor, nn
 
 from ahpa_scale.method import DynamicRouter, GradientBalance, PriorAlignment, UniformRouter
@@ -42,12 +43,12 @@ def data(seed: int = 0) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
 def alignment(router: nn.Module | None = None, **settings: object) -> PriorAlignment:
     torch.manual_seed(0)
     chosen = {"taps": [1, 1], "head_width": 16, **settings}
-    return PriorAlignment(
+    return prior_alignment(
+        router or UniformRouter(2),
         width=D,
         grid=4,
         groups=GROUPS,
         channels={"fine": 5, "coarse": 3},
-        router=router or UniformRouter(2),
         **chosen,
     )
 
@@ -185,7 +186,7 @@ def test_evaluation_measures_no_gradients():
 @pytest.mark.parametrize("taps", [[1, 1], [1, 2]])
 def test_agreement_is_the_cosine_between_each_groups_gradient_and_the_flows(taps: list[int]):
     net = Net()
-    module = alignment(DynamicRouter(2), objective="agreement", taps=taps, num_bins=1)
+    module = alignment(DynamicRouter(2), objective="agreement", taps=taps, bins=1)
     x_BND, t_B, batch = data()
     tapped, flow = net(x_BND)
     own = []

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from alignments import prior_alignment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ahpa_scale.method import (
     AlignmentLoss,
     GroupTargets,
-    PriorAlignment,
     UniformRouter,
     Whitening,
     cosine_loss,
@@ -60,12 +60,12 @@ def test_a_group_is_normalised_at_the_full_grid_and_then_pooled():
 
 @pytest.mark.parametrize("head", ["mlp", "conv", "linear"])
 def test_heads_see_the_tapped_tokens_on_their_groups_grid(head: str):
-    module = PriorAlignment(
+    module = prior_alignment(
+        UniformRouter(2),
         width=8,
         grid=4,
         groups=GROUPS,
         channels={"fine": 6, "coarse": 3},
-        router=UniformRouter(2),
         head=head,
         head_width=16,
         grids=[4, 2],

@@ -10,6 +10,7 @@ from ahpa_scale.algorithms.ahpa import AHPA
 from ahpa_scale.data.card import DatasetCard, read_card
 from ahpa_scale.data.prepare import prepare
 from ahpa_scale.data.stream import build_loader
+from ahpa_scale.method import HeadSettings, RouterSettings
 from ahpa_scale.models.dit import build_dit
 from ahpa_scale.models.generator import DiffusionGenerator
 from ahpa_scale.models.vae import FrozenVAE
@@ -35,7 +36,9 @@ def aligned_generator(
     levels = {level.name: level.channels for level in card.levels}
     # One loss per level, so that each of them is compared and none hides in a mean.
     groups = {name.replace(".", "_"): [name] for name in [*levels, "latent"]}
-    plug_in = AHPA(levels, groups=groups, head_width=64, router={"floor": 0.0})
+    plug_in = AHPA(
+        levels, groups=groups, head=HeadSettings(width=64), router=RouterSettings(floor=0.0)
+    )
     generator.attach("alignment", plug_in.build(dit), taps=1)
     return generator
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from ahpa_scale.algorithms import AHPA
 from ahpa_scale.callbacks import Prometheus
 from ahpa_scale.exporter import Board, Newest, Saved, serving
+from ahpa_scale.method import HeadSettings
 from ahpa_scale.models.flops import training_flops
 from ahpa_scale.watch import Pulse
 
@@ -68,7 +69,7 @@ def test_numbers_of_two_batches_are_never_seen_side_by_side(make_generator, make
     seen: list[Newest] = []
     trainer = make_trainer(
         make_generator(),
-        algorithms=[AHPA(LEVELS, head_width=32, weight=1.0, loss_interval="1ba")],
+        algorithms=[AHPA(LEVELS, head=HeadSettings(width=32), weight=1.0, loss_interval="1ba")],
         loggers=Reads(board, 1),
         max_duration="3ba",
     )

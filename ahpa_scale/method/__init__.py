@@ -3,7 +3,7 @@
 else.
 """
 
-from ahpa_scale.method.alignment import OBJECTIVES, PriorAlignment
+from ahpa_scale.method.alignment import OBJECTIVES, AlignmentShape, PriorAlignment
 from ahpa_scale.method.balance import GradientBalance
 from ahpa_scale.method.gap import CEILINGS, GapMap, gap_weights, recoverability_gap
 from ahpa_scale.method.heads import HEAD_KINDS, build_head
@@ -17,9 +17,10 @@ from ahpa_scale.method.losses import (
 )
 from ahpa_scale.method.priors import patchify, pool_to_grid, pool_tokens, spatial_normalise
 from ahpa_scale.method.router import DynamicRouter, ScheduledRouter, UniformRouter
+from ahpa_scale.method.settings import AlignmentSettings, HeadSettings, RouterSettings
 from ahpa_scale.method.statistics import BinnedStatistics
 from ahpa_scale.method.targets import GroupTargets, group_targets
-from ahpa_scale.method.trend import Plateau, ResidualTrend
+from ahpa_scale.method.trend import Plateau, Release, ResidualTrend
 from ahpa_scale.method.whitening import Whitening, whitening
 
 __all__ = [
@@ -29,14 +30,19 @@ __all__ = [
     "OBJECTIVES",
     "TOKEN_WEIGHTS",
     "AlignmentLoss",
+    "AlignmentSettings",
+    "AlignmentShape",
     "BinnedStatistics",
     "DynamicRouter",
     "GapMap",
     "GradientBalance",
     "GroupTargets",
+    "HeadSettings",
     "Plateau",
     "PriorAlignment",
+    "Release",
     "ResidualTrend",
+    "RouterSettings",
     "ScheduledRouter",
     "UniformRouter",
     "Whitening",

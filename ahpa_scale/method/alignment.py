@@ -8,6 +8,7 @@ coarse), T bins of the noise level t.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,10 +23,11 @@ from ahpa_scale.method.losses import AlignmentLoss
 from ahpa_scale.method.priors import pool_tokens
 from ahpa_scale.method.rank_sums import RankSums, commit_all
 from ahpa_scale.method.router import DynamicRouter, cross_entropy
+from ahpa_scale.method.settings import AlignmentSettings
 from ahpa_scale.method.statistics import BatchMean, BinnedStatistics
 from ahpa_scale.method.strength import NoiseWindow, strength
 from ahpa_scale.method.targets import GroupTargets
-from ahpa_scale.method.trend import Plateau, ResidualTrend
+from ahpa_scale.method.trend import ResidualTrend
 from ahpa_scale.method.whitening import Whitening
 from ahpa_scale.precision import float32_region
 
@@ -40,45 +42,38 @@ def routed_loss(loss_BG: Tensor, weight_BG: Tensor, strength_B: Tensor | None = 
     return (loss_B if strength_B is None else strength_B * loss_B).mean()
 
 
-class PriorAlignment(nn.Module):
-    """The auxiliary that a DiT carries in training only: heads, router and their loss.
+@dataclass(frozen=True)
+class AlignmentShape:
+    """What the DiT and the data set make of an alignment.
 
-    Args:
+    Attributes:
         width: D, the DiT's width.
         grid: the DiT's tokens per side.
         groups: group name -> names of its levels, fine to coarse.
         channels: group name -> channels of its target, after any whitening.
-        router: module mapping t ``[B]`` to weights ``[B, G]``.
-        head: kind of head, see :func:`ahpa_scale.method.heads.build_head`.
-        head_width: hidden width of an MLP head.
-        loss: ``cosine`` or ``smooth_l1``.
-        smooth_l1_beta: beta of the smooth L1 loss.
-        token_weights: ``uniform`` or ``residual``, see :class:`~ahpa_scale.method.AlignmentLoss`.
-        spatial_norm: share of the token mean removed from targets, or None for raw targets.
-        objective: what trains a dynamic router. ``literal``: the alignment loss itself, whose
-            gradient sends all weight to the level that is *easiest* at that t (see the method
-            card). ``standardised``: each level's loss in its own running deviations from its own
-            running mean in that t-bin, so that an easy level has no head start. ``gap`` and
-            ``agreement``: the cross-entropy to weights that are known, see
-            :mod:`ahpa_scale.method.gap`.
-        prior_weight: beta, the cost of the Kullback-Leibler divergence of the prior from the
-            router's shares. Under ``standardised`` the optimum is ``w = prior / (1 + (z - sum w z)
-            / beta)``, but for the floor; without it the noise of z alone walks the weights into a
-            corner, because Adam's steps don't shrink with the gradient.
-        num_bins: t-bins of the statistics.
         taps: the block, 1-based, that each group reads, in the order of the groups; None where all
             read the one block that the auxiliary is attached to.
         grids: tokens per side that each group is compared on, in the order of the groups; None for
             the DiT's own.
+    """
+
+    width: int
+    grid: int
+    groups: Mapping[str, Sequence[str]]
+    channels: Mapping[str, int]
+    taps: Sequence[int] | None = None
+    grids: Sequence[int] | None = None
+
+
+class PriorAlignment(nn.Module):
+    """The auxiliary that a DiT carries in training only: heads, router and their loss.
+
+    Args:
+        shape: what it fits.
+        settings: how it aligns, with the kind's defaults in place of None.
+        router: module mapping t ``[B]`` to weights ``[B, G]``.
         whitening: level -> its whitening; others stay as they are.
-        placebo: targets of another picture, see :class:`~ahpa_scale.method.targets.GroupTargets`.
-        gradient_ratio: wanted norm of this loss's gradient at the taps, in units of the flow's;
-            None leaves the gradient alone.
-        gap: ``[G, T]``, what ``objective="gap"`` trains the router to; None measures it online.
-        gap_strength: align in proportion to the whole gap at each t, instead of equally strongly;
-            needs ``objective="gap"``.
-        window: lowest and highest noise level that is aligned, or None for all.
-        plateau: what its residual's trend is judged by; None for the usual rule.
+        gap: ``[G, T]``, what objective ``gap`` trains the router to; None measures it online.
 
     Attributes:
         balance: the measured ratio of the gradients, or None.
@@ -91,57 +86,48 @@ class PriorAlignment(nn.Module):
 
     def __init__(
         self,
+        shape: AlignmentShape,
+        settings: AlignmentSettings,
         *,
-        width: int,
-        grid: int,
-        groups: Mapping[str, Sequence[str]],
-        channels: Mapping[str, int],
         router: nn.Module,
-        head: str = "mlp",
-        head_width: int = 2048,
-        loss: str = "cosine",
-        smooth_l1_beta: float = 0.05,
-        token_weights: str = "uniform",
-        spatial_norm: float | None = 0.6,
-        objective: str = "standardised",
-        prior_weight: float = 0.5,
-        num_bins: int = 10,
-        taps: Sequence[int] | None = None,
-        grids: Sequence[int] | None = None,
         whitening: Mapping[str, Whitening] | None = None,
-        placebo: bool = False,
-        gradient_ratio: float | None = None,
         gap: Tensor | None = None,
-        gap_strength: bool = False,
-        window: tuple[float, float] | None = None,
-        plateau: Plateau | None = None,
     ) -> None:
         super().__init__()
+        objective, prior_weight = settings.router.objective, settings.router.prior_weight
         if objective not in OBJECTIVES:
             raise UserError(
                 f"unknown router objective {objective!r}; choose one of {', '.join(OBJECTIVES)}"
             )
-        self.groups = {name: tuple(levels) for name, levels in groups.items()}
-        self.taps = None if taps is None else tuple(taps)
+        assert prior_weight is not None
+        assert settings.loss is not None
+        assert settings.spatial_norm != "kind"
+        self.groups = {name: tuple(levels) for name, levels in shape.groups.items()}
+        self.taps = None if shape.taps is None else tuple(shape.taps)
         self.objective = objective
         self.prior_weight = prior_weight
         self.targets = GroupTargets(
-            groups, grid, spatial_norm, grids=grids, whitening=whitening, placebo=placebo
+            self.groups,
+            shape.grid,
+            settings.spatial_norm,
+            grids=shape.grids,
+            whitening=whitening,
+            placebo=settings.placebo,
         )
-        self._loss = AlignmentLoss(loss, smooth_l1_beta, token_weights)
+        self._loss = AlignmentLoss(settings.loss, settings.smooth_l1_beta, settings.token_weights)
+        channels, head = [shape.channels[name] for name in self.groups], settings.head
         self.heads = nn.ModuleList(
-            build_head(head, width, head_width, channels[name]) for name in self.groups
+            build_head(head.kind, shape.width, head.width, count) for count in channels
         )
         self.router = router
-        self.statistics = BinnedStatistics(len(self.groups), num_bins)
-        self.trend = ResidualTrend(plateau)
+        self.statistics = BinnedStatistics(len(self.groups), settings.bins)
+        self.trend = ResidualTrend(settings.release)
         self.batch_loss = BatchMean()
-        self.balance = None if gradient_ratio is None else GradientBalance(gradient_ratio)
-        self.router_target = self._router_target(
-            [channels[name] for name in self.groups], num_bins, gap
-        )
-        self.window = None if window is None else NoiseWindow(*window)
-        self.gap_strength = gap_strength
+        ratio = settings.gradient_ratio
+        self.balance = None if ratio is None else GradientBalance(ratio)
+        self.router_target = self._router_target(channels, settings.bins, gap)
+        self.window = None if settings.window is None else NoiseWindow(*settings.window)
+        self.gap_strength = settings.router.gap_strength
         self._summary: dict[str, Any] = {}
 
     def _router_target(

@@ -33,6 +33,17 @@ class Plateau:
         return 0.1 / (1 - self.slow)
 
 
+@dataclass(frozen=True)
+class Release(Plateau):
+    """Release by measurement: once the residual stays on its plateau, the weight falls to 0.
+
+    Attributes:
+        ramp: Composer time string of the fall.
+    """
+
+    ramp: str = "0.125dur"
+
+
 class ResidualTrend(RankSums):
     """Averages the weighted residual, one value a batch, on the device.
 

@@ -6,21 +6,25 @@ statistics and the recoverability map.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
-from ahpa_scale.algorithms.ahpa import AHPA, Release, read_gap_map
+from ahpa_scale.algorithms.ahpa import AHPA, read_gap_map
 from ahpa_scale.config.checks.alignment import check_remedies
 from ahpa_scale.config.checks.levels import alignment_groups
 from ahpa_scale.config.defaults import default_tap
 from ahpa_scale.config.errors import ConfigError
-from ahpa_scale.config.schema import Config
-from ahpa_scale.config.schema.alignment import ROUTED_KINDS
+from ahpa_scale.config.schema import Alignment, Config
 from ahpa_scale.data.card import DatasetCard, read_prior_statistics
 from ahpa_scale.errors import UserError
 from ahpa_scale.level_names import EXTERNAL
-from ahpa_scale.method import GapMap
+from ahpa_scale.method import (
+    AlignmentSettings,
+    GapMap,
+    HeadSettings,
+    Release,
+    RouterSettings,
+)
 
 Groups = Mapping[str, Sequence[str]]
 
@@ -37,45 +41,26 @@ def build_alignment(config: Config, card: DatasetCard) -> AHPA:
         channels[EXTERNAL] = card.external_channels
     groups = alignment_groups(config, card.level_names)
     check_remedies(config, groups)
-    router: dict[str, Any] = {}
-    if chosen.kind in ROUTED_KINDS:
-        names = {"objective", "prior_weight", "gap_map", "ceiling", "gap_strength"}
-        router = chosen.router.model_dump(exclude=names)
-    elif chosen.kind == "scheduled":
-        router = {"reverse": chosen.reverse, "sharpness": chosen.sharpness}
     return AHPA(
         channels,
-        kind=chosen.kind,
-        groups=groups,
-        level=chosen.level,
-        weight=chosen.weight,
-        gradient_ratio=chosen.gradient_ratio,
-        tap=chosen.tap,
-        grid=chosen.grid,
-        start=chosen.start,
-        until=chosen.until,
-        ramp=chosen.ramp,
-        release=None if chosen.release is None else Release(**chosen.release.model_dump()),
-        loss=chosen.loss,
-        smooth_l1_beta=chosen.smooth_l1_beta,
-        token_weights=chosen.token_weights,
-        spatial_norm=chosen.spatial_norm,
-        whiten=chosen.whiten,
+        _settings(chosen, groups),
         statistics=_read_statistics(config, groups),
-        head=chosen.head.kind,
-        head_width=chosen.head.width,
-        router=router,
-        objective=chosen.router.objective,
-        prior_weight=chosen.router.prior_weight,
         gap_map=_read_map(config, groups),
-        ceiling=chosen.router.ceiling,
-        gap_strength=chosen.router.gap_strength,
-        window=None if chosen.window is None else (chosen.window[0], chosen.window[1]),
-        self_lead=chosen.self_lead,
-        placebo=chosen.placebo,
-        num_bins=chosen.bins,
         log_interval=config.logging.router_interval,
         loss_interval=config.logging.interval,
+    )
+
+
+def _settings(chosen: Alignment, groups: Groups) -> AlignmentSettings:
+    values = chosen.model_dump(exclude={"levels", "groups", "head", "router", "release", "window"})
+    router = chosen.router.model_dump(exclude={"gap_map"})
+    return AlignmentSettings(
+        **values,
+        groups=groups,
+        head=HeadSettings(**chosen.head.model_dump()),
+        router=RouterSettings(**router),
+        release=None if chosen.release is None else Release(**chosen.release.model_dump()),
+        window=None if chosen.window is None else (chosen.window[0], chosen.window[1]),
     )
 
 

@@ -19,7 +19,7 @@ from ahpa_scale.algorithms.ahpa.kinds import (
 if TYPE_CHECKING:
     from ahpa_scale.algorithms.ahpa.ahpa import AHPA
     from ahpa_scale.algorithms.ahpa.gap_map import read_gap_map
-    from ahpa_scale.algorithms.ahpa.schedule import Release
+    from ahpa_scale.method import Release
 
 __all__ = [
     "AHPA",
@@ -32,10 +32,14 @@ __all__ = [
     "self_groups",
 ]
 
-_HEAVY = {"AHPA": "ahpa", "Release": "schedule", "read_gap_map": "gap_map"}
+_HEAVY = {
+    "AHPA": "ahpa_scale.algorithms.ahpa.ahpa",
+    "Release": "ahpa_scale.method",
+    "read_gap_map": "ahpa_scale.algorithms.ahpa.gap_map",
+}
 
 
 def __getattr__(name: str) -> object:
     if name not in _HEAVY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HEAVY[name]}"), name)
+    return getattr(import_module(_HEAVY[name]), name)

@@ -6,21 +6,21 @@ what the router does.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
-from torch import nn
+from torch import Tensor, nn
 
 from ahpa_scale.algorithms.ahpa.design import Design
-from ahpa_scale.algorithms.ahpa.kinds import KINDS
 from ahpa_scale.algorithms.ahpa.report import Reporter
-from ahpa_scale.algorithms.ahpa.schedule import Release, Schedule
+from ahpa_scale.algorithms.ahpa.schedule import Schedule
 from ahpa_scale.algorithms.ema import EMA
 from ahpa_scale.algorithms.timing import Every
 from ahpa_scale.errors import UserError
 from ahpa_scale.level_names import is_self_level
-from ahpa_scale.method import PriorAlignment
+from ahpa_scale.method import AlignmentSettings, GapMap, PriorAlignment
 from ahpa_scale.models.dit import DiT
 from ahpa_scale.models.generator import DiffusionGenerator
 from ahpa_scale.models.prior_sources import SelfSource
@@ -40,21 +40,14 @@ class AHPA(Algorithm):
 
     Args:
         levels: name -> channels of every prior level that the batches bring, fine to coarse.
-        weight: lambda, the factor of the alignment loss; None takes the kind's.
-        gradient_ratio: in place of `weight`: the norm that the alignment's gradient at the tap is
-            to have, in units of the flow's.
-        start: Composer time string from which alignment acts.
-        until: Composer time string at which it is released for good (HASTE, arXiv 2505.16792), or
-            None for never.
-        ramp: Composer time string over which the weight falls to 0 from `until` on; None: at once.
-        release: releases it by measurement; None leaves it to `until`.
-        self_lead: how much less noise than the student the moving average sees, for levels
-            ``self.<k>`` (SRA, arXiv 2505.02831).
+        settings: what is aligned, how and how long; None takes the `options`.
+        statistics: what whitening needs: ``<level>.mean`` and ``<level>.covariance``.
+        gap_map: what the router's objective ``gap`` follows; None measures the gap while training.
         log_interval: Composer time string between two reports of the router; each waits for the
             device once, and the measured release is decided then.
         loss_interval: Composer time string between two logged values of the alignment loss of a
             batch, ``loss/train/alignment``; each waits for the device once.
-        design: what is aligned, with what and how: everything that :class:`Design` takes.
+        options: in place of `settings`, fields of :class:`~ahpa_scale.method.AlignmentSettings`.
 
     Raises:
         UserError: unknown kind, a group that names a level which the batches don't bring, or both
@@ -64,28 +57,20 @@ class AHPA(Algorithm):
     def __init__(
         self,
         levels: Mapping[str, int],
+        settings: AlignmentSettings | None = None,
         *,
-        weight: float | None = None,
-        gradient_ratio: float | None = None,
-        start: str = "0ba",
-        until: str | None = None,
-        ramp: str | None = None,
-        release: Release | None = None,
-        self_lead: float = 0.1,
+        statistics: Mapping[str, Tensor] | None = None,
+        gap_map: GapMap | None = None,
         log_interval: str = "100ba",
         loss_interval: str = "50ba",
-        **design: Any,
+        **options: Any,
     ) -> None:
-        self.design = Design(levels, **design)
-        if weight is not None and gradient_ratio is not None:
-            raise UserError("alignment has both weight and gradient_ratio: give one of them")
-        if weight is None:
-            weight = KINDS[self.design.kind].weight if gradient_ratio is None else 1.0
-        self.weight = weight
-        self.gradient_ratio = gradient_ratio
-        self.release = release
-        self.schedule = Schedule(start, until, ramp)
-        self._self_lead = self_lead
+        chosen = replace(settings or AlignmentSettings(), **options)
+        self.design = Design(levels, chosen, statistics=statistics, gap_map=gap_map)
+        self.settings = self.design.settings
+        assert self.settings.weight is not None, "its kind has one"
+        self.weight = self.settings.weight
+        self.schedule = Schedule(chosen.start, chosen.until, chosen.ramp)
         self._report_due = Every(log_interval, "log_interval")
         self._loss_due = Every(loss_interval, "loss_interval")
         self._reporter = Reporter()
@@ -98,7 +83,7 @@ class AHPA(Algorithm):
 
     def build(self, dit: DiT) -> PriorAlignment:
         """Builds the auxiliary alone, see :meth:`Design.build`."""
-        return self.design.build(dit, self.gradient_ratio, self.release)
+        return self.design.build(dit)
 
     def match(self, event: Event, state: State) -> bool:
         """Acts when the model is there and around each batch."""
@@ -136,7 +121,8 @@ class AHPA(Algorithm):
                     "levels self.<k> are blocks of the moving average: add the EMA algorithm "
                     "(ema.enabled=true)"
                 )
-            generator.add_source(SelfSource(generator.dit, ema.averages, self._self_lead))
+            lead = self.settings.self_lead
+            generator.add_source(SelfSource(generator.dit, ema.averages, lead))
         self._alignment = alignment
 
     def _weigh(self, state: State) -> None:
@@ -157,8 +143,8 @@ class AHPA(Algorithm):
             return
         self._reporter.report(alignment, state, logger)
         if due and self.schedule.share(state) == 1 and alignment.trend.reached():
-            if self.release is not None:
-                self.schedule.begin(state, self.release.ramp)
+            if self.settings.release is not None:
+                self.schedule.begin(state, self.settings.release.ramp)
                 logger.log_metrics({"alignment/released": 1.0})
             else:
                 text = "its residual has stopped falling; it no longer helps: release it "

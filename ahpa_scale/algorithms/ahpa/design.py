@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
-from ahpa_scale.algorithms.ahpa.kinds import KINDS, ROUTERS, kind_groups
+from ahpa_scale.algorithms.ahpa.kinds import KINDS, filled, kind_groups
 from ahpa_scale.algorithms.ahpa.shape import (
     build_whitening,
     default_self_groups,
@@ -18,9 +18,10 @@ from ahpa_scale.algorithms.ahpa.shape import (
 from ahpa_scale.errors import UserError
 from ahpa_scale.level_names import EXTERNAL, LATENT, is_self_level
 from ahpa_scale.method import (
+    AlignmentSettings,
+    AlignmentShape,
     DynamicRouter,
     GapMap,
-    Plateau,
     PriorAlignment,
     ScheduledRouter,
     UniformRouter,
@@ -34,113 +35,41 @@ class Design:
 
     Args:
         levels: name -> channels of every prior level that the batches bring, fine to coarse.
-        kind: ``ahpa``, ``uniform``, ``scheduled``, ``single``, ``latent``, ``repa`` or ``self``;
-            sets the defaults of the rest.
-        groups: group name -> its levels, fine to coarse; None groups the encoder's levels in up to
-            three. Levels ``self.<k>`` are blocks of the moving average (needs the EMA algorithm).
-        level: for ``kind="single"``: the group or level.
-        tap: block whose output is aligned, 1-based, or group -> block; None and groups not named
-            take the kind's.
-        grid: group -> tokens per side that it is compared on; others: the DiT's own.
-        loss: ``cosine`` or ``smooth_l1``; None takes the kind's.
-        smooth_l1_beta: beta of the smooth L1 loss.
-        token_weights: ``uniform`` or ``residual``.
-        spatial_norm: share of the token mean removed from targets, None for raw targets, ``"kind"``
-            for the kind's, which whitened targets do without.
-        whiten: dimensions that PCA whitens each level to; None leaves them as they are.
+        settings: what is aligned and how.
         statistics: what whitening needs: ``<level>.mean`` and ``<level>.covariance``.
-        head: ``mlp``, ``conv`` or ``linear``.
-        head_width: hidden width of an MLP head.
-        router: keyword arguments of :class:`~ahpa_scale.method.DynamicRouter`; of
-            :class:`~ahpa_scale.method.ScheduledRouter` for ``kind="scheduled"``.
-        objective: what trains the router, see :class:`~ahpa_scale.method.PriorAlignment`.
-        prior_weight: holds a dynamic router to its prior; None takes the objective's default.
-        gap_map: what ``objective="gap"`` follows; None measures the gap while training.
-        ceiling: ``anywhere`` or ``same_t``, see :class:`~ahpa_scale.method.GapMap`.
-        gap_strength: align more where more is lacking; needs ``objective="gap"``.
-        window: lowest and highest noise level that is aligned; None for all.
-        placebo: targets of another picture of the batch, a scientific control.
-        num_bins: t-bins of the statistics.
+        gap_map: what the router's objective ``gap`` follows; None measures the gap while training.
 
     Attributes:
+        settings: with the kind's defaults in place of None.
         groups: filled by :meth:`build` for kind ``self``.
         tap: filled by :meth:`build` where it was None.
 
     Raises:
-        UserError: unknown kind, or a group that names a level which the batches don't bring.
+        UserError: unknown kind, a group that names a level which the batches don't bring, or
+            settings that exclude one another.
     """
 
     def __init__(
         self,
         levels: Mapping[str, int],
+        settings: AlignmentSettings,
         *,
-        kind: str = "ahpa",
-        groups: Mapping[str, Sequence[str]] | None = None,
-        level: str | None = None,
-        tap: int | Mapping[str, int] | None = None,
-        grid: Mapping[str, int] | None = None,
-        loss: str | None = None,
-        smooth_l1_beta: float = 0.05,
-        token_weights: str = "uniform",
-        spatial_norm: float | Literal["kind"] | None = "kind",
-        whiten: int | None = None,
         statistics: Mapping[str, Tensor] | None = None,
-        head: str = "mlp",
-        head_width: int = 2048,
-        router: Mapping[str, Any] | None = None,
-        objective: str = "standardised",
-        prior_weight: float | None = None,
         gap_map: GapMap | None = None,
-        ceiling: str = "anywhere",
-        gap_strength: bool = False,
-        window: tuple[float, float] | None = None,
-        placebo: bool = False,
-        num_bins: int = 10,
     ) -> None:
-        for what, value, known in (
-            ("kind of alignment", kind, KINDS),
-            ("router objective", objective, ROUTERS),
-        ):
-            if value not in known:
-                raise UserError(f"unknown {what} {value!r}; choose one of {', '.join(known)}")
-        if ceiling != "anywhere" and gap_map is None:
-            raise UserError(f"ceiling {ceiling!r} needs a gap_map")
-        if gap_strength and objective != "gap":
-            raise UserError(f"gap_strength needs objective='gap', not {objective!r}")
-        defaults, routing = KINDS[kind], ROUTERS[objective]
-        self.kind = kind
+        self.settings = filled(settings)
+        if settings.router.ceiling != "anywhere" and gap_map is None:
+            raise UserError(f"ceiling {settings.router.ceiling!r} needs a gap_map")
         self.channels = dict(levels)
-        self.whiten = whiten
         # Those of kind self depend on the DiT's depth and follow when it is there.
         self.groups: dict[str, tuple[str, ...]] = {}
-        if groups or kind != "self":
-            chosen = groups or default_groups(self._encoder_levels())
-            self.groups = kind_groups(kind, chosen, level)
+        if settings.groups or settings.kind != "self":
+            chosen = settings.groups or default_groups(self._encoder_levels())
+            self.groups = kind_groups(settings.kind, chosen, settings.level)
         self._check_levels()
-        self.tap = tap
-        self.grid = None if grid is None else dict(grid)
+        self.tap = settings.tap
         self._statistics = dict(statistics or {})
-        self._gap = (gap_map, ceiling)
-        self._router_settings = dict(router or {})
-        if defaults.router == "dynamic":
-            self._router_settings.setdefault("floor", routing.floor)
-            self._router_settings.setdefault("snr_prior", routing.snr_prior)
-        if spatial_norm == "kind":
-            spatial_norm = defaults.spatial_norm if whiten is None else None
-        self._alignment_settings: dict[str, Any] = {
-            "loss": loss or defaults.loss,
-            "smooth_l1_beta": smooth_l1_beta,
-            "token_weights": token_weights,
-            "spatial_norm": spatial_norm,
-            "head": head,
-            "head_width": head_width,
-            "objective": objective,
-            "prior_weight": routing.prior_weight if prior_weight is None else prior_weight,
-            "gap_strength": gap_strength,
-            "window": window,
-            "placebo": placebo,
-            "num_bins": num_bins,
-        }
+        self._gap_map = gap_map
 
     def _encoder_levels(self) -> list[str]:
         return [name for name in self.channels if name not in (LATENT, EXTERNAL)]
@@ -148,28 +77,22 @@ class Design:
     def _check_levels(self) -> None:
         for name in (one for group in self.groups.values() for one in group):
             if is_self_level(name):
-                if self.whiten is not None:
+                if self.settings.whiten is not None:
                     raise UserError(f"whiten needs statistics, and {name!r} changes as it trains")
             elif name not in self.channels and name != LATENT:
                 raise UserError(
-                    f"kind {self.kind!r} aligns the level {name!r}, "
+                    f"kind {self.settings.kind!r} aligns the level {name!r}, "
                     f"but the batches bring {', '.join(self.channels) or 'none'}"
                 )
 
-    def build(
-        self, dit: DiT, gradient_ratio: float | None = None, plateau: Plateau | None = None
-    ) -> PriorAlignment:
+    def build(self, dit: DiT) -> PriorAlignment:
         """Builds the auxiliary for this DiT's depth, width and token grid.
-
-        Args:
-            dit: the backbone.
-            gradient_ratio: see :class:`~ahpa_scale.method.PriorAlignment`; so is `plateau`.
-            plateau: the rule that its residual is judged by.
 
         Raises:
             UserError: a group, block, grid or level that this DiT or the data don't have.
         """
-        default_tap = KINDS[self.kind].tap(dit.depth)
+        settings = self.settings
+        default_tap = KINDS[settings.kind].tap(dit.depth)
         if self.tap is None:
             self.tap = default_tap
         self.groups = self.groups or default_self_groups(dit.depth, self.tap)
@@ -181,38 +104,39 @@ class Design:
         channels = {**self.channels, LATENT: dit.in_channels * dit.patch_size**2}
         channels.update(self_channels(self.groups, blocks, dit))
         whitening = {}
-        if self.whiten is not None:
-            whitening = build_whitening(self.groups, channels, self.whiten, self._statistics)
+        if settings.whiten is not None:
+            whitening = build_whitening(self.groups, channels, settings.whiten, self._statistics)
             channels.update({level: one.dims for level, one in whitening.items()})
-        gap_map, ceiling = self._gap
-        return PriorAlignment(
+        shape = AlignmentShape(
             width=dit.width,
             grid=dit.grid,
             groups=self.groups,
             channels={g: sum(channels[one] for one in levels) for g, levels in self.groups.items()},
-            router=self._build_router(),
             taps=blocks if isinstance(self.tap, Mapping) else None,
-            grids=per_group("grid", self.grid or {}, self.groups, dit.grid),
-            whitening=whitening,
-            gap=None if gap_map is None else gap_map.gap(self.groups, blocks, ceiling),
-            gradient_ratio=gradient_ratio,
-            plateau=plateau,
-            **self._alignment_settings,
+            grids=per_group("grid", settings.grid or {}, self.groups, dit.grid),
+        )
+        gap = None
+        if self._gap_map is not None:
+            gap = self._gap_map.gap(self.groups, blocks, settings.router.ceiling)
+        return PriorAlignment(
+            shape, settings, router=self._build_router(), whitening=whitening, gap=gap
         )
 
     def _build_router(self) -> nn.Module:
-        router = KINDS[self.kind].router
+        settings, count = self.settings, len(self.groups)
+        router = KINDS[settings.kind].router
         if router == "dynamic":
-            return DynamicRouter(len(self.groups), **self._router_settings)
+            return DynamicRouter(count, **settings.router.network())
         if router == "scheduled":
-            return ScheduledRouter(len(self.groups), **self._router_settings)
-        return UniformRouter(len(self.groups))
+            return ScheduledRouter(count, settings.sharpness, settings.reverse)
+        return UniformRouter(count)
 
     def shape(self) -> dict[str, Any]:
         """What a run and the checkpoint that it goes on from must agree on, as plain values."""
+        grid = self.settings.grid
         return {
-            "kind": self.kind,
+            "kind": self.settings.kind,
             "tap": self.tap,
             "groups": {k: list(v) for k, v in self.groups.items()},
-            "grid": self.grid,
+            "grid": None if grid is None else dict(grid),
         }

@@ -8,10 +8,14 @@ Imports nothing heavy: the configuration reads its defaults from here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 from ahpa_scale.errors import UserError
 from ahpa_scale.level_names import EXTERNAL, LATENT, self_level
+
+if TYPE_CHECKING:
+    from ahpa_scale.method import AlignmentSettings
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,40 @@ ROUTERS: dict[str, RouterDefaults] = {
     "gap": RouterDefaults(floor=0.05, snr_prior=0.0, prior_weight=0.0),
     "agreement": RouterDefaults(floor=0.05, snr_prior=0.0, prior_weight=0.0),
 }
+
+
+def filled(settings: AlignmentSettings) -> AlignmentSettings:
+    """Settings with the defaults of their kind and of their router's objective, but for the tap,
+    which the DiT's depth will tell.
+
+    Raises:
+        UserError: an unknown kind or objective, both a weight and a gradient ratio, or a router's
+            choice without what it needs.
+    """
+    chosen, router = settings, settings.router
+    for what, value, known in (
+        ("kind of alignment", chosen.kind, KINDS),
+        ("router objective", router.objective, ROUTERS),
+    ):
+        if value not in known:
+            raise UserError(f"unknown {what} {value!r}; choose one of {', '.join(known)}")
+    if router.gap_strength and router.objective != "gap":
+        raise UserError(f"gap_strength needs objective='gap', not {router.objective!r}")
+    if chosen.weight is not None and chosen.gradient_ratio is not None:
+        raise UserError("alignment has both weight and gradient_ratio: give one of them")
+    kind = KINDS[chosen.kind]
+    spatial_norm = chosen.spatial_norm
+    if spatial_norm == "kind":
+        spatial_norm = kind.spatial_norm if chosen.whiten is None else None
+    weight = kind.weight if chosen.gradient_ratio is None else 1.0
+    defaults = asdict(ROUTERS[router.objective])
+    return replace(
+        chosen,
+        weight=weight if chosen.weight is None else chosen.weight,
+        loss=chosen.loss or kind.loss,
+        spatial_norm=spatial_norm,
+        router=replace(router, **{k: v for k, v in defaults.items() if getattr(router, k) is None}),
+    )
 
 
 def self_groups(depth: int, tap: int) -> dict[str, tuple[str, ...]]:

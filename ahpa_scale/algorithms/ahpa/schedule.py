@@ -5,23 +5,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from composer.core import State, Time, TimeUnit
-
-from ahpa_scale.method import Plateau
-
-
-@dataclass(frozen=True)
-class Release(Plateau):
-    """Release by measurement: once the residual stays on its plateau, the weight falls to 0.
-
-    Attributes:
-        ramp: Composer time string of the fall.
-    """
-
-    ramp: str = "0.125dur"
 
 
 class Schedule:
