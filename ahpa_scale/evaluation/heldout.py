@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from ahpa_scale.errors import UserError
 from ahpa_scale.models.dit import DiT
-from ahpa_scale.models.flow import Path, interpolate, velocity_loss
-from ahpa_scale.models.randomness import normal, sample_key, uniform
+from ahpa_scale.models.flow import Path, velocity_loss
+from ahpa_scale.models.noising import noised
+from ahpa_scale.models.randomness import sample_key
 from ahpa_scale.models.vae_config import LatentScaling
 from ahpa_scale.precision import inference_autocast
 
@@ -94,15 +95,19 @@ def _losses(
         return sample_key(_SEED, draw, index_B, f"heldout.{stream}")
 
     mean_BCHW, std_BCHW = batch["moments"].float().chunk(2, dim=1)
-    shape = tuple(mean_BCHW.shape[1:])
-    z_BCHW = mean_BCHW + std_BCHW * normal(key("posterior"), shape)
-    x_BCHW = generator.scaling.normalise(z_BCHW)
     bin_B = (index_B + draw) % bins
-    t_B = (bin_B + uniform(key("timestep"))[:, 0]) / bins
-    xt_BCHW, target_BCHW = interpolate(generator.path, x_BCHW, normal(key("noise"), shape), t_B)
-    with inference_autocast(xt_BCHW.device):
-        v_BCHW = generator.dit(xt_BCHW, t_B, known_labels(generator.dit, batch["label"]))
-    return bin_B, velocity_loss(v_BCHW, target_BCHW)
+    drawn = noised(
+        mean_BCHW,
+        std_BCHW,
+        generator.scaling,
+        generator.path,
+        key,
+        lambda uniform_B: (bin_B + uniform_B) / bins,
+    )
+    label_B = known_labels(generator.dit, batch["label"])
+    with inference_autocast(mean_BCHW.device):
+        v_BCHW = generator.dit(drawn.xt_BCHW, drawn.t_B, label_B)
+    return bin_B, velocity_loss(v_BCHW, drawn.target_BCHW)
 
 
 def known_labels(dit: DiT, label_B: Tensor) -> Tensor:

@@ -24,10 +24,10 @@ from ahpa_scale.evaluation.heldout import evaluating, known_labels
 from ahpa_scale.evaluation.readout import PairMoments, explained_shares
 from ahpa_scale.level_names import LATENT, PRIOR_PREFIX, self_block
 from ahpa_scale.method.priors import patchify, pool_to_grid
-from ahpa_scale.models.flow import interpolate
 from ahpa_scale.models.generator import DiffusionGenerator
+from ahpa_scale.models.noising import noised
 from ahpa_scale.models.prior_sources import SelfSource, SourceContext, fill_priors
-from ahpa_scale.models.randomness import normal, sample_key, uniform
+from ahpa_scale.models.randomness import sample_key, uniform
 from ahpa_scale.precision import inference_autocast
 from ahpa_scale.progress import progress_bar
 
@@ -204,17 +204,20 @@ def _tokens(
         return sample_key(_SEED, number, inputs["index"], f"recoverability.{stream}")
 
     mean_BCHW, std_BCHW = inputs["moments"].float().chunk(2, dim=1)
-    shape = tuple(mean_BCHW.shape[1:])
+    drawn = noised(
+        mean_BCHW,
+        std_BCHW,
+        generator.scaling,
+        generator.path,
+        key,
+        lambda uniform_B: (number + uniform_B) / bins,
+    )
     clean_BCHW = generator.scaling.normalise(mean_BCHW)
-    x_BCHW = generator.scaling.normalise(mean_BCHW + std_BCHW * normal(key("posterior"), shape))
-    eps_BCHW = normal(key("noise"), shape)
-    t_B = (number + uniform(key("timestep"))[:, 0]) / bins
-    xt_BCHW, _ = interpolate(generator.path, x_BCHW, eps_BCHW, t_B)
     label_B = known_labels(dit, inputs["label"])
-    context = SourceContext(inputs, clean_BCHW, x_BCHW, eps_BCHW, t_B, label_B, generator.path)
-    with inference_autocast(xt_BCHW.device):
+    context = SourceContext(inputs, clean_BCHW, drawn, label_B, generator.path)
+    with inference_autocast(mean_BCHW.device):
         blocks = range(1, dit.depth + 1)
-        tapped = dit(xt_BCHW, t_B, label_B, taps=blocks, tokens_only=True)
+        tapped = dit(drawn.xt_BCHW, drawn.t_B, label_B, taps=blocks, tokens_only=True)
         fill_priors(inputs, pictures.levels, pictures.sources, context)
     targets = [
         (patchify if level == LATENT else pool_to_grid)(inputs[PRIOR_PREFIX + level], dit.grid)

@@ -8,6 +8,7 @@ Legend: B batch, C channels, H W latent height and width, N tokens, D width of t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,9 +23,10 @@ from ahpa_scale.models.attachments import (
     tapped_blocks,
 )
 from ahpa_scale.models.dit import DiT
-from ahpa_scale.models.flow import Path, get_path, interpolate, sample_timesteps, velocity_loss
+from ahpa_scale.models.flow import Path, get_path, sample_timesteps, velocity_loss
+from ahpa_scale.models.noising import noised
 from ahpa_scale.models.prior_sources import LatentSource, PriorSource, SourceContext, fill_priors
-from ahpa_scale.models.randomness import normal, sample_key, uniform
+from ahpa_scale.models.randomness import sample_key, uniform
 from ahpa_scale.models.vae import FrozenVAE
 from ahpa_scale.models.vae_config import LatentScaling
 from ahpa_scale.precision import float32_region
@@ -71,13 +73,7 @@ class DiffusionGenerator(ComposerModel):
         self.scaling = scaling
         self.label_dropout = label_dropout
         self.seed = seed
-        # Buffers, because a tensor made from numbers in every step would be a copy from the host in
-        # every step.
-        self._shift_C11: Tensor
-        self._scale_C11: Tensor
-        for name, numbers in (("_shift_C11", scaling.shift), ("_scale_C11", scaling.scale)):
-            self.register_buffer(name, torch.tensor(numbers).view(-1, 1, 1), persistent=False)
-        self._timesteps: dict[str, Any] = {"kind": timesteps, "mean": logit_mean, "std": logit_std}
+        self._timesteps = partial(sample_timesteps, kind=timesteps, mean=logit_mean, std=logit_std)
         self._cpu_bf16 = cpu_bf16
         self._taps: dict[str, tuple[int, ...]] = {}
         self._weights: dict[str, float] = {}
@@ -189,23 +185,20 @@ class DiffusionGenerator(ComposerModel):
     def _forward(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         levels = self._wanted_levels()
         mean_BCHW, std_BCHW, inputs = self.encode(batch, levels)
-        shape = tuple(mean_BCHW.shape[1:])
         # float32 whatever the autocast: x_t mixes two terms of very different size near both ends
         # of the path.
         with float32_region(mean_BCHW):
-            posterior_BCHW = mean_BCHW + std_BCHW * normal(self._key(batch, "posterior"), shape)
-            x_BCHW = self._normalise(posterior_BCHW)
-            eps_BCHW = normal(self._key(batch, "noise"), shape)
-            t_B = sample_timesteps(uniform(self._key(batch, "timestep"))[:, 0], **self._timesteps)
-            xt_BCHW, target_BCHW = interpolate(self.path, x_BCHW, eps_BCHW, t_B)
+            key = partial(self._key, batch)
+            drawn = noised(mean_BCHW, std_BCHW, self.scaling, self.path, key, self._timesteps)
         label_B = self._drop_labels(batch)
-        outputs = {"target": target_BCHW, "t": t_B, "auxiliary": {}}
+        t_B = drawn.t_B
+        outputs = {"target": drawn.target_BCHW, "t": t_B, "auxiliary": {}}
         if not self.attachments:
-            return {**outputs, "velocity": self.dit(xt_BCHW, t_B, label_B)}
+            return {**outputs, "velocity": self.dit(drawn.xt_BCHW, t_B, label_B)}
         taps = sorted({tap for blocks in self._taps.values() for tap in blocks})
-        velocity_BCHW, tapped = self.dit(xt_BCHW, t_B, label_B, taps=taps)
-        clean_BCHW = self._normalise(mean_BCHW)
-        context = SourceContext(batch, clean_BCHW, x_BCHW, eps_BCHW, t_B, label_B, self.path)
+        velocity_BCHW, tapped = self.dit(drawn.xt_BCHW, t_B, label_B, taps=taps)
+        clean_BCHW = self.scaling.normalise(mean_BCHW)
+        context = SourceContext(batch, clean_BCHW, drawn, label_B, self.path)
         fill_priors(inputs, levels, self._sources, context)
         auxiliary = {
             name: self._auxiliary_loss(name, {tap: tapped[tap] for tap in blocks}, t_B, inputs)
@@ -260,9 +253,6 @@ class DiffusionGenerator(ComposerModel):
         between models.
         """
         return self.forward(batch) if outputs is None else outputs
-
-    def _normalise(self, z_BCHW: Tensor) -> Tensor:
-        return (z_BCHW - self._shift_C11) * self._scale_C11
 
     def _key(self, batch: Mapping[str, Tensor], stream: str) -> Tensor:
         return sample_key(self.seed, batch["epoch"], batch["index"], stream)

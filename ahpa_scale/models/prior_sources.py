@@ -22,6 +22,7 @@ from ahpa_scale.errors import UserError
 from ahpa_scale.level_names import LATENT, PRIOR_PREFIX, self_block
 from ahpa_scale.models.dit import DiT
 from ahpa_scale.models.flow import Path, interpolate
+from ahpa_scale.models.noising import Noised
 from ahpa_scale.precision import float32_region
 
 Averages = Mapping[str, Tensor]
@@ -34,18 +35,14 @@ class SourceContext:
     Attributes:
         batch: as the loader gave it.
         mean_BCHW: posterior mean of the clean latents, scaled as the DiT's input; float32.
-        x_BCHW: the clean latents of this step, scaled; float32.
-        eps_BCHW: the noise that the student's input is mixed with.
-        t_B: the student's noise levels in [0, 1].
+        drawn: the latents, noise and noise levels of this step.
         label_B: int64 labels as the student sees them, dropped ones replaced by the null class.
         path: the interpolant between latents and noise.
     """
 
     batch: Mapping[str, Tensor]
     mean_BCHW: Tensor
-    x_BCHW: Tensor
-    eps_BCHW: Tensor
-    t_B: Tensor
+    drawn: Noised
     label_B: Tensor
     path: Path
 
@@ -111,9 +108,10 @@ class SelfSource:
         """
         averages = self._averages()
         _refuse_shards(averages)
-        with float32_region(context.x_BCHW):
-            t_B = (context.t_B - self.lead).clamp(min=0)
-            xt_BCHW, _ = interpolate(context.path, context.x_BCHW, context.eps_BCHW, t_B)
+        drawn = context.drawn
+        with float32_region(drawn.x_BCHW):
+            t_B = (drawn.t_B - self.lead).clamp(min=0)
+            xt_BCHW, _ = interpolate(context.path, drawn.x_BCHW, drawn.eps_BCHW, t_B)
         named = {level: self_block(level) for level in levels}
         blocks = {level: block for level, block in named.items() if block is not None}
         # The DiT has no layer that behaves otherwise in training, so its mode can stay.
