@@ -9,20 +9,22 @@ from typing import Any
 
 from job import ROOT
 
-from ahpa_scale import exits as stops
+from ahpa_scale import exits
 from ahpa_scale.exits import TRY_AGAIN as LOST
 
 #: A mistake in the input, as every command reports it.
 MISTAKE = 2
-HOPELESS = {MISTAKE, stops.STOPPED}
-AGAIN = {LOST, stops.ROLL_BACK, stops.PREEMPTED, stops.CUT_SHORT}
+HOPELESS = {MISTAKE, exits.STOPPED}
+AGAIN = {LOST, exits.ROLL_BACK, exits.PREEMPTED, exits.CUT_SHORT}
 #: Goes on as well, but a store that refuses for ever must end the job.
-COUNTED = {stops.NOT_SAVED}
+COUNTED = {exits.NOT_SAVED}
 
 
 def documented() -> dict[int, str]:
-    """The README's table: exit code -> what the same command does then."""
-    rows = re.findall(r"^\| (\d+) \| [^|]+ \| ([^|]+) \|$", (ROOT / "README.md").read_text(), re.M)
+    """The manual's table: exit code -> what the same command does then."""
+    rows = re.findall(
+        r"^\| (\d+) \| [^|]+ \| ([^|]+) \|$", (ROOT / "docs/interruptions.md").read_text(), re.M
+    )
     return {int(code): told.strip() for code, told in rows}
 
 

@@ -31,7 +31,7 @@ from k8s_manifests import (
 )
 from k8s_mistakes import GONE, MISTAKES, planted
 
-from ahpa_scale import exits as stops
+from ahpa_scale import exits
 from ahpa_scale.launch.command import command_for
 from ahpa_scale.launch.environment import from_environment
 
@@ -161,7 +161,7 @@ def test_each_pod_becomes_composers_launcher_of_its_node(name: str | None):
 
 
 def test_the_exit_codes_of_the_readme_are_those_of_the_policy():
-    """Whatever the README says of a code, the Job does."""
+    """Whatever the manual says of a code, the Job does."""
     job = named(base(), "Job")["spec"]
     told = documented()
     assert set(told) == {0, 1} | HOPELESS | COUNTED | AGAIN
@@ -185,7 +185,7 @@ def test_the_exit_codes_of_the_runbook_are_those_of_the_policy():
 
 def test_an_evaluation_goes_on_unless_its_input_is_wrong():
     job = named(documents(K8S / "extras/evaluate.yaml"), "Job")["spec"]
-    found = [verdict(job, code)[0] for code in (2, stops.PREEMPTED, 1)]
+    found = [verdict(job, code)[0] for code in (2, exits.PREEMPTED, 1)]
     assert found == ["FailJob", "Ignore", "Count"]
     assert verdict(job, 137, disrupted=True)[0] == "Ignore"
     assert "activeDeadlineSeconds" not in job

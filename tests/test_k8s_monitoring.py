@@ -106,11 +106,11 @@ def test_a_mistake_in_the_dashboard_is_refused(dashboard, service, panel, key, v
     assert found == [] if told is None else any(told in problem for problem in found), found
 
 
-def test_the_runbook_and_the_readme_tell_of_all_there_is(docs):
+def test_the_runbook_and_the_manual_tell_of_all_there_is(docs):
     rules = named(docs, RULES)["spec"]["groups"][0]["rules"]
     told = re.findall(r"^\| `(Ahpa\w+)` \|", (K8S / "README.md").read_text(), re.M)
     assert told == [rule["alert"] for rule in rules]
-    rows = re.findall(r"^\| (`ahpa_.*?) \| ", (ROOT / "README.md").read_text(), re.M)
+    rows = re.findall(r"^\| (`ahpa_.*?) \| ", (ROOT / "docs/watching.md").read_text(), re.M)
     names = re.findall(r"`(ahpa_\w+)(?:\{(\w+)\})?`", " ".join(rows))
     assert {name for name, _ in names} == set(served())
     assert {name: {label} for name, label in names if label} == {

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every command of the README and of the YAMLs' headers is one that this version understands."""
+"""Every command of the README, the manual and the YAMLs' headers is one that this version
+understands, and every link leads somewhere.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,15 @@ from experiments.transfer import _parser as transfer_parser
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-
+#: The pages that people wrote, by their path.
+MANUAL = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+    ]
+}
 
 PROGRAMS = ("make", "composer", "ahpa-scale", "python", "podman")
 
@@ -40,14 +50,14 @@ STUDIES = {
 }
 COMMANDS = [
     pytest.param(words, id=f"{name}: {' '.join(words)[:60]}")
-    for name, text in {"README": README, **SHIPPED, **STUDIES}.items()
+    for name, text in {**MANUAL, **SHIPPED, **STUDIES}.items()
     for words in commands(text)
 ]
 
 
 def test_the_readme_has_its_commands():
-    assert {words[0] for words in commands(README)} == set(PROGRAMS)
-    assert len(COMMANDS) > 12
+    assert {words[0] for words in commands("".join(MANUAL.values()))} == set(PROGRAMS)
+    assert len(commands(README)) > 5
 
 
 @pytest.mark.parametrize("words", COMMANDS)
@@ -82,9 +92,16 @@ def test_the_command_is_understood(words: list[str], monkeypatch):
         command.make_context(program, rest)
 
 
-def test_linked_files_exist():
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("name", MANUAL)
+def test_linked_files_exist(name: str):
+    for target in re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", MANUAL[name]):
+        assert ((ROOT / name).parent / target).exists(), target
+
+
+def test_the_readme_leads_to_every_page():
+    assert len(README.splitlines()) <= 200
+    for name in MANUAL:
+        assert name == "README.md" or f"]({name})" in README
 
 
 def test_every_yaml_is_in_the_table():

@@ -25,7 +25,7 @@ from ahpa_scale.watch import Place, job_key, tcp_port
 if TYPE_CHECKING:
     from torch.distributed import Store
 
-#: Holds what only the ranks of a job know; see the README.
+#: Holds what only the ranks of a job know; see docs/several-nodes.md.
 SECRET = "AHPA_JOB_SECRET"
 #: As long as torch waits for the ranks to meet.
 PATIENCE = 300.0
