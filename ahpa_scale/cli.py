@@ -11,7 +11,15 @@ import typer
 
 from ahpa_scale import console
 from ahpa_scale.account import settle_account
-from ahpa_scale.commands import checkpoints, diagnose, launch, pictures, prepare, train_vae
+from ahpa_scale.commands import (
+    checkpoints,
+    diagnose,
+    init,
+    launch,
+    pictures,
+    prepare,
+    train_vae,
+)
 from ahpa_scale.commands.evaluate import cli as evaluate
 from ahpa_scale.disk_errors import mendable
 from ahpa_scale.errors import UserError
@@ -30,6 +38,7 @@ app = typer.Typer(
 app.add_typer(checkpoints.app, name="checkpoints")
 
 # In the order of the help.
+app.command()(init.init)
 app.command()(prepare.prepare)
 app.command()(diagnose.diagnose)
 app.command("train-vae")(train_vae.train_vae)
