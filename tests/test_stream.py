@@ -192,13 +192,11 @@ def test_looking_ahead_asks_once_for_a_shard_that_stays(prepared, monkeypatch, c
     assert asked == dict.fromkeys(range(stream.num_shards), times)
 
 
-def test_a_cache_in_use_is_told_apart_from_a_stale_one(prepared, tmp_path):
+def test_a_cache_in_use_is_told(prepared, tmp_path):
     cache = str(tmp_path / "cache")
     first = build_loader(prepared, local=cache, batch_size=4)
     with pytest.raises(ValueError, match=r"cache folder .* is in use by another run"):
         build_loader(prepared, local=cache, batch_size=4)
-    with pytest.raises(ValueError, match="clean_stale would break"):
-        build_loader(prepared, local=cache, batch_size=4, clean_stale=True)
     assert len(list(first)) == COUNT // 4
 
 

@@ -11,14 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from filelock import FileLock
 from streaming import StreamingDataLoader, StreamingDataset
 from streaming.base.dataset import _Iterator, _ShardState
 from streaming.base.distributed import get_local_rank
-from streaming.base.util import clean_stale_shared_memory
 
 from ahpa_scale import storage
 from ahpa_scale.data import codec
@@ -31,8 +29,6 @@ from ahpa_scale.data.sharing import hold_cache
 from ahpa_scale.data.whole import ShardError, check_whole
 from ahpa_scale.data.workers import Loader, begin_worker
 from ahpa_scale.errors import UserError
-
-_living: WeakSet[LatentStream] = WeakSet()
 
 
 class LatentStream(StreamingDataset):
@@ -68,7 +64,6 @@ class LatentStream(StreamingDataset):
         self.card = card
         self.shards: list[ColumnReader] = [ColumnReader(shard, wanted) for shard in self.shards]
         self._epoch: int | None = None
-        _living.add(self)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """One pass (the rest of one after a resume) over this worker's samples.
@@ -195,7 +190,6 @@ def build_loader(
     predownload: int | None = None,
     cache_limit: int | str | None = None,
     drop_last: bool = True,
-    clean_stale: bool = False,
 ) -> StreamingDataLoader:
     """A loader of a prepared data set that can resume in mid-epoch.
 
@@ -213,16 +207,12 @@ def build_loader(
         predownload: samples fetched ahead, per worker.
         cache_limit: bytes, or text such as '200gb', that the cache may take on this node.
         drop_last: leave out a last, smaller batch.
-        clean_stale: first remove shared memory that a killed run left. It removes that of *living*
-            runs too, so only where no other streaming process shares the host or pod.
 
     Raises:
         UserError: no whole data set there, a level it does not hold, or too few samples.
         UnreachableError: the store does not answer.
     """
     card = read_card(remote)
-    if clean_stale:
-        _clean_stale()
     places = _places(remote, local, card)
     index = settle_index(remote, card, None if places["remote"] is None else places["local"])
     # Of a store one rank asks for all; a path may be another disk on each host.
@@ -284,11 +274,5 @@ def _open_stream(card: DatasetCard, levels: tuple[str, ...] | None, **options: A
             raise
         raise UserError(
             f"the cache folder {options['local']} is in use by another run on this host: give "
-            "this run another, or, if that run is dead and no other one lives here, set clean_stale"
+            "this run another one"
         ) from error
-
-
-def _clean_stale() -> None:
-    if len(_living) > 0:
-        raise UserError("clean_stale would break a data set that this process reads: use it first")
-    clean_stale_shared_memory()
