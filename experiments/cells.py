@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from ahpa_scale import storage
 from ahpa_scale.config.load import ConfigError, load_yaml
+from ahpa_scale.config.removed import with_removed
 from ahpa_scale.config.schema import Config, parse_time
 from ahpa_scale.errors import UserError
 from experiments.datasets import DataFolder, data_folder
@@ -178,7 +179,7 @@ class Planner:
                 )
 
     def _told(self, cell: Cell, config: Config, data: DataFolder) -> dict[str, Any]:
-        told = config.model_dump(mode="json", exclude=set(_PLACES))
+        told = with_removed(config.model_dump(mode="json", exclude=set(_PLACES)))
         told["data"] = {k: v for k, v in told["data"].items() if k not in _DATA_PLACES}
         told["data"]["digest"] = data.root.name.removeprefix(f"{cell.dataset}-")
         told["parallelism"] = {key: told["parallelism"][key] for key in _ENGINE}

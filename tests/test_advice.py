@@ -137,8 +137,7 @@ def test_every_command_target_and_extra_that_a_text_names_exists():
 @pytest.mark.parametrize(
     "mistake",
     [
-        ["alignment.smooth_l1_beta=0.1"],
-        ["alignment.sharpness=2"],
+        ["alignment.reverse=true"],
         ["alignment.router.gap_strength=true"],
         ["alignment.kind=repa", "alignment.router.top_k=1"],
         ["alignment.kind=uniform", "alignment.level=latent"],

@@ -81,11 +81,10 @@ def test_impossible_alignment_earns_one_line(complaint, overrides, words):
     ("kind", "item"),
     [
         ("none", "alignment.weight=0.3"),
-        ("none", "alignment.router.depth=5"),
+        ("none", "alignment.router.top_k=2"),
         ("uniform", "alignment.router.floor=0.1"),
         ("uniform", "alignment.level=latent"),
         ("ahpa", "alignment.reverse=true"),
-        ("ahpa", "alignment.smooth_l1_beta=0.1"),
         ("latent", "alignment.levels=[latent]"),
         ("repa", "alignment.groups={a: [latent]}"),
         ("ahpa", "flow.logit_std=2.0"),
@@ -102,7 +101,7 @@ def test_a_key_without_effect_is_refused(complaint, kind, item):
 
 def test_a_switch_on_the_command_line_idles_keys_of_the_file(load, complaint):
     """A baseline is one override away, and what is saved says what was used."""
-    text = SMALL + "alignment: {kind: ahpa, weight: 0.3, head: {width: 64}, router: {depth: 5}}\n"
+    text = SMALL + "alignment: {kind: ahpa, weight: 0.3, head: {width: 64}, router: {top_k: 2}}\n"
     control = load("alignment.kind=none", text=text)
     assert control.alignment == load("alignment.kind=none").alignment
     uniform = load("alignment.kind=uniform", text=text).alignment

@@ -60,7 +60,7 @@ def test_impossible_remedies_earn_one_line(complaint, overrides, words):
     [
         ("ahpa", ["alignment.weight=0.3", "alignment.gradient_ratio=0.3"]),
         ("ahpa", ["alignment.ramp=0.1dur"]),
-        ("ahpa", ["alignment.sharpness=2.0"]),
+        ("ahpa", ["alignment.reverse=true"]),
         ("ahpa", ["alignment.self_lead=0.2"]),
         ("ahpa", ["alignment.router.ceiling=same_t"]),
         ("ahpa", ["alignment.router.gap_strength=true"]),
@@ -68,7 +68,7 @@ def test_impossible_remedies_earn_one_line(complaint, overrides, words):
         ("uniform", ["alignment.router.objective=gap"]),
         ("none", ["alignment.release={}"]),
         ("none", ["alignment.placebo=true"]),
-        ("latent", ["alignment.sharpness=2.0"]),
+        ("latent", ["alignment.reverse=true"]),
     ],
 )
 def test_a_remedy_without_effect_is_refused(complaint, kind: str, items: list[str]):
@@ -144,8 +144,8 @@ def test_every_remedy_reaches_the_plug_in(plug_in):
     plateau = module.trend.plateau
     assert (plateau.fast, plateau.slow, plateau.improvement) == (0.9, 0.99, 0.1)
     assert isinstance(plateau, Plateau)
-    sharp = plug_in("alignment.kind=scheduled", "alignment.sharpness=9.0")
-    assert sharp.build(dit()).router.slope_G.max() == 9
+    reverse = plug_in("alignment.kind=scheduled", "alignment.reverse=true")
+    assert reverse.build(dit()).router.slope_G.max() == 3
 
 
 def dit():

@@ -21,6 +21,7 @@ from ahpa_scale.config.checks.static import check_static
 from ahpa_scale.config.defaults import fill_defaults
 from ahpa_scale.config.errors import COMMAND_LINE, ConfigError, exit_on_user_error
 from ahpa_scale.config.explain import first_problem
+from ahpa_scale.config.removed import drop_removed
 from ahpa_scale.config.schema import Config
 from ahpa_scale.config.schema.run import source_of
 from ahpa_scale.config.written import (
@@ -111,6 +112,7 @@ def _load(content: dict[str, Any], sources: dict[str, str], elsewhere: bool) -> 
     if elsewhere:
         content = without_environment(content)
     resolved = _resolve(content, sources)
+    drop_removed(resolved, sources, elsewhere=elsewhere)
     if elsewhere:
         resolved = _without_strangers(resolved, written, sources)
         # What has been left out has its default, and is not to be written over it.

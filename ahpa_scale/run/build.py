@@ -213,7 +213,6 @@ def _build_optimizer(config: Config, generator: DiffusionGenerator) -> torch.opt
         [p for p in generator.backbone_parameters() if p.requires_grad],
         lr=chosen.lr,
         betas=chosen.betas,
-        eps=chosen.eps,
         weight_decay=chosen.weight_decay,
         fused=True,
     )

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ahpa_scale.algorithms.ahpa import KINDS
 from ahpa_scale.config.checks.engine import idle_keys
 from ahpa_scale.config.checks.self_levels import aligns_own_blocks
 from ahpa_scale.config.errors import COMMAND_LINE, ConfigError
@@ -27,7 +26,6 @@ SectionT = TypeVar("SectionT", bound=Section)
 OWNERS = {
     "level": ("single",),
     "reverse": ("scheduled",),
-    "sharpness": ("scheduled",),
     "router": ("ahpa", "self"),
 }
 
@@ -135,10 +133,6 @@ def _idle_alignment(config: Config) -> Iterator[Idle]:
         if kind not in owners:
             why = f"it belongs to alignment.kind={' or '.join(owners)}"
             yield Idle(f"alignment.{key}", "alignment.kind", why)
-    loss = alignment.loss or KINDS[kind].loss
-    if loss != "smooth_l1":
-        switch = "alignment.kind" if alignment.loss is None else "alignment.loss"
-        yield Idle("alignment.smooth_l1_beta", switch, "it belongs to alignment.loss=smooth_l1")
     if alignment.head.kind != "mlp":
         why = "it belongs to alignment.head.kind=mlp"
         yield Idle("alignment.head.width", "alignment.head.kind", why)

@@ -72,13 +72,6 @@ class Router(Section):
         description="Objective gap: align in proportion to the whole gap at each noise level, and "
         "not equally strongly at all of them.",
     )
-    hidden: int = Field(
-        256, ge=2, le=1_000_000, multiple_of=2, description="Width of the hidden layers."
-    )
-    depth: int = Field(4, ge=2, le=100, description="Linear layers.")
-    temperature: float = Field(
-        1.0, gt=0, description="Divides the logits; above 1 flattens the weights."
-    )
     top_k: int | None = Field(None, ge=1, description="Groups kept at each t; null: all.")
     floor: float | None = Field(
         None, ge=0, lt=1, description="Least weight of each group; null: 0.05, literal 0."
@@ -155,9 +148,6 @@ class Alignment(Section):
     reverse: bool = Field(
         False, description="Kind scheduled: fine levels at high noise, the claim's falsification."
     )
-    sharpness: float = Field(
-        3.0, gt=0, description="Kind scheduled: how sharply weights follow the noise level."
-    )
     self_lead: float = Field(
         0.1,
         ge=0,
@@ -192,11 +182,6 @@ class Alignment(Section):
     loss: Literal["cosine", "smooth_l1"] | None = Field(
         None, description="Distance to the target; null: cosine, for latent smooth_l1."
     )
-    smooth_l1_beta: float = Field(
-        0.05,
-        gt=0,
-        description="Where smooth L1 turns linear, in target units; loss smooth_l1 only.",
-    )
     spatial_norm: float | None = Field(
         0.6,
         ge=0,
@@ -206,4 +191,3 @@ class Alignment(Section):
     )
     head: Head = Field(Head(), description="The projection head.")
     router: Router = Field(Router(), description="The router; kinds ahpa and self only.")
-    bins: int = Field(10, ge=1, le=1000, description="Bins of t for the running statistics.")

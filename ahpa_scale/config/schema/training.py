@@ -31,7 +31,6 @@ class Optimizer(Section):
         (0.9, 0.999), description="AdamW's averaging coefficients."
     )
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
-    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
     warmup: Moment = Field("0ba", description="Linear warm-up of the learning rate; '0ba': none.")
     grad_clip: float | None = Field(
         1.0, gt=0, description="Largest gradient norm; null: no clipping."

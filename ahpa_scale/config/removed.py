@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys that earlier versions had, and what has always been in their place since: nobody had a use
+for another value. What earlier versions have saved is read with them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from ahpa_scale import console
+from ahpa_scale.config.errors import ConfigError, speaks_for_all_ranks
+from ahpa_scale.config.schema.run import source_of
+
+REMOVED: dict[str, Any] = {
+    "alignment.bins": 10,
+    "alignment.router.depth": 4,
+    "alignment.router.hidden": 256,
+    "alignment.router.temperature": 1.0,
+    "alignment.sharpness": 3.0,
+    "alignment.smooth_l1_beta": 0.05,
+    "optimizer.eps": 1e-8,
+}
+
+
+def drop_removed(content: Any, sources: Mapping[str, str], *, elsewhere: bool) -> None:
+    """Takes removed keys out of a configuration, in place.
+
+    Args:
+        content: resolved, not yet validated.
+        sources: where each key was written.
+        elsewhere: the run is another process's, to be looked at; a value that is no more is told,
+            and left out.
+
+    Raises:
+        ConfigError: this run asks for such a value.
+    """
+    for key, always in REMOVED.items():
+        section, name = _section_of(content, key)
+        if section is None or name not in section:
+            continue
+        asked = section.pop(name)
+        if asked == always:
+            continue
+        problem = f"is no key any more: it is always {always}, and {asked!r} was asked for"
+        if not elsewhere:
+            raise ConfigError(source_of(sources, key), key, problem)
+        if speaks_for_all_ranks():
+            console.say(f"{key} {problem}; it is left out", level=logging.WARNING)
+
+
+def with_removed(told: dict[str, Any]) -> dict[str, Any]:
+    """A dumped configuration, with the keys too that earlier versions wrote into theirs."""
+    for key, always in REMOVED.items():
+        section, name = _section_of(told, key)
+        if section is not None:
+            section.setdefault(name, always)
+    return told
+
+
+def _section_of(content: Any, key: str) -> tuple[dict[str, Any] | None, str]:
+    *sections, name = key.split(".")
+    for section in sections:
+        content = content.get(section) if isinstance(content, dict) else None
+    return (content if isinstance(content, dict) else None), name
