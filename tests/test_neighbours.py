@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from ahpa_scale.data.neighbours import check_locks, place_among
+from ahpa_scale.data.neighbours import place_among
 from ahpa_scale.errors import UserError
 
 
@@ -26,9 +26,3 @@ def test_ranks_that_streaming_cant_count_earn_one_line(memories):
     for rank in range(len(memories)):
         with pytest.raises(UserError, match="must follow one another, equally many everywhere"):
             place_among(memories, rank)
-
-
-def test_ranks_that_share_memory_share_the_locks_on_it():
-    check_locks([("a", "1"), ("a", "1"), ("b", "2"), ("b", "2")])
-    with pytest.raises(UserError, match="ranks 2 and 3 share one /dev/shm, and not one folder"):
-        check_locks([("a", "1"), ("a", "1"), ("b", "1"), ("b", "2")])

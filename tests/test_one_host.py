@@ -78,6 +78,8 @@ def test_it_trains(ended):
     assert [launcher.returncode for launcher in ended.launchers] == [0, 0], ended.told()
     assert [row["batch"] for row in rows(ended.folder)] == list(range(1, BATCHES + 1))
     assert "another job" not in ended.told()
+    # Else each would have had locks of its own on what both share.
+    assert not list(ended.folder.glob("tmp*/*filelock"))
 
 
 def test_each_container_keeps_its_hands_off_the_others_files(ended):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prepared shards -> batches, with the sample's index and the pass it is read in.
+"""Reads prepared shards as batches, with each sample's index and the number of the pass.
 
 Shapes: B batch, C channels, H W latent sides, S picture side, g the token grid's side.
 """
@@ -7,6 +7,7 @@ Shapes: B batch, C channels, H W latent sides, S picture side, g the token grid'
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from streaming.base.dataset import _Iterator, _ShardState
 from streaming.base.distributed import get_local_rank
 
 from ahpa_scale import storage
-from ahpa_scale.data import codec
+from ahpa_scale.data import codec, neighbours
 from ahpa_scale.data.card import DatasetCard, read_card
 from ahpa_scale.data.columns import ColumnReader
 from ahpa_scale.data.fetching import ShardStream
@@ -35,16 +36,16 @@ class LatentStream(StreamingDataset):
     """A streaming data set that yields the keys of our batches.
 
     Sample: `index`, `epoch`, `label` (int); `moments` [2C, H, W] float16 or `image` [3, S, S]
-    uint8; `prior.<level>` [C_level, g, g] for each wanted level. Levels that nobody asked for are
-    neither decoded nor read from disk.
+    uint8; `prior.<level>` [C_level, g, g] for each wanted level. Other levels are not decoded, and
+    are read from disk only if they lie between wanted columns.
 
     Args:
-        card: of this data set.
-        index: of its shards.
-        remote: where it is; None where it is read in place.
+        card: card of this data set.
+        index: index of its shards.
+        remote: where the data set is; None if it is read in place.
         local: the cache folder, or the data set itself.
-        levels: wanted levels; None for all that is stored.
-        options: of StreamingDataset.
+        levels: wanted levels; None for all stored levels.
+        options: options of StreamingDataset.
     """
 
     def __init__(
@@ -65,8 +66,21 @@ class LatentStream(StreamingDataset):
         self.shards: list[ColumnReader] = [ColumnReader(shard, wanted) for shard in self.shards]
         self._epoch: int | None = None
 
+    @property
+    def _filelock_root(self) -> str:
+        """Where streaming's locks lie: beside the memory that they protect. Containers may share
+        that, and not their temporary folders, where streaming would have them.
+        """
+        if not neighbours.MEMORY.is_dir():
+            return tempfile.gettempdir()
+        return str(neighbours.MEMORY / f"ahpa_scale-{os.getuid()}-locks")
+
+    @_filelock_root.setter
+    def _filelock_root(self, folder: str) -> None:
+        """streaming's own choice, which is not taken."""
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """One pass (the rest of one after a resume) over this worker's samples.
+        """One pass over this worker's samples; after a resume, the rest of a pass.
 
         Raises:
             ShardError: a shard is missing, or not what the index says.
@@ -92,7 +106,7 @@ class LatentStream(StreamingDataset):
 
     @contextmanager
     def _failing_aloud(self, it: _Iterator) -> Iterator[None]:
-        """For a thread: its end by an error ends the pass, which else would wait for it."""
+        """For a thread: its error also ends the pass, which would otherwise wait for it."""
         try:
             yield
         except Exception as error:
@@ -107,8 +121,8 @@ class LatentStream(StreamingDataset):
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
         """Fetch a shard.
 
-        The thread that looks ahead asks for every single sample's shard, each time under a lock
-        shared by the host; where nothing is ever evicted, once a shard is enough.
+        The thread that fetches ahead asks for the shard of every sample, each time under a lock
+        shared by the host. If nothing is ever evicted, asking once per shard is enough.
 
         Raises:
             ShardError: the shard is missing, or not what the index says.
@@ -121,19 +135,19 @@ class LatentStream(StreamingDataset):
             super().prepare_shard(shard_id, blocking)
         except Exception as error:
             self._fail(error)
-            # Other workers would wait for this one without end.
+            # Otherwise other workers would wait for this one forever.
             self._shard_states[shard_id] = _ShardState.REMOTE
             raise
-        # Another worker may be fetching it still.
+        # Another worker may still be fetching it.
         if ahead and self._shard_states[shard_id] == _ShardState.LOCAL:
             self._at_hand.add(shard_id)
 
     def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
-        """One sample; outside of a pass its `epoch` is that of the latest pass begun.
+        """One sample; outside a pass its `epoch` is that of the latest pass begun.
 
         Raises:
-            UserError: a label beyond the classes, values that are not finite, or another picture
-                than the card tells of; the line names sample and shard.
+            UserError: a label without a class, values that are not finite, or a picture that does
+                not fit the card; the message names sample and shard.
         """
         try:
             stored = super().get_item(sample_id, retry)
@@ -156,7 +170,7 @@ class LatentStream(StreamingDataset):
         return sample
 
     def _dropped(self, sample_id: int) -> bool:
-        """Whether a sample's shard was a copy that is cut short, and is gone to come again."""
+        """Drops a cached shard of a wrong size, to fetch it again; False if there is no cache."""
         shard_id, _ = self.spanner[sample_id]
         info = self.shards[shard_id].raw_data
         path = Path(self.streams[0].local, info.basename)
@@ -169,9 +183,9 @@ class LatentStream(StreamingDataset):
         return True
 
     def _current_epoch(self) -> int:
-        # streaming keeps the number of the *next* pass in memory shared by a node's workers. It
-        # moves on behind a barrier of all workers before the first sample, and resuming sets it
-        # too; so it is right at the first sample of a pass and is read just there.
+        # streaming keeps the number of the *next* pass in memory shared by a node's workers. It is
+        # advanced behind a barrier of all workers before the first sample, and a resume sets it
+        # too. So it is right at the first sample of a pass, and is read only there.
         if self._epoch is None:
             self._epoch = max(self.next_epoch - 1, 0)
         return self._epoch
@@ -199,8 +213,8 @@ def build_loader(
         local: cache folder on this node; needed for object stores. Each data set has its own
             sub-folder, named by its fingerprint, so a re-made set never meets old shards.
         levels: prior levels to read; None for all stored, () for none.
-        seed: of the sample order.
-        shuffle: whether the order changes with the pass.
+        seed: seed of the sample order.
+        shuffle: whether the order changes with each pass.
         num_workers: reader processes per rank.
         num_canonical_nodes: the sample order depends on it and not on the machines; set it to the
             number of nodes (or a multiple) so that each node downloads its part only.
@@ -209,13 +223,13 @@ def build_loader(
         drop_last: leave out a last, smaller batch.
 
     Raises:
-        UserError: no whole data set there, a level it does not hold, or too few samples.
+        UserError: there is no complete data set, or it lacks a level or has too few samples.
         UnreachableError: the store does not answer.
     """
     card = read_card(remote)
     places = _places(remote, local, card)
     index = settle_index(remote, card, None if places["remote"] is None else places["local"])
-    # Of a store one rank asks for all; a path may be another disk on each host.
+    # One rank checks a store for all. A path may be another disk on each host, so each checks it.
     if os.environ.get("RANK" if storage.is_remote(remote) else "LOCAL_RANK", "0") == "0":
         check_whole(remote, index)
     data = _open_stream(
