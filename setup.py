@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts into the wheel what `ahpa-scale init` writes; all else stands in pyproject.toml."""
+"""Adds the files that `ahpa-scale init` writes to the wheel; all else is in pyproject.toml."""
 
 import shutil
 from pathlib import Path
@@ -11,12 +11,12 @@ SHIPPED = ("train.py", "yamls", "k8s", "tools/k8s_settings.py")
 
 
 class BuildPy(build_py):
-    """Copies the files of a checkout beside the package's own."""
+    """Copies those files of the checkout into the package."""
 
     def run(self) -> None:
         super().run()
         if self.editable_mode:
-            return  # the checkout itself is there
+            return  # an editable install has the checkout itself
         room = Path(self.build_lib, "ahpa_scale", "shipped")
         for name in SHIPPED:
             target = room / name

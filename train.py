@@ -11,7 +11,7 @@ from ahpa_scale.streams import make_lasting
 if __name__ == "__main__":
     make_lasting()
     with listening(preparing=True) as requests, one_way_out(always=True):
-        # Signals are heard while this is imported.
+        # Imported here, so that signals are heard during the slow imports.
         from ahpa_scale.config.errors import exit_on_user_error
         from ahpa_scale.launch.alone import check_not_alone, parents_environment
         from ahpa_scale.run.main import main

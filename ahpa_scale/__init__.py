@@ -5,7 +5,7 @@ features.
 
 import time
 
-#: When this process began, for all that a user can tell; time limits count from here.
+#: About when this process began: the import of this package. Time limits count from here.
 STARTED = time.monotonic()
 
 __version__ = "0.1.0"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m ahpa_scale` is the command `ahpa-scale`."""
+"""Lets `python -m ahpa_scale` run the command `ahpa-scale`."""
 
 from ahpa_scale.cli import main
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A user id without a name or a home folder, as OpenShift gives one to each container.
+"""Support for a user id without a name or a home folder, as in OpenShift's containers.
 
 torch, matplotlib, Triton, wandb and the hub's client name their caches after the user, or keep them
-in the home folder. Where there is none they fail, some of them at the first batch. Standard library
-only.
+in the home folder. Without these they fail, some only at the first batch. Standard library only.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-#: Where those libraries look first.
+#: The variables that those libraries read first, and sub-folders for them.
 _CACHES = {
     "XDG_CACHE_HOME": "",
     "MPLCONFIGDIR": "matplotlib",
@@ -24,8 +23,8 @@ _CACHES = {
 
 
 def settle_account() -> None:
-    """Sets the variables that stand for a name and a home folder, where this user has none. Call it
-    before those libraries are imported; what is set already stays.
+    """Sets variables that replace a missing user name or home folder. Variables that are set
+    already stay. Call it before those libraries are imported.
     """
     try:
         getpass.getuser()
@@ -41,8 +40,8 @@ def settle_account() -> None:
 
 
 def _private_folder() -> Path | None:
-    """The same one for all processes of this user; compiled code that lies in it is run, so that
-    nobody else may write there. None where no temporary folder takes anything.
+    """A cache folder that all processes of this user share. Nobody else may write there, because
+    compiled code in it is run. None if no temporary folder can be written to.
     """
     try:
         room = Path(tempfile.gettempdir(), f"ahpa-scale-uid-{os.getuid()}")

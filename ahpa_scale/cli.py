@@ -37,7 +37,7 @@ app = typer.Typer(
 )
 app.add_typer(checkpoints.app, name="checkpoints")
 
-# In the order of the help.
+# The help lists the commands in this order.
 app.command()(init.init)
 app.command()(prepare.prepare)
 app.command()(diagnose.diagnose)
@@ -50,9 +50,9 @@ app.command("demo-images")(pictures.demo_images)
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """Run a command. A user's mistake, and a disk or store that refuses, is one line on stderr and
-    exit status 2, a hub that does not answer one line and 75, SIGTERM one line and 79. The rest
-    shows its traceback.
+    """Run a command. It prints one line on stderr and exits with 2 for a user's mistake or a disk
+    or store that refuses, with 75 for a service that does not answer, and with 79 for SIGTERM.
+    Other errors show their traceback.
     """
     if arguments is None:
         make_lasting()

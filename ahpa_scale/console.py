@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this package says on the console: plain text, or one JSON object a line.
+"""Prints this package's lines on the console: as plain text, or as one JSON object per line.
 
-Text goes where it always went and looks as it always did. With JSON everything goes to stderr
-through Python's logging: our own lines, log records and warnings of all libraries, and exceptions
-that nobody caught. What C and C++ libraries, and Composer's launcher, print by themselves stays
-text. Standard library only, until JSON is asked for. Nothing said here moves a cursor or tells a
-password.
+With JSON, everything goes to stderr through Python's logging: our own lines, log records and
+warnings of all libraries, and uncaught exceptions. What C and C++ libraries and Composer's launcher
+print themselves stays text. Our lines contain no control characters and no passwords. Standard
+library only, until JSON is chosen.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ _formatter: logging.Formatter | None = None
 
 
 def set_up(format: Format, *, rank: int | None, node: int | None) -> None:
-    """Chooses the format for this process. Text changes nothing; JSON stays chosen.
+    """Chooses the format for this process. ``text`` changes nothing, so JSON stays chosen.
 
     Args:
-        format: of all further lines.
-        rank: of this process in the job; None for one that starts ranks.
+        format: format of all further lines.
+        rank: this process's rank in the job; None for a launcher.
         node: number of its node.
     """
     global _formatter
@@ -52,7 +51,7 @@ def set_up(format: Format, *, rank: int | None, node: int | None) -> None:
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_formatter)
-    # In the place of others: a second handler would say each line twice.
+    # Replaces other handlers: a second one would print each line twice.
     logging.getLogger().handlers[:] = [handler]
     logging.getLogger(PACKAGE).setLevel(logging.INFO)
     logging.captureWarnings(True)
@@ -70,10 +69,10 @@ def say(
     """Says one line.
 
     Args:
-        text: the line; what a terminal would obey is written out, and passwords are masked.
-        level: of Python's logging; JSON alone shows it.
+        text: the line; control characters are written out, and passwords are masked.
+        level: level of Python's logging; only JSON shows it.
         stream: where text goes; None is stderr.
-        fields: what the line tells, by name, for JSON; numbers that are not finite become null.
+        fields: the line's facts by name, for JSON; NaN and infinity become null.
     """
     text = printable(text)
     if _formatter is None:
@@ -83,13 +82,13 @@ def say(
 
 
 def tell(text: str) -> None:
-    """Says one line of a command's answer, on stdout where it is text."""
+    """Says one line of a command's answer. Text goes to stdout."""
     say(text, stream=sys.stdout)
 
 
 def shout(text: str, *, level: int = logging.INFO, fields: Mapping[str, Any] | None = None) -> None:
-    """Says one line past Python's streams: for a thread that must not wait for a lock of the main
-    thread's, which may be stuck for good. Where nobody takes the line it is dropped.
+    """Says one line without Python's streams: the main thread may hold their locks for ever, and
+    some threads must not wait for it. The line is dropped if stderr takes no bytes.
     """
     with suppress(OSError, ValueError):
         if takes_writes():
@@ -97,7 +96,7 @@ def shout(text: str, *, level: int = logging.INFO, fields: Mapping[str, Any] | N
 
 
 def takes_writes() -> bool:
-    """Whether stderr takes a line now: nobody may be reading a pipe that is full."""
+    """Whether stderr takes a line within a second. A full pipe without a reader takes none."""
     return bool(select.select([], [2], [], 1.0)[1])
 
 
@@ -126,7 +125,7 @@ def _strict_value(value: Any) -> Any:
 
 
 def _dumps(record: Mapping[str, Any], **options: Any) -> str:
-    """JSON of what a record tells, a traceback too, without secrets."""
+    """A record as JSON, its traceback included, without secrets."""
     told = {n: without_secrets(v) if isinstance(v, str) else v for n, v in record.items()}
     return json.dumps(told, **options)
 
@@ -141,5 +140,5 @@ def _log_uncaught(
 
 def _log_uncaught_in_thread(given: threading.ExceptHookArgs) -> None:
     error = given.exc_value or given.exc_type()
-    if not isinstance(error, SystemExit):  # a thread that ends by it has nothing to tell
+    if not isinstance(error, SystemExit):  # SystemExit ends a thread without an error
         _log_uncaught(given.exc_type, error, given.exc_traceback)

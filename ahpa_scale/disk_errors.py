@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a disk or a store said no to, told apart from a fault of the software."""
+"""Tells errors of a disk or a store, which a user can fix, from faults of the software."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-#: About a file or folder that the user named, or about its disk.
+#: Errors about a file or folder that the user named, or about its disk.
 _MENDABLE = {
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP),
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ETXTBSY),
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.EBUSY),
 }
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-#: Python gives them the number of the kernel's error; without one our own code has raised them.
+#: Python sets their errno. Without errno, our own code raised them.
 _NAMED = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
 def mendable(error: BaseException) -> str | None:
-    """What to tell a user who can mend it, in one line that names the file or URL; None where the
-    error says nothing about either, so that its traceback is worth more.
+    """One line for an error that the user can fix; it names the file or URL. None for other
+    errors: their traceback says more.
     """
     if not isinstance(error, OSError):
         return None
@@ -35,7 +35,7 @@ def mendable(error: BaseException) -> str | None:
 
 @contextmanager
 def naming(place: str | os.PathLike[str]) -> Iterator[None]:
-    """Has an error of a file that was open already, as on a full disk, tell what was written."""
+    """Adds the path to the body's full-disk errors: a failed write to an open file lacks it."""
     try:
         yield
     except OSError as error:

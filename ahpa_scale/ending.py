@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a rank ends, whatever ended it: the reason first, and then nothing can hold it up.
+"""Ends a rank: shows the reason first, then ends the process in limited time.
 
-An interpreter that goes by itself waits for its threads, for loaders' workers and for gloo's
-destructors, each of which can take for ever.
+A normal exit of the interpreter waits for threads, loaders' workers and gloo's destructors. Each
+of them can take for ever.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from ahpa_scale.exits import NOT_SAVED, PREEMPTED, ROLL_BACK, STOPPED
 PATIENCE = 25.0
 #: Seconds that callbacks and trackers have to close after a run that went well.
 CLOSING = 60.0
-#: Seconds for what is registered to run at the end: trackers, loggers, shared memory.
+#: Seconds for exit handlers: trackers, loggers, shared memory.
 _FAREWELL = 20.0
-#: For a thread that holds the interpreter's lock, so that no Python runs.
+#: Extra seconds until C code ends the process: a thread that holds the GIL stops all Python code.
 _LAST_RESORT = 5.0
 ERROR = 1
-#: Composer's caller of callbacks.
+#: The file of Composer that calls callbacks.
 _ENGINE = "composer/core/engine.py"
 _OWN = (STOPPED, ROLL_BACK, PREEMPTED, NOT_SAVED)
 
 
 class WayOut:
-    """Says once what went wrong, and sees to it that the process ends in time.
+    """Shows an error once, and makes the process end in time.
 
     Attributes:
-        training: from now on no exception leads back to the interpreter.
+        training: `one_way_out` then ends the process itself at every exception, SystemExit too.
     """
 
     def __init__(self) -> None:
@@ -51,11 +51,11 @@ class WayOut:
 
     @contextmanager
     def told_first(self, patience: Callable[[BaseException], float]) -> Iterator[None]:
-        """Says an error of the body before anything else is done about it.
+        """Shows an error of the body before anything else handles it.
 
         Args:
-            patience: seconds that an error may wait before it is said: one that only tells that a
-                connection broke, while it is asked which rank has ended first.
+            patience: gives the seconds that an error waits before it is shown; 0: none. A broken
+                connection waits until it is known which rank ended first.
         """
         try:
             yield
@@ -79,11 +79,11 @@ class WayOut:
 
 @contextmanager
 def one_way_out(*, always: bool = False) -> Iterator[WayOut]:
-    """Ends this process where the body raises or the run stops itself; mistakes of the user that
-    were said already pass as SystemExit.
+    """Ends this process if the body raises or the run stops itself. Users' mistakes, which are
+    printed already, pass as SystemExit.
 
     Args:
-        always: ends it by whatever way the body is left.
+        always: ends it in every case, also after success.
     """
     way_out = WayOut()
     try:
@@ -101,7 +101,7 @@ def one_way_out(*, always: bool = False) -> Iterator[WayOut]:
 
 
 def leave_for_good(code: int) -> NoReturn:
-    """Runs what is registered for the end, for a while, and ends this process.
+    """Runs the exit handlers for a limited time, then ends this process.
 
     Args:
         code: exit code.
@@ -114,8 +114,8 @@ def leave_for_good(code: int) -> NoReturn:
 
 
 def end_within(seconds: float, code: int) -> threading.Timer:
-    """Ends this process after a time, whatever its threads do meanwhile, and says what the main
-    thread waits for.
+    """Ends this process after a time, whatever its threads do, and says where the main thread
+    hangs.
     """
     faulthandler.dump_traceback_later(seconds + _LAST_RESORT, exit=True)
     timer = threading.Timer(seconds, _give_up, (seconds, code))
@@ -126,7 +126,7 @@ def end_within(seconds: float, code: int) -> threading.Timer:
 
 @contextmanager
 def ended_unless_done(seconds: float, code: int) -> Iterator[None]:
-    """Ends this process as `end_within` where the body takes longer."""
+    """Ends this process like `end_within` if the body takes longer."""
     timer = end_within(seconds, code)
     try:
         yield
@@ -143,7 +143,7 @@ def _give_up(seconds: float, code: int) -> None:
 
 
 def _awaited(frame: FrameType | None) -> str:
-    """What a thread stands in, and the callback or tracker that Composer has called there."""
+    """Where a thread is: file and line, and the callback or tracker that Composer has called."""
     if frame is None:
         return "the end"
     called, place = frame, f"{frame.f_code.co_filename}:{frame.f_lineno}"
@@ -156,10 +156,10 @@ def _awaited(frame: FrameType | None) -> str:
 
 
 def end_children() -> None:
-    """Kills loaders' workers: they ignore the signals that others end by, and one that waits for a
-    store would be waited for. To be called on the main thread.
+    """Kills loaders' workers: they ignore other signals, and a normal exit would wait for a worker
+    that waits for a store. Call it on the main thread.
     """
-    with suppress(ValueError):  # not the main thread: torch's handler may then tell of their end
+    with suppress(ValueError):  # not on the main thread: torch's handler may then report their end
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for child in multiprocessing.active_children():
         child.kill()

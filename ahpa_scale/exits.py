@@ -1,27 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every exit code of a run and of the commands. Above 128 is what a signal ended, as shells count.
+"""All exit codes of runs and commands. A code above 128 means an end by a signal, as in shells.
 
 Standard library only: launchers read it without torch.
 """
 
 from __future__ import annotations
 
-#: Any other error, after its traceback; also what a command set out to prove and could not.
+#: Any other error, after its traceback. Also a failed check, such as `checkpoints verify`.
 FAILED = 1
-#: The user's to mend. One line says what; a Kubernetes Job of ours does not try again.
+#: The user must fix something. One line says what; our Kubernetes Jobs do not try again.
 MISTAKE = 2
 #: The run stopped itself; the same command would meet the same trouble again.
 STOPPED = 70
 #: The last checkpoint could not be written.
 NOT_SAVED = 74
-#: A store, a hub or another rank did not answer: the same command may fare better. EX_TEMPFAIL of
-#: sysexits.h.
+#: A store, a hub or another rank did not answer: the same command may succeed later. EX_TEMPFAIL
+#: of sysexits.h.
 TRY_AGAIN = 75
-#: The run asks for the same command again, with checkpoint.autoresume=true, to go on from its last
-#: checkpoint.
+#: Start the same command again, with checkpoint.autoresume=true: the run then goes on from its
+#: last checkpoint.
 ROLL_BACK = 76
-#: It was asked to leave, and a run left with a checkpoint: the same command goes on, a run with
-#: checkpoint.autoresume=true.
+#: The process was asked to leave, and a run has saved its training. The same command goes on; a
+#: run needs checkpoint.autoresume=true for it.
 PREEMPTED = 79
 #: The run was asked to leave and could not save in time: it goes on from an older checkpoint.
 CUT_SHORT = 80
@@ -38,6 +38,6 @@ class RunStoppedError(RuntimeError):
 
 
 class RollBackError(RunStoppedError):
-    """A run that is to go on from its last checkpoint."""
+    """A run that stopped in order to go on from its last checkpoint."""
 
     exit_code = ROLL_BACK

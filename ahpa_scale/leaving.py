@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a command ends when it is asked to. A run saves first, and has `requests` for that; what a
-command writes appears whole or not at all, so it may leave wherever it is.
+"""How a command ends when it is asked to. What it writes appears whole or not at all, so it may
+leave at any point. A run must save first: see `preemption`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from ahpa_scale.exits import PREEMPTED
 
 
 def leave_when_asked() -> None:
-    """Has SIGTERM end this process with one line and exit code 79, its folders cleared up.
+    """Makes SIGTERM end this process with one line and exit code 79, after a clean-up.
 
-    Importing Composer sets a handler of its own, so it is called again after that.
+    Importing Composer replaces the handler, so call it again after that.
     """
     signal.signal(signal.SIGTERM, _leave)
 
 
 def _leave(number: int, frame: object) -> NoReturn:
-    # Another one must not interrupt the clearing up.
+    # A second signal must not interrupt the clean-up.
     signal.signal(number, signal.SIG_IGN)
     console.say(f"{signal.Signals(number).name}: leaving; run the same command again to go on")
     raise SystemExit(PREEMPTED)

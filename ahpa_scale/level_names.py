@@ -21,7 +21,7 @@ def self_level(block: int) -> str:
 
 
 def is_self_level(name: str) -> bool:
-    """Whether a level is meant as one of the model's own blocks, be there such a block or not."""
+    """Whether a level's name has the form of a self level. The block need not exist."""
     return name.startswith(_SELF_PREFIX)
 
 

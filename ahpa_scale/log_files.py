@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run writes down for people: a disk that is full or gone costs these files, not the run."""
+"""A run's log files for people. A full or missing disk costs these files, not the run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _told: set[Path] = set()
 
 @contextmanager
 def going_on_without(path: Path) -> Iterator[None]:
-    """Goes on after a body that could not write to `path`, and says so once for each path."""
+    """Goes on if the body can't write to `path`, and warns once per path."""
     try:
         yield
     except OSError as error:
@@ -26,13 +26,13 @@ def going_on_without(path: Path) -> Iterator[None]:
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Adds a line to a file whole or not at all; a failure is said once and costs the line."""
+    """Adds a line to a file whole or not at all. A failure costs the line and is reported once."""
     with going_on_without(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Unbuffered: a killed process loses no finished line, and a failed one is not tried again
-        # in the middle of the next.
+        # Unbuffered: a killed process loses no finished line, and a failed line is not written
+        # again in the middle of the next one.
         with path.open("ab", buffering=0) as file:
-            end = os.fstat(file.fileno()).st_size  # a pipe has no place to tell
+            end = os.fstat(file.fileno()).st_size  # not tell(), which fails on a pipe
             if file.write(line) != len(line):
                 os.ftruncate(file.fileno(), end)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

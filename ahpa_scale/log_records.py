@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Log records that tell no secret, whoever logs them and wherever a handler writes them to: a
-library's tracebacks hold its URLs. Standard library only.
+"""Log records without secrets, whichever library logs them and wherever a handler writes them.
+Libraries' tracebacks contain URLs. Standard library only.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from ahpa_scale.printable import without_secrets
 
 
 class MaskedRecord(logging.LogRecord):
-    """Masks its message, and the traceback that a formatter has made of its error."""
+    """Masks secrets in its message and in its formatted traceback."""
 
     def getMessage(self) -> str:
-        """As handlers ask for it."""
+        """The masked message."""
         return without_secrets(super().getMessage())
 
     @property
     def exc_text(self) -> str | None:
-        """The traceback; formatters put it here before they write it."""
+        """The masked traceback; formatters store it here before they write it."""
         text: str | None = self.__dict__.get("exc_text")
         return text
 
@@ -29,5 +29,5 @@ class MaskedRecord(logging.LogRecord):
 
 
 def mask_records() -> None:
-    """From now on all records of this process are of this kind."""
+    """Makes all further log records of this process `MaskedRecord`."""
     logging.setLogRecordFactory(MaskedRecord)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a path of the user's names: a path of this machine, or the URL of an object store.
+"""Reads a user's path: a path of this machine, or the URL of an object store.
 
-Every path option of configuration and commands goes through here once, before anything starts, and
-the file functions of `storage` go by the same rules. A slip is refused: taken as it stands it would
+Every path option of configuration and commands goes through here once, before anything starts. The
+file functions of `storage` follow the same rules. A slip is refused: taken literally, it would
 make a folder named `s3:`, `file:` or `~` in the working folder. No disk and no store is touched.
 """
 
@@ -15,16 +15,16 @@ from difflib import get_close_matches
 
 from ahpa_scale.errors import UserError
 
-#: URL schemes whose first part is a bucket, container or host; what people mean by `s3:x`.
+#: URL schemes whose first part is a bucket, container or host. `s3:x` counts as a slip for one.
 STORES = (
     *("s3", "s3a", "gs", "gcs", "az", "abfs", "adl", "hf", "oci", "oss"),
     *("http", "https", "sftp", "ftp"),
 )
-#: Where prepared data can be read from: what fsspec and streaming both know.
+#: URL schemes of prepared data: those that fsspec and streaming both know.
 DATA_STORES = ("s3", "gs", "oci", "hf", "sftp", "dbfs")
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/*)(.*)", re.DOTALL)
-#: fsspec's chains, such as simplecache::s3://bucket/a; what the last link says counts.
+#: fsspec's chains, such as simplecache::s3://bucket/a; the last link counts.
 _CHAIN = re.compile(rf".+::{_SCHEME.pattern}", re.DOTALL)
 _COLON_MISSING = re.compile(rf"({'|'.join(STORES)})//(.*)", re.IGNORECASE)
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]")
@@ -41,11 +41,11 @@ def resolve(place: str | os.PathLike[str], stores: Collection[str] | None = None
 
     Args:
         place: what the user wrote.
-        stores: URL schemes that will do; None takes any that fsspec knows, () none.
+        stores: allowed URL schemes; None allows all that fsspec knows, () none.
 
     Raises:
-        UserError: it names nothing, is a slip, or is a store where none will do; the line says what
-            is nearest.
+        UserError: the path is empty, a slip, or of a store that is not allowed; the message gives
+            the nearest path.
     """
     text = os.fspath(place)
     _refuse_odd_characters(text)
@@ -80,17 +80,17 @@ def is_url(place: str | os.PathLike[str]) -> bool:
 
 
 def local(place: str | os.PathLike[str]) -> str:
-    """As `resolve`, where only a path of this machine will do."""
+    """Like `resolve`, but allows only a path of this machine."""
     return resolve(place, ())
 
 
 def data(place: str | os.PathLike[str]) -> str:
-    """As `resolve`, for prepared data that are read."""
+    """Like `resolve`, for prepared data that are read."""
     return resolve(place, DATA_STORES)
 
 
 def vae(place: str | os.PathLike[str]) -> str:
-    """As `local`, for an autoencoder: a folder, or a hub id, which stays as it is."""
+    """Like `local`, for an autoencoder: a folder, or a hub id, which stays unchanged."""
     match = _HUB.match(os.fspath(place))
     if match is not None:
         raise UserError(f"{os.fspath(place)!r} is a URL: the hub id is {match[1]}")
@@ -121,7 +121,7 @@ def _refuse_odd_characters(text: str) -> None:
 
 
 def _of_file_url(text: str, slashes: int, rest: str) -> str:
-    """RFC 8089: no host, or this one."""
+    """The path of a file URL (RFC 8089), which must name no host or this one."""
     if _ESCAPED.search(rest):
         raise UserError(f"{text!r} has escaped characters: write the path itself, without file:")
     if slashes == 2:
@@ -177,7 +177,7 @@ def _with_home(text: str) -> str:
 
 
 def _refuse_odd_parts(text: str, path: str) -> str:
-    """What two paths put together wrongly make: folders that nobody wants."""
+    """Refuses parts such as `s3:` and `~`, which come from two paths joined wrongly."""
     for part in path.split("/"):
         if part == "~" or (part.endswith(":") and part[:-1].lower() in ("file", *STORES)):
             raise UserError(f"{text!r} would make a folder named {part!r}: leave it out")

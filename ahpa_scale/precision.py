@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where autocast acts, and in which arithmetic a CPU judges and draws."""
+"""Where autocast applies, and in which precision a CPU evaluates and samples."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def float32_region(tensor: Tensor) -> AbstractContextManager[object]:
 
 @cache
 def cpu_has_bf16() -> bool:
-    """Whether oneDNN has bfloat16 kernels for this processor. Elsewhere bfloat16 is imitated, at a
-    tenth of float32's speed or less.
+    """Whether oneDNN has bfloat16 kernels for this processor. Other processors emulate bfloat16, at
+    a tenth of float32's speed or less.
     """
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def inference_autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 autocast on a CPU that has it, where it is up to four times as fast, and float32 on
-    one that hasn't; on other devices the caller's own.
+    """bfloat16 autocast on a CPU with such kernels, where it is up to four times as fast. Float32
+    on other CPUs, and the caller's autocast on other devices.
     """
     if device.type != "cpu":
         dtype = torch.get_autocast_dtype(device.type)
@@ -46,8 +46,8 @@ def inference_autocast(device: torch.device) -> torch.autocast:
 
 @contextmanager
 def same_on_every_cpu() -> Iterator[None]:
-    """Within it `inference_autocast` is float32 on every CPU, so that numbers from unlike
-    processors differ by rounding alone.
+    """Makes `inference_autocast` use float32 on every CPU, so that results of different processors
+    differ only by rounding.
     """
     token = _everywhere_alike.set(True)
     try:

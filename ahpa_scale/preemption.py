@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is asked of a run from outside: to leave (SIGTERM, SIGUSR1, Ctrl-C, a file ``STOP``), or
-to save now (a file ``SAVE``).
+"""Requests to a run from outside: to leave (SIGTERM, SIGUSR1, Ctrl-C, a file ``STOP``), or to save
+now (a file ``SAVE``).
 
-Schedulers warn with a signal before they take a machine away. The main thread may then stand in a
-collective for long, so a thread of its own listens; the run acts between two batches, on all ranks
+Schedulers send a signal before they take a machine away. The main thread may then wait in a
+collective for long, so a separate thread listens. The run acts between two batches, on all ranks
 together. torch is not imported.
 """
 
@@ -28,15 +28,15 @@ from ahpa_scale.errors import UserError
 from ahpa_scale.exits import CUT_SHORT, FAILED, PREEMPTED
 from ahpa_scale.signals import HANDED_ON, SIGNALS, Count, launcher_above, name_of
 
-#: SIGHUP is heard so that it ends nothing.
+#: SIGHUP is handled so that it does not end the process.
 _HEARD = (*SIGNALS, *HANDED_ON, signal.SIGHUP)
 #: Names of the files in the checkpoints' folder; each is removed when it has been seen.
 STOP_FILE, SAVE_FILE = "STOP", "SAVE"
 NOTHING_TO_SAVE = "leaving before the first batch; there is nothing to save"
 _BETWEEN_LOOKS = 5.0
-#: Seconds for a checkpoint where nobody is left above who would wait for it.
+#: Seconds for a checkpoint after the launcher has gone.
 _ORPHANED = 8.0
-#: Seconds between a hang-up of the terminal and the end of a launcher that died of it.
+#: If the launcher ends within these seconds after a hang-up of the terminal, the hang-up ended it.
 _HANGS_UP = 10.0
 _STOP_LISTENING = 0
 _log = logging.getLogger(__name__)
@@ -44,16 +44,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Requests:
-    """Asked of this rank, and agreed on by all of them.
+    """What this rank is asked for, and what all ranks have agreed on.
 
     Attributes:
         leave: why this rank is asked to leave; None if it isn't.
         save: whether this rank is asked for a checkpoint.
         leaving: all ranks leave after this batch, with a checkpoint.
         saving: all ranks save after this batch.
-        heeded: the run ends by itself now, all being saved: further signals mean nothing.
-        preparing: nothing has been trained yet, so that a request is followed at once.
-        grace: seconds from the first signal to the end of the process; None: without end.
+        heeded: all is saved and the run is ending: further signals are ignored.
+        preparing: nothing has been trained yet: a request to leave ends the process at once.
+        grace: seconds from the first signal to the end of the process; None: no limit.
     """
 
     leave: str | None = None
@@ -65,24 +65,24 @@ class Requests:
     grace: float | None = None
 
     def agree(self, leave: bool, save: bool) -> None:
-        """Notes what all ranks found together between two batches."""
+        """Records what all ranks agreed on between two batches."""
         self.leaving = self.leaving or leave
         self.saving = self.saving or save
-        if save:  # one that is asked for since then waits for the next batch
+        if save:  # otherwise a newer request waits for the next batch
             self.save = False
 
 
 @contextmanager
 def listening(*, grace: float | None = None, preparing: bool = False) -> Iterator[Requests]:
-    """Listens while the body runs. To be entered on the main thread.
+    """Listens while the body runs. Enter it on the main thread.
 
-    A second request by signal ends the process at once, and so does the end of the grace time: with
-    exit code 80 and without a checkpoint. The end of a launcher above is a request as well. A
-    terminal that is hung up is none. Processes that are forked meanwhile, loaders' workers, ignore
-    all these signals, and end with this process.
+    A second request by signal, or the end of the grace time, ends the process at once, with exit
+    code 80 and without a checkpoint. The end of the parent launcher is a request as well; a hang-up
+    of the terminal is not. Processes that are forked meanwhile, such as loaders' workers, ignore
+    all these signals and end with this process.
 
     Args:
-        grace: seconds from the first signal; None: without end.
+        grace: seconds from the first signal; None: no limit.
         preparing: nothing is trained yet: see `Requests`.
     """
     requests = Requests(grace=grace, preparing=preparing)
@@ -101,7 +101,7 @@ def listening(*, grace: float | None = None, preparing: bool = False) -> Iterato
         signal.set_wakeup_fd(old_wakeup)
         for number, handler in before.items():
             signal.signal(number, handler)
-        # No end of file: processes that were forked meanwhile may hold the pipe open.
+        # Closing the writer would give no end of file: forked processes may hold the pipe open.
         os.write(writer, bytes([_STOP_LISTENING]))
         thread.join(timeout=_BETWEEN_LOOKS)
         os.close(writer)
@@ -110,8 +110,8 @@ def listening(*, grace: float | None = None, preparing: bool = False) -> Iterato
 
 
 def hear_signals() -> None:
-    """Has this process hear signals again that a library has taken for itself, as Composer does
-    when it is imported. To be called on the main thread.
+    """Sets this process's signal handlers again, after a library has replaced them, as Composer
+    does when it is imported. Call it on the main thread.
     """
     for number in _HEARD:
         signal.signal(number, _pass)
@@ -121,16 +121,16 @@ def hear_signals() -> None:
 def looking(
     requests: Requests, folder: str | None, every: float = _BETWEEN_LOOKS
 ) -> Iterator[None]:
-    """Looks for the files of a folder while the body runs.
+    """Looks for the files ``STOP`` and ``SAVE`` in a folder while the body runs.
 
     Args:
-        requests: what is noted on.
-        folder: or URL; None: nowhere.
+        requests: where they are recorded.
+        folder: folder or URL; None: looks nowhere.
         every: seconds between two looks.
     """
     over = threading.Event()
     if folder is not None:
-        # On a thread of its own, for which nobody waits: a store may take minutes to answer.
+        # On a separate thread that nobody waits for: a store may take minutes to answer.
         look = (requests, folder, every, over)
         threading.Thread(target=_watch_switches, args=look, name="switches", daemon=True).start()
     try:
@@ -150,12 +150,12 @@ class _Listener:
         self._asked: float | None = None
         self._orphaned: float | None = None
         self._hung_up = -math.inf
-        # Not select(): a process with over a thousand open files would get a number beyond its set.
+        # Not select(): it fails for descriptors of 1024 and above.
         self._heard = select.poll()
         self._heard.register(reader, select.POLLIN)
 
     def run(self) -> None:
-        """Until it is told to stop. Without it the run could not be asked for anything."""
+        """Runs until it is told to stop. Its failure ends the process, which else hears nothing."""
         try:
             while self._step():
                 pass
@@ -181,14 +181,14 @@ class _Listener:
         return self._requests.grace if self._orphaned is None else self._orphaned
 
     def _left(self) -> float | None:
-        """Seconds of grace that are left; None: without end."""
+        """Seconds of grace that are left; None: no limit."""
         grace = self._grace()
         if self._asked is None or grace is None:
             return None
         return self._asked + grace - time.monotonic()
 
     def _pause(self) -> int | None:
-        """Milliseconds until the next look, rounded up; None: without end."""
+        """Milliseconds until the next look, rounded up; None: no limit."""
         left = self._left()
         waits = [seconds for seconds in (left, self._parent and 0.5) if seconds is not None]
         return math.ceil(1e3 * max(min(waits), 0.0)) if waits else None
@@ -198,7 +198,7 @@ class _Listener:
         if number == signal.SIGHUP:
             self._hung_up = now
             return
-        # Launchers send one to all ranks when the first one has ended.
+        # After `heeded`, launchers still signal all ranks when the first one has ended.
         if number not in (*SIGNALS, *HANDED_ON) or self._requests.heeded:
             return
         if not self._count.hear(number, now):
@@ -209,7 +209,7 @@ class _Listener:
         self._ask(name, self._requests.grace)
 
     def _orphan(self) -> None:
-        """The launcher has gone: nobody would end this rank any more when another one fails."""
+        """The launcher has gone, so nobody would end this rank when another one fails."""
         if time.monotonic() - self._hung_up < _HANGS_UP or self._requests.heeded:
             return
         if self._requests.leave is None:
@@ -228,7 +228,7 @@ class _Listener:
 
 def _watch_switches(requests: Requests, folder: str, every: float, over: threading.Event) -> None:
     """The work of the thread that looks for files."""
-    from ahpa_scale import storage  # takes its time to import, and signals are heard before
+    from ahpa_scale import storage  # late: it imports slowly, and signals must be heard first
 
     while not over.wait(every):
         try:
@@ -252,7 +252,7 @@ def _take(requests: Requests, name: str) -> None:
 
 
 def _pass(number: int, frame: object) -> None:
-    """The thread has been told already."""
+    """Does nothing: the wakeup descriptor has told the listening thread already."""
 
 
 def _leave_at_once(why: str) -> None:
@@ -281,7 +281,7 @@ def _reset_in_children() -> None:
 
 
 def _ignore() -> None:
-    """Leaves the answer to signals to the parent, and ends with it, however that ends."""
+    """In a forked process: leaves signals to the parent, and ends with it in every case."""
     global _answered_above
     if threading.current_thread() is not threading.main_thread():
         return
@@ -294,8 +294,8 @@ def _ignore() -> None:
 
 
 def leave_signals_to_parent() -> None:
-    """Has a process that was forked from a listening one ignore the signals again, where a library
-    has taken one for itself, as torch does in loaders' workers.
+    """Makes a process that was forked from a listening one ignore the signals again, after a
+    library has set a handler, as torch does in loaders' workers.
     """
     if _answered_above:
         for number in _HEARD:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text that is safe to print and to keep: what a terminal would obey is shown, and what nobody else
-may read is left out. Standard library only.
+"""Text that is safe to print and to keep: control characters are written out, and secrets are
+masked. Standard library only.
 """
 
 from __future__ import annotations
@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-# Controls but for tab and line feed, marks that turn the reading direction, and half characters.
+# Controls except tab and line feed, line separators, marks that change the reading direction, and
+# lone surrogates.
 _OBEYED = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 _PASSWORD = re.compile(r"(?<=://)([^\s/?#@:]*):([^\s/?#]+)@")
-#: Characters below which a value occurs in other words by chance.
+#: Characters; a shorter value would also occur in other words by chance.
 _SHORTEST = 6
 _concealed: dict[str, str] = {}
 
@@ -26,9 +27,9 @@ def printable(text: str) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """A text with `user:password@` of URLs and all concealed values masked, whatever else is in it.
+    """A text with `user:password@` of URLs and all concealed values masked.
 
-    To be called before a text is cut: half a URL may be the password.
+    Call it before a text is cut: a password whose URL is cut off is not recognised.
     """
     for value in sorted(_concealed, key=len, reverse=True):
         text = text.replace(value, _concealed[value])
@@ -36,13 +37,13 @@ def without_secrets(text: str) -> str:
 
 
 def masked(text: str) -> str:
-    """A text whose URLs tell no password."""
+    """A text with the passwords of its URLs masked."""
     return _PASSWORD.sub(r"\1:***@", text)
 
 
 def named_passwords(text: str, name: Callable[[str], str]) -> str:
-    """A text with the passwords of its URLs replaced by what `name` gives for each; those that are
-    interpolations, ``${...}``, stay.
+    """A text with each password of its URLs replaced by what `name` gives for it. Passwords that
+    are interpolations, ``${...}``, stay.
     """
 
     def replaced(match: re.Match[str]) -> str:
@@ -53,11 +54,11 @@ def named_passwords(text: str, name: Callable[[str], str]) -> str:
 
 
 def conceal(value: str, shown: str) -> None:
-    """From now on something else is shown in a value's place.
+    """From now on shows another text in place of a value.
 
     Args:
-        value: that came from the environment, say; one of under six characters stays.
-        shown: what stands for it.
+        value: for example of an environment variable; one of under six characters stays.
+        shown: the text in its place.
     """
     if len(value) >= _SHORTEST:
         _concealed[value] = shown

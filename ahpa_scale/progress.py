@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one kind of progress bar: rate and time left, moving on a terminal, a line now and then in a
-log file.
+"""The one kind of progress bar, with rate and time left. It moves on a terminal and adds a line now
+and then to a log file.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which signals ask a run to leave, and which of them are one request.
 
-A scheduler may signal every process of a job (srun, systemd, GNU timeout, a terminal's Ctrl-C),
-and the launcher hands on what it gets: a rank then hears of one request twice. Ours hands it on
-under another number, so that no clock has to tell the two apart.
+A scheduler may signal every process of a job (srun, systemd, GNU timeout, a terminal's Ctrl-C), and
+the launcher hands on its signal: a rank then gets two signals for one request. Our launcher hands
+it on under another number, so the two can be told apart without a clock.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import signal
 from pathlib import Path
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-#: Seconds within which a signal is the same one again: GNU timeout sends it to its child, and then
-#: to the group that the child is in. torchrun hands on what the group got.
+#: A signal that comes again within these seconds counts once. GNU timeout sends it to its child,
+#: and then to the child's group. torchrun hands on what the group got.
 _ECHO = 1.0
-#: Seconds after Ctrl-C within which a SIGTERM is that of Composer's launcher, which got it too.
+#: A SIGTERM within these seconds after Ctrl-C comes from Composer's launcher, which got Ctrl-C too.
 _FROM_COMPOSER = 10.0
-#: Parents whose end is only that of somebody's console.
+#: Parents whose end only means that somebody's console has ended.
 _CONSOLES = {"login", "screen", "sshd", "sshd-session", "su", "sudo", "systemd", "tmux"}
 _SHELLS = {"ash", "bash", "dash", "fish", "ksh", "sh", "zsh"}
 
@@ -33,7 +33,7 @@ HANDED_ON = tuple(handed_on(number) for number in SIGNALS)
 
 
 def name_of(number: int) -> str:
-    """A signal's name, whether it came by itself or was handed on."""
+    """A signal's name, whether it came directly or was handed on."""
     first = HANDED_ON.index(number) if number in HANDED_ON else None
     return (signal.Signals(number) if first is None else SIGNALS[first]).name
 
@@ -47,14 +47,14 @@ class Count:
 
     @property
     def requests(self) -> int:
-        """Requests so far: what was handed on has come by itself as well, or it has not."""
+        """Requests so far. A request may come directly, handed on, or both: the larger counts."""
         return max(self._direct, self._handed_on)
 
     def hear(self, number: int, now: float) -> bool:
-        """Takes in one of `SIGNALS` or `HANDED_ON`.
+        """Counts one of `SIGNALS` or `HANDED_ON`.
 
         Args:
-            number: of the signal.
+            number: the signal's number.
             now: monotonic seconds.
 
         Returns:
@@ -79,15 +79,14 @@ class Count:
 
 
 def send_on(pid: int, number: int) -> None:
-    """Hands a signal on to a process: as it came, where that process does not know ours."""
+    """Hands a signal on to a process: under our number if the process handles that."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, handed_on(number) if _catches(pid, handed_on(number)) else number)
 
 
 def launcher_above() -> int | None:
-    """The parent, where that is a launcher whose end this process can't outlive in order: what
-    starts a rank and is neither a console nor a shell, which may end and leave behind what it has
-    put in the background.
+    """The parent's process id if it is a launcher, whose end must end this rank too; else None.
+    A console or a shell is no launcher: it may end and leave its background jobs running.
     """
     parent = os.getppid()
     if "RANK" not in os.environ or parent == 1:
@@ -96,7 +95,7 @@ def launcher_above() -> int | None:
         words = Path(f"/proc/{parent}/cmdline").read_text(errors="replace").split("\0")
     except OSError:
         return None
-    # Some servers write what they do behind their name.
+    # Some servers, such as sshd, write a colon and what they do after their name.
     name = words[0].split(":")[0].rpartition("/")[2].lstrip("-").lower()
     return None if name in _CONSOLES | _SHELLS else parent
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A console that can't end a run, by going away or by letters that it lacks, and that is told no
-secret.
+"""Standard streams that never raise, even if the console is gone or lacks a character, and that
+print no secrets.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any, TextIO
 from ahpa_scale.log_records import mask_records
 from ahpa_scale.printable import without_secrets
 
-#: Seconds that a console which takes no bytes now is given before they are dropped.
+#: Seconds to wait for a console that takes no bytes now, before they are dropped.
 _PATIENCE = 1.0
 
 
 def make_lasting() -> None:
-    """Replaces this process's standard streams by ones that never raise, and masks what it says.
+    """Replaces stdout and stderr by streams that never raise, and masks secrets.
 
-    What can't be written is dropped: the reader of a pipe has gone, a terminal was hung up, a disk
-    is full. Letters that the encoding lacks are written as escapes. Streams that somebody has
-    replaced already, as test runners do, stay. Passwords in URLs and concealed values are masked
-    there, in tracebacks as well, and in all log records.
+    Bytes that can't be written are dropped: the reader of a pipe has gone, a terminal was hung up,
+    a disk is full. Characters that the encoding lacks are written as escapes. Streams that were
+    replaced already, as by test runners, stay. Passwords in URLs and concealed values are masked in
+    these streams, tracebacks included, and in all log records.
     """
     mask_records()
     _open_missing()
@@ -36,10 +36,10 @@ def make_lasting() -> None:
 
 
 class _Lasting(io.FileIO):
-    """Bytes to a descriptor that stays open."""
+    """Writes bytes to a descriptor, and leaves it open."""
 
     def write(self, data: Any, /) -> int:
-        """Writes, or drops what nobody takes."""
+        """Writes the bytes, or drops them if nobody takes them."""
         size = memoryview(data).nbytes
         try:
             written = super().write(data)
@@ -51,15 +51,15 @@ class _Lasting(io.FileIO):
 
 
 class _Masking(io.TextIOWrapper):
-    """Text without secrets. Trackers that keep the console put a function of their own in the place
-    of `write`: it is called with the masked text too.
+    """Masks secrets in text. Trackers that record the console replace `write` by a function of
+    their own: it gets the masked text too.
     """
 
     _replaced: Callable[[str], int] | None = None
 
     @property
     def write(self) -> Callable[[str], int]:
-        """Writes, as of any stream."""
+        """The stream's `write`, which masks first."""
         write = self._replaced or super().write
         return lambda text: write(without_secrets(text))
 
@@ -80,7 +80,7 @@ def _lasting(stream: TextIO | None, descriptor: int) -> TextIO:
 
 
 def _open_missing() -> None:
-    """A descriptor that was closed by the shell would become the next file's, and get our lines."""
+    """Opens descriptors that the shell has closed: else the next open file would get our lines."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)

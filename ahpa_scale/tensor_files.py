@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes safetensors so that a disk's refusal is told as one."""
+"""Writes safetensors files, and raises a disk's errors as OSError."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-#: The system's error, in the library's words.
+#: The system's error number in the library's message.
 _ERRNO = re.compile(r"\bos error (\d+)")
 
 
@@ -23,7 +23,7 @@ def save_tensors(
 
     Args:
         tensors: by name, each contiguous and in memory of its own.
-        path: of the file; not atomic.
+        path: the file; it is not written atomically.
         metadata: texts by name, for its header.
 
     Raises:

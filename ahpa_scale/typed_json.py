@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON that others may have written -> values of the types that are asked for, or one line.
+"""Reads JSON that others may have written into values of given types; an error is one line.
 
-Python's own reader takes more than JSON (NaN, names that come twice, numbers without end), and what
-it gives fits nothing in particular. Free of torch.
+Python's own reader accepts more than JSON (NaN, names that come twice, numbers of any length), and
+it checks no types. Free of torch.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ahpa_scale.errors import UserError
 
-#: For pydantic: no value is bent to fit, no name is ignored, every number is finite.
+#: For pydantic: no value is converted, no name is ignored, every number is finite.
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-#: Bytes of a text.
+#: Most bytes of a text, by default.
 LIMIT = 64 << 20
 _DEEPEST = 64
 _LONGEST_INTEGER = 64
@@ -34,7 +34,7 @@ def parse(content: bytes | str, where: str, limit: int = LIMIT) -> Any:
     Args:
         content: the text; bytes must be UTF-8.
         where: what it was read from, for the message.
-        limit: bytes or characters that it may have.
+        limit: most bytes or characters that it may have.
 
     Raises:
         UserError: too long, not JSON, a name that comes twice, a number that is not finite or has
@@ -76,7 +76,7 @@ def fit(kind: type[T], value: Any, where: str) -> T:
         UserError: it does not fit; the line names the first place that doesn't.
     """
     try:
-        # By way of JSON, which pydantic takes strictly and with tuples.
+        # Through JSON: only there does pydantic's strict mode take a list as a tuple.
         return cast(T, _adapter(cast(Hashable, kind)).validate_json(json.dumps(value)))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
@@ -88,12 +88,12 @@ def fit(kind: type[T], value: Any, where: str) -> T:
 
 
 def parse_as(kind: type[T], content: bytes | str, where: str, limit: int = LIMIT) -> T:
-    """`parse`, then `fit`; errors of both."""
+    """`parse`, then `fit`, with the errors of both."""
     return fit(kind, parse(content, where, limit), where)
 
 
 def parse_lines(content: bytes, where: str) -> Iterator[tuple[str, Any]]:
-    """The values of a text that has one in each line, and the place of each, for messages.
+    """The place, for messages, and the value of each line of a text.
 
     Raises:
         UserError: as `parse`; it names the line.

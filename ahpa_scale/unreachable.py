@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What doesn't answer now and may in a minute: no mistake of the user's, so worth another try."""
+"""Services that don't answer now but may in a minute: no user's mistake, so worth another try."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class UnreachableError(OSError):
 
 
 def is_unreachable(error: BaseException) -> bool:
-    """Whether an error comes of a connection that was not had, timed out or broke, of a name that
-    was not resolved, or of an HTTP answer that says so (429, and 500 and above).
+    """Whether an error comes from a connection that failed, timed out or broke, from a host name
+    that was not resolved, or from an HTTP status of 429 or at least 500.
     """
     for cause in causes(error):
         if isinstance(cause, ConnectionError | TimeoutError | socket.gaierror):
@@ -26,7 +26,7 @@ def is_unreachable(error: BaseException) -> bool:
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it came of, the nearest first."""
+    """An error and its causes, the nearest first."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a place takes what will be written to it, found out before hours of work."""
+"""Finds out before hours of work whether a place can be written to."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 
 from ahpa_scale import storage
 
-# As much as a file system has to find a block for.
+# Enough that a file system must allocate a block.
 _BYTES = 4096
 
 
 def try_to_write(url: str | os.PathLike[str]) -> None:
-    """Writes a small file to a folder or store, reads it back and removes it. A folder that is not
-    there is not made: the nearest one above it is tried.
+    """Writes a small file to a folder or store, reads it back and removes it. A missing folder is
+    not made: its nearest existing parent is tried.
 
     Raises:
         OSError: it can't be written to, or gives back something else.
@@ -32,13 +32,13 @@ def try_to_write(url: str | os.PathLike[str]) -> None:
         if storage.read_bytes(place) != content:
             raise OSError(errno.EIO, "it does not give back what was written to it", folder)
     finally:
-        # A bucket that keeps all it is given is good enough to save in.
+        # A bucket that forbids removal is good enough to save in.
         with suppress(OSError):
             storage.remove(place)
 
 
 def _nearest(folder: Path) -> Path:
-    """The folder, or the nearest one above that is there."""
+    """The folder, or its nearest existing parent."""
     while not os.path.lexists(folder):
         folder = folder.parent
     if not folder.is_dir():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Composer plug-ins, a folder each with its method card. Imported on first use, to start fast."""
+"""Composer plug-ins, each in a folder with its method card. Loaded on first use, to start fast."""
 
 from __future__ import annotations
 

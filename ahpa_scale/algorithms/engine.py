@@ -21,12 +21,12 @@ def engine_algorithms(
     replicate_degree: int = 1,
     **options: Any,
 ) -> list[Algorithm]:
-    """Builds the plug-ins of an engine, to stand before those that follow the weights (EMA).
+    """Builds an engine's plug-ins. They go before those that follow the weights (EMA).
 
     Args:
         engine: ``ddp``, ``fsdp2``, ``hsdp``, ``zero1``, ``zero2`` or ``zero3``.
-        max_norm: bound of the gradient norm of the backbone, and of each attachment; None: only
-            measured.
+        max_norm: bound of the gradient norm of the backbone, and of each attachment; None only
+            measures them.
         log_interval: see :class:`GradClip`.
         replicate_degree: copies of the sharded model, for ``hsdp``.
         options: of :class:`FullyShard` or :class:`ZeroSettings`.

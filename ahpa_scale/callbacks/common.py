@@ -15,7 +15,7 @@ SAMPLES_FOLDER = "samples"
 
 
 def writes_files() -> bool:
-    """Whether this process is the one of the run that writes and prints."""
+    """Whether this is the run's one process that writes and prints."""
     return bool(dist.get_global_rank() == 0)
 
 

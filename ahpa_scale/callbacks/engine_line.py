@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One line about the engine that is really running, and the end of a run that has another."""
+"""Prints one line about the running engine, and ends a run that has the wrong one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KINDS = ("weights", "gradients", "optimizer", "average")
 
 
 class EngineLine(Callback):
-    """Compares the engine that runs with the one that was asked for, and tells what it costs.
+    """Compares the engine that runs with the one that was asked for, and prints its memory.
 
     The comparison is made when training starts, on the objects that train. After the first batch,
     when gradients and moments exist, rank 0 prints one line with parameters, shards and the bytes
@@ -80,7 +80,7 @@ class EngineLine(Callback):
 
 
 def running_engine(model: nn.Module) -> str:
-    """The engine that a Trainer's model is trained by, from what the model is made of."""
+    """The engine that trains a Trainer's model, recognised by the model's types."""
     if isinstance(model, ZeroFront):
         return f"zero{model.engine.zero_optimization_stage()}"
     mesh = _mesh(model)

@@ -20,7 +20,7 @@ class Heartbeat(Callback):
         self.pulse = pulse
 
     def run_event(self, event: Event, state: State, logger: Logger) -> None:
-        """Mark it. The first one comes when all ranks have met."""
+        """Mark it. The first event comes when all ranks have met."""
         del logger
         self.pulse.met = True
         self.pulse.mark(event.value, state.timestamp.batch.value)

@@ -32,9 +32,9 @@ from ahpa_scale.log_files import append_line, going_on_without
 from ahpa_scale.storage.disk import new_file_beside
 
 LOSS_KEYS = ("loss/train/total", "loss/train/flow", "loss/train/alignment")
-# Clocks have keys of their own in a row, and so does the router, as one record.
+# A row has its own keys for the clocks and for the router's record.
 _NOT_WRITTEN = ("time/", "trainer/", "router/")
-#: Bytes of a row; what has more is none.
+#: Most bytes of a row; a longer line is no row.
 _LONGEST = 64 << 20
 _log = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ class MetricsFile(LoggerDestination):
     training, the ``lr`` and the losses of the batch (null where there is none), the newest value of
     anything else logged since the last row and, every ``router_interval``, ``router`` (the summary
     of the alignment: levels, weight_GT, loss_GT, count_T). Numbers that are not finite are null and
-    named in ``nonfinite``. Rows of later batches are removed when training starts or resumes. A
-    disk that takes no row costs that row, which is said once.
+    named in ``nonfinite``. Rows of later batches are removed when training starts or resumes. If
+    the disk takes no row, that row is lost, with one warning.
 
     Args:
         output_dir: local folder.
@@ -141,7 +141,7 @@ def _clock(state: State) -> dict[str, Any]:
 
 
 def encode_row(row: dict[str, Any]) -> bytes:
-    """One line of strict JSON: no NaN or infinity, no value that JSON has no word for."""
+    """One line of strict JSON: no NaN, no infinity, no value that JSON can't hold."""
     nonfinite: list[str] = []
     clean = {}
     for key, value in row.items():
@@ -175,8 +175,8 @@ def _strict(value: Any, key: str, nonfinite: list[str]) -> Any:
 
 
 def drop_rows_after(path: Path, batch: int) -> None:
-    """Remove rows of later batches, and a line torn by a kill, in one atomic move; what else is no
-    row goes as well, with a warning.
+    """Remove rows of later batches, and a line torn by a kill, in one atomic move. Other lines
+    that are no rows go too, with a warning.
     """
     if not path.exists():
         return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes a run's numbers on the board that Prometheus is served from."""
+"""Writes a run's numbers to the board that Prometheus reads."""
 
 from __future__ import annotations
 
@@ -20,18 +20,17 @@ from ahpa_scale.exporter import Board, Saved
 _LOSS = "loss/train/"
 _NORM = "grad_norm/backbone"
 _NONFINITE = "guard/nonfinite"
-# Clocks, which the board has by other names.
+# The board has the clocks under other names.
 _NOT_SHOWN = ("time/", "trainer/")
 
 
 class Prometheus(LoggerDestination):
-    """Notes what comes by: host numbers alone, no sync, no collective, a few attributes a batch.
+    """Notes logged host numbers: no sync, no collective, a few attributes a batch.
 
-    Waiting for data is measured on the host's clock, from asking the loader until every rank has
-    its batch.
+    The wait for data is host time, from the request to the loader until every rank has its batch.
 
     Args:
-        board: to write on.
+        board: the target.
         flops_per_image: of training, as `training_flops` counts them.
         peak: FLOPs per second of one device at this precision; None: Composer's number for the
             device, and no MFU where it has none.
@@ -41,7 +40,7 @@ class Prometheus(LoggerDestination):
         self.board, self.flops_per_image, self.peak = board, flops_per_image, peak
         self._speed = Speed()
         self._peak_of_all = 0.0
-        # Composer logs the parts of a batch one after another: they are shown when it ends.
+        # Composer logs the parts of a batch one by one: they are shown together at its end.
         self._next: dict[str, Any] = {}
         self._losses: dict[str, float] = {}
 
@@ -95,7 +94,7 @@ class Prometheus(LoggerDestination):
         self._show(state)
 
     def epoch_end(self, state: State, logger: Logger) -> None:
-        """Composer tells no callback when it asked for a batch in vain."""
+        """Ends a wait that brought no batch: Composer has no other event for it."""
         del state, logger
         self._has_waited()
 

@@ -77,7 +77,7 @@ class RouterFigure(Callback):
 
     def _record(self, batch: int, summary: dict[str, Any]) -> None:
         weights = mean_weights(summary)
-        # A resumed or a changed alignment starts its course anew from where it stands.
+        # A resumed run drops its later records; a changed number of levels starts a new course.
         past = [one for one in self.history if one[0] < batch and len(one[1]) == len(weights)]
         self.history = [*(past[::2] if len(past) >= _MOST_RECORDS else past), (batch, weights)]
 
@@ -125,7 +125,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def _short(level: str) -> str:
-    """A level's name without what all encoder levels share: ``down_blocks.0``."""
+    """A level's name without the parts that all encoder levels share: ``down_blocks.0``."""
     return level.removeprefix("encoder.").partition(".resnets.")[0]
 
 

@@ -40,15 +40,15 @@ class Decoder(Protocol):
 
 
 class _AskedToLeaveError(Exception):
-    """The run has something better to do."""
+    """The run is asked to leave, so the grid is given up."""
 
 
 class SampleGrid(Callback):
     """A row per class, drawn with the EMA's weights if there is an EMA, at an interval and the end.
 
-    The ranks share the work in equal numbers of forward passes: a sharded model needs all of them
-    at every pass anyway, and replicas are faster so. Noise is keyed by seed and sample, so
-    the picture is the same for any number of ranks, and no random state is touched.
+    The ranks share the work in equal numbers of forward passes: a sharded model needs all ranks at
+    every pass, and replicas are faster this way. Noise is keyed by seed and sample, so the picture
+    is the same for any number of ranks, and no random state is touched.
 
     Args:
         output_dir: local folder; the pictures go to ``samples`` in it.
@@ -62,8 +62,8 @@ class SampleGrid(Callback):
         steps, method, guidance_scale: of the sampler, see `ahpa_scale.sampling.sample`.
         seed: of the noise.
         batch_size: pictures per forward pass and rank.
-        requests: no grid is drawn, or drawn to its end, once the run is asked to leave: the time
-            that is left is the checkpoint's.
+        requests: no grid is started or finished once the run is asked to leave: the checkpoint
+            needs the time.
 
     Raises:
         UserError: a class that does not exist, or a number out of range.
@@ -135,7 +135,7 @@ class SampleGrid(Callback):
         with lent, _evaluating(state.model), precision:
             dit = unwrap(state.model).dit
             assert isinstance(dit, nn.Module)
-            # First of all hooks: those of a sharded model gather its weights.
+            # Before all other hooks: those of a sharded model gather its weights.
             vote = dit.register_forward_pre_hook(self._vote, prepend=True)
             try:
                 return self._share(dit)
@@ -143,21 +143,21 @@ class SampleGrid(Callback):
                 vote.remove()
 
     def _vote(self, dit: nn.Module, inputs: object) -> None:
-        """Before each forward pass, of which all ranks make as many."""
+        """Asks all ranks before each forward pass; all make the same number of passes."""
         del inputs
         asked = self.requests.leaving or self.requests.leave is not None
-        # Not made from a parameter: a shard's copy would be a shard as well.
+        # Not made from a parameter: a copy of a shard would be a shard too.
         flag = torch.tensor(float(asked), device=next(dit.parameters()).device)
         dist.all_reduce(flag, reduce_operation="MAX")
         if bool(flag):
             raise _AskedToLeaveError
 
     def _share(self, dit: nn.Module) -> Tensor:
-        """This rank's part of the pictures, then everybody's in order."""
+        """Draws this rank's part of the pictures and returns all ranks' in order."""
         device = next(dit.parameters()).device
         labels_B, index_B = class_rows(self.classes, self.num_per_class, device)
         ranks, rank, total = dist.get_world_size(), dist.get_global_rank(), len(labels_B)
-        # Ranks beyond the last picture repeat it, so that all make as many forward passes.
+        # Ranks beyond the last picture repeat it, so all make the same number of passes.
         mine = torch.arange(rank, total + -total % ranks, ranks, device=device).clamp(max=total - 1)
         parts = [
             self._pictures(dit, labels_B[chunk], index_B[chunk])
@@ -189,7 +189,7 @@ def _size(value: object) -> int:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards the parameters that FSDP2 gathered for it are shards again."""
+    """Evaluation mode; afterwards, parameters that FSDP2 gathered are shards again."""
     with model_eval_mode(model):
         try:
             yield

@@ -16,7 +16,7 @@ class Speed:
         self._recent: deque[tuple[float, int, int]] = deque(maxlen=51)  # time, batches, images
 
     def start(self, state: State) -> None:
-        """Begins anew at the start of training."""
+        """Starts again at the start of training."""
         self._recent.clear()
         self.note(state)
 
@@ -32,7 +32,7 @@ class Speed:
         return (after - before) / (ended - begun) if ended > begun and after > before else None
 
     def seconds_for(self, batches: int) -> float | None:
-        """Time that so many batches would take; None before the first batch has ended."""
+        """Time that `batches` would take; None before the first batch has ended."""
         (begun, before, _), (ended, after, _) = self._recent[0], self._recent[-1]
         if not (ended > begun and after > before):
             return None

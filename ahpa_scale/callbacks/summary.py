@@ -23,7 +23,7 @@ from ahpa_scale.preemption import Requests
 
 
 class RunSummary(Callback):
-    """Prints one line at the end of training that names the files which are there, on rank 0.
+    """Prints one line on rank 0 at the end of training: it names the files that exist.
 
     Give it to the Trainer after the callbacks whose files it names.
 
@@ -31,7 +31,7 @@ class RunSummary(Callback):
         output_dir: local folder of the run.
         checkpoints: folder or URL of the checkpoints; None when none are written.
         stream: where to print; None is the standard output.
-        requests: what is asked of the run from outside: one that was asked to leave is not done.
+        requests: what is asked of the run from outside; a run asked to leave is not "done".
     """
 
     def __init__(
@@ -48,12 +48,12 @@ class RunSummary(Callback):
         self._done = False
 
     def fit_end(self, state: State, logger: Logger) -> None:
-        """Note that training came to its end; a run that failed is closed too."""
+        """Note that training reached its end: `close` also comes after a failure."""
         del state, logger
         self._done = True
 
     def close(self, state: State, logger: Logger) -> None:
-        """Print: after the loggers, the progress bar among them, have had their last word."""
+        """Print last, after all loggers and the progress bar."""
         del logger
         if self._done and writes_files():
             fields = {"batch": state.timestamp.batch.value}
@@ -61,8 +61,8 @@ class RunSummary(Callback):
         self._done = False
 
     def line(self) -> str:
-        """``done: metrics ..., samples ..., router ..., checkpoints ...``; ``so far: ...`` of a run
-        that was asked to leave.
+        """``done: metrics ..., samples ..., router ..., checkpoints ...``; ``so far: ...`` for a
+        run that was asked to leave.
         """
         files = {
             "metrics": self.output_dir / METRICS_FILE,

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Composer's TensorBoard logger that goes on with a run's curves where its checkpoint was taken. A
-disk that takes nothing ends the curves, not the run.
+"""Composer's TensorBoard logger, whose curves go on from the checkpoint after a resume. A disk that
+takes nothing ends the curves, not the run.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from ahpa_scale.log_files import going_on_without
 
 
 class TensorBoard(TensorboardLogger):
-    """As Composer's; what was logged after the checkpoint that a run goes on from is not shown.
+    """As Composer's, but hides what was logged after the checkpoint that a run resumes.
 
     Args:
         log_dir: local folder.
-        purge_step: first batch whose older points are hidden; None: all are shown.
+        purge_step: old points of this batch and later are hidden; None shows all.
     """
 
     def __init__(self, log_dir: str | os.PathLike[str], purge_step: int | None = None) -> None:
@@ -47,7 +47,7 @@ class TensorBoard(TensorboardLogger):
         self._try(super().close, state, logger)
 
     def _try(self, act: Callable[..., None], *arguments: Any, **options: Any) -> None:
-        if self._failed:  # a writer of TensorBoard's that has failed once fails for good
+        if self._failed:  # a TensorBoard writer that failed once always fails
             return
         assert self.log_dir is not None
         with going_on_without(Path(self.log_dir)):
@@ -58,17 +58,17 @@ class TensorBoard(TensorboardLogger):
                 raise
 
     def _initialize_summary_writer(self) -> None:
-        # Composer 0.32.1 has no argument for it.
+        # Composer 0.32.1 has no argument for purge_step.
         from torch.utils.tensorboard import SummaryWriter
 
         assert self.log_dir is not None
         assert self.run_name is not None
         folder = Path(self.log_dir) / self.run_name
-        # Composer opens a file on every rank; one that logs nothing would hide what rank 0 logs.
+        # Composer opens a file on every rank; the others would hide what rank 0 logs.
         purge_step = self.purge_step if dist.get_global_rank() == 0 else None
-        # As Composer has it: flushed by Composer alone, so that no half file is taken for whole.
+        # As in Composer: only Composer flushes, so that no partial file is taken for whole.
         self.writer = SummaryWriter(
             log_dir=str(folder), flush_secs=365 * 24 * 3600, purge_step=purge_step
         )
-        # Composer closes the file at each flush, and every new one would hide the points before.
+        # Composer closes the file at each flush; each new one would hide earlier points.
         self.writer.purge_step = None

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints: loaded without ever executing what is in them."""
+"""Checkpoints. Loading one never executes anything in it."""

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every byte of a checkpoint compared with what was saved, in its place or while it is copied.
+"""Compares every byte of a checkpoint with what was saved, in place or while it is copied.
 
-For runs that go on and for people who look after checkpoints: neither torch nor Composer is
-imported.
+Resumed runs and commands for people both use it, so it imports neither torch nor Composer.
 """
 
 from __future__ import annotations
@@ -16,18 +15,18 @@ from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.find import Found
 from ahpa_scale.checkpoint.manifest import MANIFEST, FileEntry, Manifest, entry_of
 
-#: Told how many bytes of the work are done; fewer than before when a part has to be repeated.
+#: Called with the number of bytes done so far. It drops when a part is repeated.
 Moved = Callable[[int], None]
 _MISSING, _DAMAGED = "is missing", "isn't what was saved"
 
 
 def damage(found: Found, moved: Moved) -> list[str]:
-    """What is wrong with a checkpoint's files, each of them read to its end.
+    """Reads all files of a checkpoint to their ends and finds the damaged ones.
 
-    Files of a store come to the temporary folder (``TMPDIR``) one after another.
+    Files in a store are copied one by one to the temporary folder (``TMPDIR``).
 
     Returns:
-        A text for each file that is not as it was saved; none if the checkpoint is whole.
+        One text for each file that differs from what was saved. Empty if the checkpoint is whole.
 
     Raises:
         OSError: the store can't be reached, or the disk is full.
@@ -49,11 +48,11 @@ def damage(found: Found, moved: Moved) -> list[str]:
 
 
 def copy(found: Found, folder: Path, moved: Moved) -> list[str]:
-    """Copies a checkpoint, manifest and all, into an empty local folder.
+    """Copies a checkpoint with its manifest into an empty local folder.
 
     Returns:
-        What is wrong with the first file that is not as it was saved, in which case none of the
-        files stay; nothing if the copy is whole.
+        What is wrong with the first damaged file; then all copied files are removed. Empty if the
+        copy is whole.
 
     Raises:
         OSError: the store can't be reached, or the disk is full.
@@ -75,15 +74,15 @@ def copy(found: Found, folder: Path, moved: Moved) -> list[str]:
 
 
 def newest_whole(candidates: Sequence[Found], attempt: Callable[[Found], list[str]]) -> Found:
-    """The newest for which `attempt` (such as `damage` or `copy`) finds nothing wrong.
+    """The newest checkpoint in which `attempt` (such as `damage` or `copy`) finds no fault.
 
     Args:
-        candidates: oldest first, at least one.
-        attempt: what is wrong with one of them.
+        candidates: checkpoints, oldest first, at least one.
+        attempt: returns what is wrong with a checkpoint.
 
     Raises:
-        CheckpointError: not one is whole; the message says what is wrong with the newest.
-        OSError: what `attempt` raises.
+        CheckpointError: no checkpoint is whole; the message says what is wrong with the newest.
+        OSError: `attempt` raised it.
     """
     first: str | None = None
     for found in reversed(candidates):
@@ -96,8 +95,8 @@ def newest_whole(candidates: Sequence[Found], attempt: Callable[[Found], list[st
 
 
 def overtaken(found: Found) -> bool:
-    """Whether a checkpoint was removed or written anew since it was found, as a run does that goes
-    on; what was found wrong with it then means nothing.
+    """Whether a running job has removed or rewritten a checkpoint since it was found. If so, faults
+    found in it mean nothing.
 
     Raises:
         OSError: the store can't be reached.
@@ -112,14 +111,14 @@ def overtaken(found: Found) -> bool:
 
 
 def after(moved: Moved, done: int) -> Moved:
-    """Counts on from the bytes that are done already."""
+    """`moved`, counting on from the bytes already done."""
     return lambda now: moved(done + now)
 
 
 def _problems(
     found: Found, look: Callable[[str, FileEntry, Moved], str | None], moved: Moved
 ) -> Iterator[str]:
-    """What `look` finds wrong, file after file."""
+    """What `look` finds wrong, file by file."""
     assert found.manifest is not None
     done = 0
     for name, entry in found.manifest.files.items():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes wrong with checkpoints. Standard library only: looked at before torch is imported."""
+"""Errors of checkpoints. Standard library only, because they are used before torch is imported."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from ahpa_scale.errors import UserError
 
 
 class CheckpointError(UserError):
-    """A checkpoint that can't or mustn't be loaded, or that could not be written."""
+    """A checkpoint can't or mustn't be loaded, or could not be written."""
 
 
 class StoreAwayError(CheckpointError):
-    """A checkpoint that could not be written because a store does not answer."""
+    """A checkpoint could not be written because a store does not answer."""

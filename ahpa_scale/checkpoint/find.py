@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What lies in a folder of checkpoints: which of them are whole."""
+"""Lists the checkpoints in a folder and tells which of them are whole."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from ahpa_scale.checkpoint.manifest import MANIFEST, Manifest
 from ahpa_scale.errors import UserError
 
 LATEST = "latest"
-#: What others' checkpoints end with; they are never read, as they hold pickles.
+#: Name endings of other programs' checkpoints. They hold pickles, so they are never read.
 _OTHERS = (".pt", ".pt.symlink", ".distcp", ".metadata")
 _NAME = re.compile(r"ba(\d+)", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Found:
-    """A folder that is, or was to become, a checkpoint.
+    """A folder that is a checkpoint, or was meant to become one.
 
     Attributes:
-        url: of the folder.
-        name: such as ``ba4000``.
+        url: path or URL of the folder.
+        name: name of the folder, such as ``ba4000``.
         batch: batches trained.
-        sizes: bytes of the files that are there, by name.
-        manifest: None where there is none, or a damaged one.
-        problem: what is wrong with it as far as names and sizes tell; None if nothing is.
-        begun: no manifest was ever written: an upload that did not come to its end.
+        sizes: bytes of each file that is there, by name.
+        manifest: the manifest; None if it is missing or damaged.
+        problem: what is wrong, judged by manifest, names and sizes; None if nothing is.
+        begun: there is no manifest, so the upload did not finish.
     """
 
     url: str
@@ -43,7 +43,7 @@ class Found:
 
 
 def checkpoint_name(batch: int) -> str:
-    """The folder's name of the checkpoint after so many batches."""
+    """The folder name of the checkpoint after `batch` batches."""
     return f"ba{batch}"
 
 
@@ -58,7 +58,7 @@ def list_checkpoints(folder: str) -> list[Found]:
 
 
 def checkpoints_at(url: str) -> list[Found]:
-    """The checkpoint at `url`, whole or not; where `url` is a folder of them, all, oldest first.
+    """The checkpoint at `url`, whole or not. For a folder of checkpoints: all, oldest first.
 
     Raises:
         OSError: the store can't be reached.
@@ -73,10 +73,10 @@ def checkpoints_at(url: str) -> list[Found]:
 
 
 def some_checkpoints_at(url: str) -> list[Found]:
-    """As `checkpoints_at`, for commands that need at least one.
+    """Like `checkpoints_at`, for commands that need at least one.
 
     Raises:
-        UserError: there are none; the line says where some are, if they lie a folder below.
+        UserError: there are none. If some lie in ``checkpoints`` below, the message says so.
         OSError: the store can't be reached.
     """
     found = checkpoints_at(url)
@@ -98,7 +98,7 @@ def _below(folder: str, sizes: Mapping[str, int]) -> list[Found]:
 
 
 def look_at(url: str, sizes: dict[str, int]) -> Found:
-    """Judges one checkpoint by its manifest and its files' sizes."""
+    """Judges one checkpoint by its manifest and the sizes of its files."""
     name = url.rstrip("/").rsplit("/", 1)[-1]
     match = _NAME.fullmatch(name)
     batch = int(match[1]) if match else -1
@@ -108,7 +108,7 @@ def look_at(url: str, sizes: dict[str, int]) -> Found:
         return Found(url, name, batch, sizes, None, f"{MANIFEST} is too large", begun=False)
     try:
         manifest = _manifest(storage.join(url, MANIFEST))
-    except FileNotFoundError:  # removed this very moment
+    except FileNotFoundError:  # removed since it was listed
         return Found(url, name, batch, sizes, None, f"{MANIFEST} is missing", begun=True)
     except CheckpointError as error:
         return Found(url, name, batch, sizes, None, str(error), begun=False)
@@ -122,13 +122,13 @@ def _manifest(where: str) -> Manifest:
     try:
         return Manifest.from_json(storage.read_bytes(where))
     except CheckpointError:
-        # What a connection spoils is whole the second time.
+        # If the connection damaged the first read, the second one is whole.
         return Manifest.from_json(storage.read_bytes(where))
 
 
 def trace_of_checkpoints(folder: str) -> str | None:
-    """A file which tells that a run has saved below a folder, where no whole checkpoint does: what
-    says which one was the last, or what Composer's and torch's own savers write.
+    """A file that proves that a run has saved below a folder, even without a whole checkpoint: our
+    ``latest``, or a file that Composer's or torch's own savers write.
 
     Raises:
         OSError: the store can't be reached.
@@ -138,15 +138,15 @@ def trace_of_checkpoints(folder: str) -> str | None:
 
 
 def holds_checkpoints(folder: str) -> bool:
-    """Whether a run has saved there; half an upload counts too."""
+    """Whether a run has saved there. An unfinished upload counts too."""
     return bool(list_checkpoints(folder))
 
 
 def find_checkpoint(url: str) -> Found:
-    """The checkpoint at `url`, or the newest whole one of the folder `url`.
+    """The checkpoint at `url`, or the newest whole checkpoint in the folder `url`.
 
     Raises:
-        CheckpointError: there is none, or the one named is not whole.
+        CheckpointError: there is none, or the checkpoint at `url` is not whole.
         OSError: the store can't be reached.
     """
     sizes = storage.find(url)

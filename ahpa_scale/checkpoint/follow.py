@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run's whole checkpoints one after another, as they come: each proved whole before it is used.
+"""Follows a run's checkpoints as they appear. Each is proved whole before it is used.
 
-For programs that look on. The run itself resumes by `local_copy`, with all ranks.
+For programs that watch a run. The run itself resumes with `local_copy`, on all ranks.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from ahpa_scale.checkpoint.find import Found, checkpoints_at
 from ahpa_scale.checkpoint.manifest import Manifest
 from ahpa_scale.progress import progress_bar
 
-#: Bytes from which on a bar is worth its line.
+#: Smallest size in bytes for which a progress bar is shown.
 _LONG = 32_000_000
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How to wait for what is not there yet.
+    """How to wait for new checkpoints.
 
     Attributes:
         every: seconds between two looks.
-        idle: seconds without anything new after which to end; None: never.
-        ended: whether the newest checkpoint is the last one that will come.
+        idle: stop after this many seconds without a new checkpoint; None: never stop.
+        ended: whether the newest checkpoint is the last that the run will save.
     """
 
     every: float
@@ -39,14 +39,14 @@ class Pace:
 
 
 class Follower:
-    """Looks for checkpoints, and brings those that are wanted.
+    """Looks for checkpoints and fetches the wanted ones.
 
     Args:
-        url: a folder or URL of checkpoints, or one of them.
-        wanted: whether a checkpoint is still to be taken; asked anew at every look.
-        newest: only the newest whole one at each look, instead of all, oldest first.
-        pace: how to wait; None takes what is there and ends.
-        progress: show the rate and time left of long copies.
+        url: folder or URL of checkpoints, or of one checkpoint.
+        wanted: whether a checkpoint is still to be taken; asked again at every look.
+        newest: take only the newest whole checkpoint at each look. Otherwise all, oldest first.
+        pace: how to wait; None takes the checkpoints that are there and stops.
+        progress: show rate and time left of long copies.
         tell: prints a line for people.
     """
 
@@ -62,15 +62,15 @@ class Follower:
     ) -> None:
         self._url, self._wanted, self._tell = url, wanted, tell
         self._newest, self._pace, self._progress = newest, pace, progress
-        # What was damaged once is not fetched again at every look, unless it is saved anew.
+        # A damaged checkpoint is not fetched again at every look, unless it is saved anew.
         self._damaged: dict[str, Manifest | None] = {}
         self._taken = self._overtaken = False
 
     def __iter__(self) -> Iterator[Found]:
-        """What is to be brought next, with `brought`, before the one after is asked for.
+        """Checkpoints to fetch. Call `brought` on each before you ask for the next.
 
         Raises:
-            OSError: the store can't be reached at the first look. Later on that costs a warning.
+            OSError: the store can't be reached at the first look. Later this is only a warning.
         """
         found = checkpoints_at(self._url)
         news = time.monotonic()
@@ -84,7 +84,7 @@ class Follower:
                     break
             if self._pace is None or (self._all_came(found, self._pace) and not self._overtaken):
                 return
-            if busy:  # there may be new ones already
+            if busy:  # new checkpoints may have come meanwhile
                 news = time.monotonic()
             elif self._pace.idle is not None and time.monotonic() - news >= self._pace.idle:
                 self._tell(f"nothing new at {self._url} for {self._pace.idle:g} s")
@@ -95,10 +95,10 @@ class Follower:
 
     @contextmanager
     def brought(self, one: Found) -> Iterator[Path | None]:
-        """A local folder that holds the checkpoint, every byte as it was saved.
+        """A local folder with the verified checkpoint, or None if it can't be used.
 
-        None where there is none to be had. A damaged one costs a warning that names the file; one
-        that is removed or saved anew at this moment, nothing.
+        A damaged checkpoint causes a warning that names the file. One that was removed or saved
+        anew meanwhile causes none.
 
         Raises:
             OSError: the store can't be reached, or the disk is full.
@@ -122,7 +122,7 @@ class Follower:
 
     def _due(self, found: Sequence[Found]) -> Iterator[Found]:
         for one in reversed(found) if self._newest else found:
-            # Without a manifest it is on its way, or was cut short.
+            # No manifest: its upload still runs or was cut short.
             if one.begun or self._damaged.get(one.url, one) == one.manifest:
                 continue
             if self._wanted(one):
@@ -135,7 +135,7 @@ class Follower:
         return newest is not None and pace.ended(newest)
 
     def _look(self, before: list[Found], pace: Pace) -> list[Found]:
-        """What lies there now; what lay there before, where the store can't be asked."""
+        """The checkpoints there now. If the store can't be reached, those found before."""
         try:
             with storage.asking_once():
                 return checkpoints_at(self._url)

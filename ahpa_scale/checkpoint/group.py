@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process group for those who move checkpoints: it waits as long as a slow store takes."""
+"""A process group for moving checkpoints. It waits as long as a slow store needs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch.distributed as torch_dist
 from composer.utils import dist
 
 T = TypeVar("T")
-#: Composer gives every collective five minutes; a rank that dies meanwhile is the watch's business.
+#: Composer's five minutes per collective are too short here. The watch notices ranks that die.
 _PATIENCE = datetime.timedelta(days=1)
 
 
 class PatientGroup:
-    """All ranks, over gloo. Every rank must make it; one rank alone needs none."""
+    """All ranks, over gloo. Every rank must create it. A single rank opens no group."""
 
     def __init__(self) -> None:
         self._group: Any = None
@@ -23,7 +23,7 @@ class PatientGroup:
             self._group = torch_dist.new_group(backend="gloo", timeout=_PATIENCE)
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's value, by rank; on every rank."""
+        """Returns the values of all ranks, in rank order, on every rank."""
         if self._group is None:
             return [value]
         values: list[Any] = [None] * dist.get_world_size()

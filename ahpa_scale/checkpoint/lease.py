@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One live run to a folder of checkpoints: a file in it that a living run renews. Free of torch.
+"""Ensures that only one live run saves to a folder: the run renews a lease file there. No torch.
 
-No clock of another machine is believed. A file that has not changed for as long as a lease lasts,
-by one's own clock, is that of a run that is gone.
+Clocks of other machines are not trusted. If the file has not changed for `EXPIRY` seconds on the
+own clock, its run is gone.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from ahpa_scale.exits import TRY_AGAIN
 from ahpa_scale.typed_json import STRICT, parse_as
 
 LEASE = "lease.json"
-#: Seconds without a change after which a lease is over.
+#: A lease expires after this many seconds without a change.
 EXPIRY = 60.0
 _RENEWAL = 15.0
 _TICK = 1.0
-#: Seconds for a renewal that is under way when the run ends.
+#: Seconds to wait at the end of a run for a renewal that is still under way.
 _FAREWELL = 10.0
-#: Bytes of it.
+#: Largest size in bytes of a lease file that is read.
 _LARGEST = 10_000
 _log = logging.getLogger(__name__)
 
@@ -43,11 +43,11 @@ class Holder:
 
     Attributes:
         run_name: as configured.
-        token: of this process, and of no other.
-        host: for people.
-        process: what tells a process from all others of this machine since it was started.
-        renewals: so far; what changes.
-        leaving: it has been asked to leave, and is saving.
+        token: random, unique to this process.
+        host: host name, for messages.
+        process: facts that identify the process on its machine since the machine's start.
+        renewals: number of renewals so far. It makes the file change.
+        leaving: the run has been asked to leave and is saving.
     """
 
     __pydantic_config__ = STRICT
@@ -61,19 +61,19 @@ class Holder:
 
     @property
     def name(self) -> str:
-        """As people know it."""
+        """The run, process and host, for messages."""
         pid = self.process.get("pid", "?")
         return f"the run {self.run_name!r} (process {pid} on {self.host})"
 
 
 class Lease:
-    """A folder that this process holds, and goes on holding on a thread.
+    """This process' lease of a folder. A thread renews it.
 
     Args:
         folder: local path or URL of the checkpoints.
-        holder: this process.
+        holder: describes this process.
         lost: called on the thread once another run has taken the folder.
-        leaves: whether the run has been asked to leave: whoever waits for the folder waits on then.
+        leaves: whether this run has been asked to leave. Then others keep waiting for the folder.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Lease:
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
 
     def take(self) -> None:
-        """Waits until nobody else holds the folder, and takes it.
+        """Waits until nobody else holds the folder, then takes it.
 
         Raises:
             CheckpointError: a living run holds it.
@@ -103,17 +103,17 @@ class Lease:
         self._thread.start()
 
     def confirm(self) -> None:
-        """Looks whether another run, started at the same moment, has taken the folder after all.
+        """Checks that no run that started at the same moment has taken the folder.
 
         Raises:
-            CheckpointError: so it has.
+            CheckpointError: another run has taken it.
         """
         other = self._other(_content(self._url))
         if other is not None:
             raise CheckpointError(_taken(self.folder, other))
 
     def release(self) -> None:
-        """Ends the lease, so that the next process need not wait."""
+        """Ends the lease so that the next process need not wait."""
         self._over.set()
         self._thread.join(_FAREWELL)
         try:
@@ -126,7 +126,7 @@ class Lease:
 
     def _run(self) -> None:
         """The work of the thread."""
-        with storage.asking_once():  # it comes back by itself
+        with storage.asking_once():  # the thread tries again later anyway
             self._renew()
 
     def _renew(self) -> None:
@@ -151,7 +151,7 @@ class Lease:
                 self._holder, renewed, self._failed = held, time.monotonic(), False
 
     def _other(self, content: bytes | None) -> Holder | None:
-        """Who holds the folder, if not this process."""
+        """The other run that holds the folder, if any."""
         found = None if content is None else _holder(content)
         return None if found is None or found.token == self._holder.token else found
 
@@ -167,10 +167,10 @@ def holding(
 
     Args:
         folder: local path or URL.
-        run_name: for whom.
-        lost: told in a line, on another thread, that another run has taken the folder: a network
-            was away for longer than a lease lasts. None ends the process with exit code 75.
-        leaves: whether the run has been asked to leave, and is saving.
+        run_name: name of this run.
+        lost: called on another thread, with one line, if another run has taken the folder because
+            the network was away longer than a lease lasts. None ends the process with code 75.
+        leaves: whether this run has been asked to leave and is saving.
 
     Raises:
         CheckpointError: a living run holds it.
@@ -235,7 +235,7 @@ def _text(holder: Holder) -> str:
 
 
 def _holder(content: bytes) -> Holder | None:
-    """None where it is no lease of ours: then only whether it changes counts."""
+    """The holder in a lease file; None if unreadable. Then only its changes count."""
     try:
         return parse_as(Holder, content, LEASE, _LARGEST)
     except UserError:
@@ -248,7 +248,7 @@ def _this_process() -> dict[str, str]:
 
 
 def _machine() -> dict[str, str]:
-    """What process numbers count in: this start of this machine, and this container."""
+    """The scope of process numbers: this boot of the machine and this container."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return {"boot": boot, "pids": str(os.stat("/proc/self/ns/pid").st_ino)}
@@ -257,8 +257,8 @@ def _machine() -> dict[str, str]:
 
 
 def _started(pid: int | str) -> str | None:
-    """When a living process was started, in ticks; empty where this user may not see it, None for
-    one that is gone, or only waited for.
+    """Start time of a living process, in clock ticks. Empty if this user may not see it; None if
+    the process is gone or a zombie.
     """
     try:
         fields = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
@@ -274,7 +274,7 @@ def _started(pid: int | str) -> str | None:
 
 
 def _is_dead(holder: Holder) -> bool:
-    """Whether the process is known to be gone; that of another machine may live."""
+    """Whether the process is known to be gone. Processes of other machines never are."""
     then, here = holder.process, _machine()
     if not here or any(then.get(name) != value for name, value in here.items()):
         return False

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Brings a checkpoint to every node and compares each file with its hash, before anything is read.
+"""Copies a checkpoint to every node and checks the hash of each file before anything is read.
 
-All nodes agree: where one of them finds a damaged file, all step back to the checkpoint before.
+All nodes agree: if one node finds a damaged file, all step back to the previous checkpoint.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class LocalCopy:
     Attributes:
         url: where it came from.
         folder: where its files lie.
-        manifest: what it is.
-        fetched: the folder is a copy, to be removed when it has been read.
+        manifest: its manifest.
+        fetched: the folder is a copy, to be removed after reading.
     """
 
     url: str
@@ -52,7 +52,7 @@ class LocalCopy:
     fetched: bool
 
     def remove(self) -> None:
-        """Removes the copy; a folder that is the checkpoint itself stays."""
+        """Removes the copy. The checkpoint itself is never removed."""
         if self.fetched and dist.get_local_rank() == 0:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -60,21 +60,21 @@ class LocalCopy:
 def open_newest(
     folder: str, cache: Path, check: Callable[[Sequence[Found]], None] | None = None
 ) -> LocalCopy | None:
-    """The newest checkpoint of a run whose every byte is as it was saved. Every rank calls it.
+    """The newest undamaged checkpoint of a run. Every rank must call it.
 
-    Damaged ones are stepped over, each with a warning.
+    Damaged checkpoints are skipped, each with a warning.
 
     Args:
         folder: the run's save_folder, a local path or URL.
-        cache: local folder to copy to, on each node.
-        check: given on rank 0 all that is there, oldest first, before anything is copied; what it
-            raises is raised on every rank.
+        cache: local folder on each node for the copy.
+        check: called on rank 0 with all checkpoints, oldest first, before anything is copied. What
+            it raises is raised on every rank.
 
     Returns:
-        None if nothing was ever saved there, or a first save did not come to its end.
+        None if nothing was ever saved there, or if the first save did not finish.
 
     Raises:
-        CheckpointError: there are checkpoints, or traces of them, and not one can be used.
+        CheckpointError: there are checkpoints, or traces of them, but none can be used.
         OSError: the store can't be reached.
     """
     group = PatientGroup()
@@ -111,10 +111,10 @@ def _checked(folder: str, check: Callable[[Sequence[Found]], None] | None) -> li
 
 
 def open_checkpoint(url: str, cache: Path) -> LocalCopy:
-    """One checkpoint, or the newest of a folder, verified. Every rank calls it.
+    """The checkpoint at `url`, or the newest in that folder, verified. Every rank must call it.
 
     Raises:
-        CheckpointError: it isn't one, or is damaged.
+        CheckpointError: there is no checkpoint, or it is damaged.
         OSError: the store can't be reached.
     """
     group = PatientGroup()
@@ -133,7 +133,7 @@ def _local(found: Found, cache: Path) -> LocalCopy:
 
 
 def _bring(group: PatientGroup, found: Found, cache: Path) -> str | None:
-    """Copies and verifies on the first rank of each node; what any of them found wrong."""
+    """Copies and verifies on the first rank of each node. Returns the first fault found."""
     problem: tuple[str | None, OSError | None] = (None, None)
     if dist.get_local_rank() == 0:
         try:
@@ -152,7 +152,7 @@ def _bring(group: PatientGroup, found: Found, cache: Path) -> str | None:
 
 
 def fetch(found: Found, folder: Path) -> None:
-    """Copies a checkpoint's files to `folder` where it lies elsewhere, and verifies them.
+    """Verifies a checkpoint's files. Files in a store are copied to `folder` first.
 
     Raises:
         CheckpointError: a file is damaged or missing.
@@ -170,7 +170,7 @@ def fetch(found: Found, folder: Path) -> None:
 
 
 def _telling(found: Found) -> content.Moved:
-    """Says now and then how much of a checkpoint has come."""
+    """Logs from time to time how much of a checkpoint has been read."""
     assert found.manifest is not None
     total = found.manifest.total_bytes
     begun = said = time.monotonic()
@@ -190,14 +190,14 @@ def _telling(found: Found) -> content.Moved:
 
 
 def _told_by_rank_0(group: PatientGroup, look: Callable[[], T]) -> T:
-    """What `look` finds on rank 0, or what the user or a store made wrong, on every rank."""
+    """Runs `look` on rank 0 and returns its result, or raises its error, on every rank."""
     answer: T | Exception = RuntimeError("rank 0 told nothing")
     if dist.get_global_rank() == 0:
         try:
             answer = look()
         except (UserError, OSError) as error:
             answer = error
-    # A store that can't be reached is asked for minutes before rank 0 says so.
+    # This can take minutes: rank 0 retries a store that can't be reached.
     answer = group.gather(answer)[0]
     if isinstance(answer, Exception):
         raise answer

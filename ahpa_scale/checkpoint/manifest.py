@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The manifest that makes a folder of files a checkpoint: written last, it names every one of them
-with size and hash, and says what run they are of.
+"""The manifest makes a folder of files a checkpoint. It is written last, lists each file with size
+and hash, and describes the run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FILE = re.compile(r"\w[\w.-]*", re.ASCII)
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file of a checkpoint: bytes, and SHA-256 in hex."""
+    """One file of a checkpoint: its size in bytes and its SHA-256 in hex."""
 
     __pydantic_config__ = typed_json.STRICT
 
@@ -39,24 +39,24 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint is.
+    """Describes a checkpoint.
 
     Attributes:
         batch: batches trained.
-        num_images: pictures seen.
-        epoch: passes over the data completed.
-        created: UTC, ISO 8601.
+        num_images: images seen.
+        epoch: completed passes over the data.
+        created: time in UTC, ISO 8601.
         run_name: as configured.
         engine: parallel engine that saved it.
         world_size: ranks that saved it.
-        versions: of this package, torch, Composer.
-        data: position in the data, as the data set tells it; None without one.
+        versions: versions of this package, torch and Composer.
+        data: position in the data, as the data set reports it; None without a data set.
         config: the resolved configuration.
         loggers: ids under which trackers know the run.
-        files: by name.
-        run_id: of all checkpoints of one run; empty in those of older versions.
-        data_set: what tells the data set from others, see `data_set.identity`; None in those of
-            older versions.
+        files: the files, by name.
+        run_id: the same in all checkpoints of one run; empty if an older version saved it.
+        data_set: identity of the data set, see `data.identity.identity`; None if an older version
+            saved it.
     """
 
     __pydantic_config__ = typed_json.STRICT
@@ -82,7 +82,7 @@ class Manifest:
         return sum(entry.size for entry in self.files.values())
 
     def to_json(self) -> str:
-        """With a hash of itself, so that a flipped bit in a number is noticed too."""
+        """JSON with a hash of its own content, so that a flipped bit in it is noticed."""
         content: dict[str, Any] = {"format": FORMAT}
         content |= {one.name: getattr(self, one.name) for one in fields(self)}
         content["files"] = {name: vars(entry) for name, entry in self.files.items()}
@@ -93,7 +93,7 @@ class Manifest:
         """Reads what `to_json` wrote.
 
         Raises:
-            CheckpointError: damaged, or of another format.
+            CheckpointError: the text is damaged or has another format.
         """
         try:
             content = typed_json.parse(text, MANIFEST)
@@ -111,14 +111,14 @@ class Manifest:
             found = typed_json.fit(cls, content, MANIFEST)
         except UserError as error:
             raise CheckpointError(f"{MANIFEST} is damaged ({error})") from None
-        # The hash keeps accidents out, not authors: a copy must not be led out of its folder.
+        # The hash does not stop an attacker. A file name must not lead a copy out of its folder.
         strange = next((name for name in found.files if not _FILE.fullmatch(name)), None)
         if strange is not None:
             raise CheckpointError(f"{MANIFEST} names {strange!r:.60}, which is no file's name")
         return found
 
     def misfit(self, sizes: Mapping[str, int]) -> str | None:
-        """What is wrong with the files that lie there, by name and size; None if nothing is."""
+        """What is wrong with the files there, judged by name and size; None if nothing is."""
         for name, entry in self.files.items():
             if name not in sizes:
                 return f"{name} is missing"
@@ -128,7 +128,7 @@ class Manifest:
 
 
 def entry_of(path: Path, moved: Callable[[int], None] | None = None) -> FileEntry:
-    """Size and hash of a local file; `moved` is told how many bytes have been read."""
+    """Size and hash of a local file. `moved` is called with the number of bytes read so far."""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(_CHUNK))
     size = 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whose checkpoints lie in a folder: a run takes up its own and no others."""
+"""Whose checkpoints lie in a folder. A run resumes only from its own."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from ahpa_scale.checkpoint.find import Found
 
 
 def own_id(folder: str, there: Sequence[Found], run_name: str, known: str | None) -> str | None:
-    """The id of a run, by the checkpoints in its folder. Those of older versions have none, and
-    count by the run's name.
+    """The id of a run, found in the checkpoints in its folder. Checkpoints of older versions have
+    no id and are matched by the run's name alone.
 
     Args:
-        folder: where they lie.
-        there: all of them.
-        run_name: of the run that wants to go on.
-        known: its id, as far as it knows it from elsewhere.
+        folder: folder of the checkpoints, for messages.
+        there: all checkpoints in it.
+        run_name: name of the run that wants to go on.
+        known: the run's id if known from elsewhere, or None.
 
     Returns:
-        None for a run that has saved nothing yet, or by an older version only.
+        The id; None if none is known and no checkpoint has one.
 
     Raises:
-        CheckpointError: one of them is another run's.
+        CheckpointError: a checkpoint belongs to another run.
     """
     found = known
     for one in there:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which stretch of which tensor this rank holds, under every engine.
 
-DDP holds whole tensors, FSDP2 rows of them, ZeRO stretches of flat ones: each is a stretch of the
-whole, flattened tensor. Checkpoints are written and read in these terms, so one that was saved by
-any engine on any number of ranks can be loaded by any other.
+DDP holds whole tensors, FSDP2 holds rows, ZeRO holds stretches of flat tensors. Each is a stretch
+of the whole, flattened tensor. Checkpoints are written and read as such stretches, so any engine on
+any number of ranks can load what any other saved.
 
 Names: ``model/<name>``, ``optim/<parameter>/<key>``, ``algorithms/<class>/<parameter>``.
 """
@@ -30,11 +30,11 @@ class Piece:
     """This rank's part of one tensor.
 
     Attributes:
-        first: its first element in the whole, flattened tensor.
-        local: the live part, of any shape; writing to it trains on.
-        shape: of the whole tensor.
-        copy: which of the ranks that hold this same part this one is.
-        copies: how many they are; they share the writing.
+        first: index of its first element in the whole, flattened tensor.
+        local: the live part, of any shape; writing to it changes the training state.
+        shape: shape of the whole tensor.
+        copy: number of this rank among the ranks that hold the same part.
+        copies: number of those ranks; they share the writing.
     """
 
     first: int
@@ -44,7 +44,7 @@ class Piece:
     copies: int = 1
 
     def share(self) -> tuple[int, Tensor]:
-        """What this rank writes: first element in the whole, and the values ``[n]``."""
+        """What this rank writes: index of the first element in the whole, and values ``[n]``."""
         flat_n = self.local.detach().reshape(-1)
         start, end = (
             flat_n.numel() * number // self.copies for number in (self.copy, self.copy + 1)
@@ -53,12 +53,12 @@ class Piece:
 
     @torch.no_grad()
     def fill(self, values_n: Tensor) -> None:
-        """Takes values ``[local.numel()]`` in."""
+        """Copies values ``[local.numel()]`` into `local`."""
         self.local.copy_(values_n.view(self.local.shape))
 
 
 class Gathered(Piece):
-    """A frozen parameter of which ZeRO 3 shows no rank the whole: `local` is a copy of it."""
+    """A frozen parameter that ZeRO 3 shards. `local` is a copy of the whole parameter."""
 
     @torch.no_grad()
     def fill(self, values_n: Tensor) -> None:
@@ -71,12 +71,12 @@ class Gathered(Piece):
 
 
 def all_pieces(state: State) -> dict[str, Piece]:
-    """Every tensor of model, optimizer and sharded algorithms; every rank must call it."""
+    """All tensors of model, optimizer and sharded algorithms. Every rank must call it."""
     return dict([*model_pieces(state), *optimizer_pieces(state), *algorithm_pieces(state)])
 
 
 def model_pieces(state: State) -> Iterator[tuple[str, Piece]]:
-    """Parameters and buffers, by the names that the bare model gives them."""
+    """Parameters and buffers, named as in the bare model."""
     reshard(state.model)
     partition = partition_of(state.model)
     masters = {} if partition is None else partition.masters()
@@ -112,7 +112,7 @@ def _flat_optimizer_pieces(optimizer: Any, partition: Any) -> Iterator[tuple[str
 
 
 def algorithm_pieces(state: State) -> Iterator[tuple[str, Piece]]:
-    """Tensors of algorithms that follow the weights, sharded as these are."""
+    """Tensors that algorithms keep per weight. They are sharded like the weights."""
     partition = partition_of(state.model)
     for algorithm in state.algorithms:
         for name, value in parts_of(algorithm).items():
@@ -124,13 +124,13 @@ def algorithm_pieces(state: State) -> Iterator[tuple[str, Piece]]:
 
 
 def parts_of(algorithm: Algorithm) -> Mapping[str, Tensor]:
-    """The tensors that an algorithm keeps per parameter, as its method ``parts`` gives them."""
+    """The tensors that an algorithm keeps per parameter, from its method ``parts``."""
     parts: Mapping[str, Tensor] = algorithm.parts() if hasattr(algorithm, "parts") else {}
     return parts
 
 
 def piece_of(value: Tensor) -> Piece:
-    """The piece that a tensor is: rows of a DTensor, or a whole that every rank holds."""
+    """This rank's piece of a tensor: rows of a DTensor, or a tensor that every rank holds whole."""
     if isinstance(value, DTensor):
         return _rows(value)
     own, world = dist.get_global_rank(), dist.get_world_size()
@@ -141,13 +141,13 @@ def piece_of(value: Tensor) -> Piece:
 
 
 def part_piece(partition: Any, name: str, part_n: Tensor) -> Piece:
-    """The piece of a parameter that ZeRO shards."""
+    """This rank's piece of a parameter that ZeRO shards."""
     stretch = partition.stretches[name]
     return Piece(stretch.first, part_n, tuple(stretch.shape))
 
 
 def _rows(value: DTensor) -> Piece:
-    """FSDP2 cuts the first dimension as ``torch.chunk`` does; HSDP copies the parts besides."""
+    """FSDP2 splits the first dimension like ``torch.chunk``. HSDP also replicates the parts."""
     rows, shards, index, copies, copy = value.shape[0] if value.dim() else 1, 1, 0, 1, 0
     for size, own, placement in zip(
         value.device_mesh.shape,
@@ -167,7 +167,7 @@ def _rows(value: DTensor) -> Piece:
 
 
 def partition_of(model: nn.Module) -> Any:
-    """Where ZeRO keeps the weights (attribute ``partition``), None under other engines."""
+    """ZeRO's partition of the weights (attribute ``partition``); None under other engines."""
     return getattr(model, "partition", None)
 
 
@@ -177,7 +177,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _gathered(parameter: Any) -> Tensor:
-    """A frozen parameter that ZeRO 3 shards; every rank must call it."""
+    """The whole of a frozen parameter that ZeRO 3 shards. Every rank must call it."""
     import deepspeed
 
     with deepspeed.zero.GatheredParameters([parameter]):

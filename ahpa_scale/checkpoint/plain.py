@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nested state of numbers, text and arrays <-> JSON and tensors: nothing that could run code.
+"""Nested state of numbers, text and arrays <-> JSON and tensors. Neither can run code.
 
-JSON has no tuples, clocks or arrays; such a value is written as ``{"~": kind, "v": content}``.
+JSON has no tuples, time spans or arrays. They are written as ``{"~": kind, "v": content}``.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from torch import Tensor
 from ahpa_scale.checkpoint.errors import CheckpointError
 
 MARK = "~"
-#: Of numpy's own numbers, texts and times; objects are none of them.
+#: numpy's dtypes of numbers, text and times. The object dtype is left out.
 _DTYPE = re.compile(r"[<>|=][biufcSUmM][0-9]{1,6}(\[\w+\])?", re.ASCII)
 
 
 def encode(value: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
-    """JSON for a nested value; its tensors go into `tensors` under names that begin with `prefix`.
+    """JSON for a nested value. Its tensors go into `tensors`, under names that begin with `prefix`.
 
     Raises:
-        CheckpointError: something that is no plain data; the message says what and where.
+        CheckpointError: a value is not plain data; the message names its type.
     """
     if value is None or isinstance(value, bool | str | int):
         return value
@@ -57,14 +57,14 @@ def encode(value: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """What `encode` was given.
+    """Restores the value that `encode` was given.
 
     Args:
         value: JSON.
-        tensors: by the names that it holds.
+        tensors: the tensors, by the names in the JSON.
 
     Raises:
-        CheckpointError: a mark that `encode` doesn't write, or a tensor that is not there.
+        CheckpointError: a mark that `encode` doesn't write, damaged content, or a missing tensor.
     """
     if isinstance(value, list):
         return [decode(part, tensors) for part in value]
@@ -113,7 +113,7 @@ def _dtype(told: Any) -> np.dtype[Any] | None:
         return None
     try:
         found = np.dtype(told)
-    except TypeError:  # bytes that no number has, say
+    except TypeError:  # for example a size that no number has
         return None
     return found if found.itemsize else None
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint's files on a local disk: stretches of tensors by name, whoever saved them.
+"""Reads tensors by name from a checkpoint on a local disk, whatever engine saved it.
 
-Every rank's file is a safetensors file whose entries are named ``<tensor>@<first element>``; its
-header is all the index there is. Safetensors and JSON hold no code.
+Each rank's file is a safetensors file with entries named ``<tensor>@<first element>``. Its header
+is the only index. Safetensors and JSON hold no code.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ahpa_scale.errors import UserError
 RANK_FILES = "rank*.safetensors"
 _FIRST = re.compile(r"[0-9]{1,18}")
 _Shapes = dict[str, tuple[Annotated[int, Field(strict=True, ge=0)], ...]]
-#: Entry of a rank file's metadata that says what is this rank's alone.
+#: Key in a rank file's metadata. It holds the state that only this rank has.
 RANK_STATE = "rank_state"
 
 
@@ -50,15 +50,14 @@ class _Stored:
 
 
 class Reader:
-    """Reads a checkpoint that lies on a local disk. Use it as a context, or close it.
+    """Reads a checkpoint on a local disk. Use it as a context manager.
 
     Args:
-        folder: of one checkpoint, its files compared with its manifest before. Files that the
-            manifest does not name are not read: an earlier attempt at this checkpoint, on more
-            ranks, may have left them.
+        folder: folder of one checkpoint, already verified. Files that the manifest does not name
+            are not read: an earlier attempt to save it, on more ranks, may have left them.
 
     Raises:
-        CheckpointError: files that are no safetensors or JSON.
+        CheckpointError: a file is not valid safetensors or JSON.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -88,11 +87,11 @@ class Reader:
         self._stack.close()
 
     def names(self, prefix: str) -> list[str]:
-        """Tensors whose names begin so, without the prefix, in order."""
+        """Names of the tensors that begin with `prefix`, sorted, without the prefix."""
         return sorted(n.removeprefix(prefix) for n in self.shapes if n.startswith(prefix))
 
     def dtype(self, name: str) -> torch.dtype:
-        """The type that a tensor was saved in."""
+        """The dtype in which a tensor was saved."""
         if not self._stored.get(name):
             raise CheckpointError(f"it lacks all elements of {name!r}")
         some = self._stored[name][0]
@@ -103,7 +102,7 @@ class Reader:
         """Elements ``[first, first + numel)`` of a whole, flattened tensor: ``[numel]``.
 
         Raises:
-            CheckpointError: the checkpoint lacks some of them.
+            CheckpointError: the checkpoint lacks some of these elements.
         """
         parts = list(self._overlaps(name, first, first + numel))
         found = sum(len(part) for part in parts)
@@ -117,14 +116,14 @@ class Reader:
         return self.stretch(name, 0, math.prod(shape)).view(shape)
 
     def state(self) -> dict[str, Any]:
-        """What all ranks share: clocks, schedules, algorithms and callbacks."""
+        """The state that all ranks share: clocks, schedules, algorithms and callbacks."""
         prefix = "state/"
         tensors = {prefix + name: self.whole(prefix + name) for name in self.names(prefix)}
         found: dict[str, Any] = decode(self._state, tensors)
         return found
 
     def rank_state(self, rank: int) -> dict[str, Any] | None:
-        """What one rank kept for itself; None if there was no such rank."""
+        """The state that only one rank has; None if there was no such rank."""
         if rank_file(rank) not in self._files:
             return None
         with self._open(rank_file(rank)) as file:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint's content -> a training state, whatever engine and number of ranks saved it."""
+"""Loads a checkpoint into a training state, whatever engine and number of ranks saved it."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ from ahpa_scale.checkpoint.reader import Reader
 from ahpa_scale.checkpoint.snapshot import data_position, group_names
 from ahpa_scale.errors import UserError
 
-#: What a run may have or lack beside a checkpoint that it only starts from.
+#: Prefix of weights that may differ if a run only starts from another run's checkpoint.
 ATTACHMENTS = "attachments."
-#: Algorithms whose state is an engine's own (its loss scale): another engine begins anew.
+#: Algorithms whose state (a loss scale) belongs to one engine. Other engines drop it.
 _ENGINES = ("ZeRO",)
 _log = logging.getLogger(__name__)
 
 
 def restore(state: State, reader: Reader, *, same_run: bool, new_pass: bool | None = None) -> None:
-    """Takes everything but the generators of random numbers up. Every rank must call it.
+    """Restores everything except the random number generators. Every rank must call it.
 
     Args:
-        state: of a Trainer that is built, its model sharded, and not yet training.
+        state: state of a built Trainer whose model is sharded, before training.
         reader: the checkpoint.
-        same_run: the checkpoint must fit in every part. Otherwise a run may start from it without
-            the attachments that the other run had, or with new ones.
-        new_pass: whether the data are read from the beginning of a pass, in the order of the run
-            that goes on; None: unless it is the same run.
+        same_run: this run saved the checkpoint, so all parts must match. Otherwise attachments may
+            be missing or new.
+        new_pass: whether to read the data from the beginning of a pass, in this run's own order.
+            None: yes, unless `same_run`.
 
     Raises:
-        CheckpointError: it belongs to another model or another setting.
+        CheckpointError: the checkpoint belongs to another model or other settings.
     """
     shared = reader.state()
     _load_states(state.algorithms, shared["algorithms"], "algorithm", same_run)
@@ -61,7 +61,7 @@ def restore(state: State, reader: Reader, *, same_run: bool, new_pass: bool | No
         partition.publish()
     _load_states(state.callbacks, shared["callbacks"], "callback", same_run=False)
     for scheduler, saved in zip(state.schedulers, shared["schedulers"], strict=False):
-        # The run's own rates: a configured value that does nothing would be a lie.
+        # Keep this run's own rates: otherwise the configured values would have no effect.
         scheduler.load_state_dict({**saved, "base_lrs": scheduler.base_lrs})
     if state.scaler is not None and shared["scaler"]:
         state.scaler.load_state_dict(shared["scaler"])
@@ -75,13 +75,13 @@ def restore(state: State, reader: Reader, *, same_run: bool, new_pass: bool | No
 
 
 def _at_the_beginning(time: Timestamp) -> Timestamp:
-    """Of the pass that it stands in."""
+    """The same timestamp, moved to the beginning of its pass."""
     none: Any = {f"{unit}_in_epoch": 0 for unit in ("batch", "sample", "token")}
     return time.copy(**none, epoch_wct=datetime.timedelta(0))
 
 
 def _fill(pieces: Mapping[str, Piece], reader: Reader, prefix: str, lenient: bool) -> None:
-    """Takes values into the pieces; names must agree, but for attachments where `lenient`."""
+    """Fills the pieces. Names must match; `lenient` exempts attachments and algorithms."""
     saved = {prefix + name for name in reader.names(prefix)}
     for name in sorted(saved ^ set(pieces)):
         side = "has no" if name in pieces else "has a"
@@ -122,10 +122,10 @@ def _fill_optimizer(
 
 
 def _take_rate(group: dict[str, Any], saved: Mapping[str, Any], same_run: bool) -> None:
-    """The rate of the next batch, in proportion where the run has another rate than the one saved;
-    every other option is the run's own.
+    """Takes the learning rate of the next batch, scaled if the configured rate has changed. Every
+    other option is this run's own.
     """
-    now, then = group.get("initial_lr"), saved.get("initial_lr")  # what schedulers count from
+    now, then = group.get("initial_lr"), saved.get("initial_lr")  # schedulers start from it
     if now is not None and then and now != then:
         group["lr"] = saved["lr"] * now / then
     elif same_run or now is not None:
@@ -133,13 +133,13 @@ def _take_rate(group: dict[str, Any], saved: Mapping[str, Any], same_run: bool) 
 
 
 def _make_room(state: State, optimizer: Any, reader: Reader, on_device: Mapping[str, bool]) -> None:
-    """Makes the tensors that an optimizer would make in its first step."""
+    """Creates the tensors that the optimizer would create in its first step."""
     keys: dict[str, list[str]] = defaultdict(list)
     for full in reader.names(OPTIMIZER):
         name, _, key = full.rpartition("/")
         keys[name].append(key)
     partition = partition_of(state.model)
-    weights: dict[str, tuple[Tensor, Any]]  # what a state belongs to, and its shape
+    weights: dict[str, tuple[Tensor, Any]]  # key in optimizer.state, and full shape
     if partition is None:
         weights = {name: (p, p.shape) for name, p in trainable(state.model).items()}
     else:
@@ -163,7 +163,7 @@ def _make_room(state: State, optimizer: Any, reader: Reader, on_device: Mapping[
 def _load_states(
     owners: Iterable[Any], saved: Iterable[tuple[str, Any]], what: str, same_run: bool
 ) -> None:
-    """Hands each owner the state of its class, the second of a class the second one."""
+    """Gives each owner the state saved for its class. Owners of one class take theirs in order."""
     waiting: dict[str, list[Any]] = defaultdict(list)
     for kind, content in saved:
         waiting[kind].append(content)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes a checkpoint up again when the Trainer is built."""
+"""Loads a checkpoint when the Trainer is built."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from ahpa_scale.checkpoint.snapshot import load_random_states
 class Resume(Callback):
     """Loads a verified checkpoint after everything is attached and sharded.
 
-    Composer's own loader is not used: it unpickles, knows no ZeRO and no other world size.
+    Composer's own loader is not used: it unpickles, and supports neither ZeRO nor a changed world
+    size.
 
     Args:
         source: the checkpoint, on this node's disk.
-        same_run: whether this run is the one that saved it; if not, it may align otherwise.
-        new_pass: whether the data are read from the beginning of a pass, in this run's own order;
-            None: unless it is the same run.
+        same_run: whether this run saved it. If not, the alignment may differ.
+        new_pass: whether to read the data from the beginning of a pass, in this run's own order.
+            None: yes, unless `same_run`.
 
     Raises:
-        CheckpointError: on ``Event.AFTER_LOAD``: it belongs to another model.
+        CheckpointError: on ``Event.AFTER_LOAD``, if it belongs to another model.
     """
 
     def __init__(self, source: LocalCopy, *, same_run: bool, new_pass: bool | None = None) -> None:
@@ -36,23 +37,23 @@ class Resume(Callback):
         self._random: dict[str, Any] | None = None
 
     def after_load(self, state: State, logger: Logger) -> None:
-        """Composer has loaded nothing; this does."""
+        """Loads the checkpoint. Composer itself has loaded nothing."""
         del logger
         with Reader(self.source.folder) as reader:
             restore(state, reader, same_run=self.same_run, new_pass=self.new_pass)
-            # On another number of ranks the ranks' own generators would mean nothing.
+            # With another number of ranks, saved generator states don't match the ranks.
             if self.source.manifest.world_size == dist.get_world_size():
                 self._random = reader.rank_state(dist.get_global_rank())
         dist.barrier()
         self.source.remove()
 
     def epoch_start(self, state: State, logger: Logger) -> None:
-        """Between two epochs the loader draws next, so the generators are set before it."""
+        """Resumed between epochs: sets the generators now, because the loader draws next."""
         del state, logger
         self._set_random()
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        """Within an epoch they are set when the loader, started anew, has drawn."""
+        """Resumed within an epoch: sets the generators now, after the new loader has drawn."""
         del state, logger
         self._set_random()
 

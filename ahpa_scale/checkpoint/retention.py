@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which checkpoints stay, and how the others go."""
+"""Decides which checkpoints to keep, and removes the others."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints stay.
+    """Which checkpoints to keep.
 
     Attributes:
-        keep: the newest so many; -1: all.
-        every: besides, those whose batches are a multiple of this many; None: no others.
+        keep: number of newest checkpoints to keep; -1: all.
+        every: also keep checkpoints whose batch is a multiple of this; None: no others.
 
     Raises:
-        UserError: a number out of range.
+        UserError: a number is out of range.
     """
 
     keep: int = -1
@@ -39,8 +39,8 @@ class Retention:
             raise UserError(f"every is {self.every}: give a number of batches above 0")
 
     def to_remove(self, found: Sequence[Found]) -> list[Found]:
-        """Those of all checkpoints, oldest first, that go. The newest whole one always stays, and
-        so does anything newer: it may be an upload under way.
+        """The checkpoints to remove, out of all, oldest first. The newest whole one always stays.
+        Anything newer stays too, because its upload may still run.
         """
         if self.keep == -1:
             return []
@@ -54,10 +54,11 @@ class Retention:
 
 
 def prune(folder: str, retention: Retention) -> list[str]:
-    """Removes what need not stay; what a store refuses to remove is left with a warning.
+    """Removes the checkpoints that are not kept. If the store refuses to remove one, it stays, with
+    a warning.
 
     Returns:
-        Names of those removed.
+        Names of the removed checkpoints.
     """
     removed = []
     if retention.keep == -1:
@@ -75,10 +76,10 @@ def prune(folder: str, retention: Retention) -> list[str]:
 
 
 def remove_checkpoint(found: Found) -> None:
-    """Removes one checkpoint: its manifest first, so that what is left of it is none.
+    """Removes one checkpoint. The manifest goes first, so leftovers don't count as a checkpoint.
 
     Raises:
-        OSError: the store refused, several times.
+        OSError: the store refused several times.
     """
     storage.remove(storage.join(found.url, MANIFEST))
     if not storage.is_remote(found.url):

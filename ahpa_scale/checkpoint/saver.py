@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Saves a run while it goes on: a copy between two batches, everything else on a thread."""
+"""Saves a run while it trains: copies the state between two batches, the rest on a thread."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Description:
-    """What a manifest says of the run, beside its clocks.
+    """What a manifest says about the run, besides its clocks.
 
     Attributes:
         run_name: as configured.
         engine: parallel engine.
         config: the resolved configuration, as JSON.
         loggers: ids under which trackers know the run.
-        run_id: the run's own.
-        data_set: what tells its data set from others.
+        run_id: id of the run.
+        data_set: identity of its data set.
     """
 
     run_name: str = ""
@@ -57,21 +57,22 @@ class Description:
 class Saver(Callback):
     """Writes checkpoints that appear whole or not at all; see README.md beside this file.
 
-    Training stands still for one copy of this rank's state. A save that fails is told and the run
-    goes on; the last one of a run must succeed.
+    Training stops only while this rank's state is copied. A failed save is logged and the run goes
+    on, but the last save of a run must succeed.
 
     Args:
         folder: local path or URL.
-        interval: Composer time string between checkpoints; there is one at the end as well.
-        retention: which older ones stay.
-        description: what the manifests say of the run.
+        interval: time between checkpoints, as a Composer time string. The end of training is saved
+            too.
+        retention: which older checkpoints stay.
+        description: what the manifests say about the run.
         alive: called every second while the main thread waits for an upload.
-        requests: a checkpoint is saved when all ranks have agreed that one was asked for.
-        saved_at: when the checkpoint was saved that the run goes on from, in seconds since 1970.
-        saved: called on rank 0, on the thread, after each checkpoint that has come to its place.
+        requests: requests from outside. A checkpoint is saved once all ranks agree on one.
+        saved_at: when the checkpoint that the run resumes from was saved, in seconds since 1970.
+        saved: called on rank 0, on the thread, after each finished checkpoint.
 
     Raises:
-        CheckpointError: at the end of training, the last checkpoint could not be written.
+        CheckpointError: at the end of training, if the last checkpoint could not be written.
     """
 
     def __init__(
@@ -99,28 +100,28 @@ class Saver(Callback):
         self._taken: int | None = None
         self._failure: CheckpointError | None = None
         self._requests = requests or Requests()
-        #: Batches trained at the newest checkpoint that is in its place; 0 without one.
+        #: Batches trained at the newest finished checkpoint; 0 without one.
         self.last_saved_batch = 0
-        #: When it came there, in seconds since 1970; None without one.
+        #: When it was finished, in seconds since 1970; None without one.
         self.last_saved_at = saved_at
 
     def init(self, state: State, logger: Logger) -> None:
-        """Every rank joins the group that only uploads talk over."""
+        """Every rank joins a group that only uploads use."""
         del state, logger
         self._writer = Writer(self.folder, self.retention, PatientGroup())
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """A run that goes on from a checkpoint has that one."""
+        """The checkpoint that the run resumes from counts as saved."""
         del logger
         self._taken = self.last_saved_batch = state.timestamp.batch.value
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        """Saves, if it is time or asked for."""
+        """Saves if it is time, or if a save was requested."""
         del logger
         self._look(state, Event.BATCH_CHECKPOINT)
 
     def epoch_checkpoint(self, state: State, logger: Logger) -> None:
-        """Saves, if it is time."""
+        """Saves if it is time."""
         del logger
         self._look(state, Event.EPOCH_CHECKPOINT)
 
@@ -132,16 +133,16 @@ class Saver(Callback):
             raise self._failure
 
     def close(self, state: State, logger: Logger) -> None:
-        """Waits for an upload that is under way; a run that ends by an error is closed too."""
+        """Waits for a running upload. Called also if the run ends with an error."""
         del state, logger
         self.wait()
         self._thread.shutdown(wait=False)
 
     def wait(self) -> None:
-        """Until no upload is under way, with a line every ten seconds.
+        """Waits until no upload runs, and logs a line every ten seconds.
 
         Raises:
-            Exception: what the thread fell over; that a checkpoint could not be saved is noted.
+            Exception: any error of the thread except CheckpointError, which is kept for `fit_end`.
         """
         if self._pending is None:
             return
@@ -166,7 +167,7 @@ class Saver(Callback):
 
     def _look(self, state: State, event: Event) -> None:
         if self._pending is not None and self._pending[1].done():
-            # A fault of the thread, which the other ranks' threads wait for, is raised here.
+            # Raises a fault of the thread now: the threads of the other ranks wait for this one.
             self.wait()
         batch = state.timestamp.batch.value
         due = self._due(state, event) or self._requests.saving

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training state -> what this rank writes: copies in the host's memory, and plain state.
+"""A training state -> what this rank writes: copies in host memory, and plain state.
 
-Taken between two batches, on the main thread; the rest of a save goes on beside training.
+The main thread takes the copy between two batches. The rest of a save runs during training.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ahpa_scale.checkpoint.pieces import all_pieces, partition_of, trainable
 from ahpa_scale.checkpoint.plain import encode
 from ahpa_scale.checkpoint.reader import RANK_STATE
 
-#: Keys of an optimizer's groups that are not options.
+#: Key of an optimizer group that is not an option.
 _PARAMS = "params"
 
 
@@ -34,9 +34,9 @@ class Snapshot:
 
     Attributes:
         tensors: copies on the CPU, ``<name>@<first element>`` -> ``[n]``.
-        metadata: of the rank's file.
-        shapes: of the whole tensors, by name.
-        state: what all ranks share, as JSON.
+        metadata: metadata of the rank's file.
+        shapes: shapes of the whole tensors, by name.
+        state: the state that all ranks share, as JSON.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -50,8 +50,8 @@ class Snapshot:
 
 
 class Photographer:
-    """Takes snapshots; keeps its buffers from one to the next, as page-locked memory is slow to
-    get. A snapshot is good until the next one is taken.
+    """Takes snapshots. Reuses its buffers, because page-locked memory is slow to allocate. So each
+    snapshot is valid only until the next one is taken.
     """
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class Photographer:
 
     @torch.no_grad()
     def take(self, state: State) -> Snapshot:
-        """One copy of what this rank holds; every rank must call it."""
+        """Copies what this rank holds. Every rank must call it."""
         snapshot = Snapshot()
         rank = dist.get_global_rank()
         live: dict[str, Tensor] = {}
@@ -94,7 +94,7 @@ class Photographer:
 
 
 def shared_state(state: State) -> dict[str, Any]:
-    """What all ranks have in common beyond tensors of weights' size."""
+    """The state that all ranks share, without tensors as large as the weights."""
     return {
         "timestamp": state.timestamp.state_dict(),
         "schedulers": [scheduler.state_dict() for scheduler in state.schedulers],
@@ -132,16 +132,16 @@ def group_names(state: State) -> list[list[str]]:
 
 
 def data_position(state: State) -> dict[str, Any] | None:
-    """Where in the data the run stands, as the data set tells it."""
+    """The run's position in the data, as the data set reports it."""
     train: dict[str, Any] | None = state._dataset_state_dict()["train"]
     if train is not None and "epoch" in train:
-        # At an epoch's end streaming 0.13 still tells the old one, which would be trained twice.
+        # At an epoch's end streaming 0.13 still reports the old one, which would be trained twice.
         train = {**train, "epoch": state.timestamp.epoch.value}
     return train
 
 
 def random_states() -> dict[str, Any]:
-    """This process' generators: Python's, numpy's, torch's and the device's."""
+    """States of this process's generators: Python's, numpy's, torch's and the device's."""
     found: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": np.random.get_state(),
@@ -153,7 +153,7 @@ def random_states() -> dict[str, Any]:
 
 
 def load_random_states(states: dict[str, Any]) -> None:
-    """Sets the generators to what `random_states` told."""
+    """Sets the generators to the states from `random_states`."""
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
     torch.random.set_rng_state(states["torch"])
@@ -162,12 +162,12 @@ def load_random_states(states: dict[str, Any]) -> None:
 
 
 def _states(owners: Iterable[Algorithm | Callback]) -> list[tuple[str, Any]]:
-    """Class and state of each owner that has one; what follows the weights counts as tensors."""
+    """Class and state of each owner that has state. Per-weight tensors are saved as pieces."""
     found = []
     for owner in owners:
         kind = type(owner).__qualname__
         content = owner.progress() if hasattr(owner, "parts") else owner.state_dict()
-        # What Composer gives an algorithm that keeps nothing.
+        # Composer adds ``repr`` even to algorithms without state.
         content = {key: value for key, value in content.items() if key != "repr"}
         if not content:
             continue

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints as people and programs read them: rows of a table, or facts for JSON."""
+"""Shows checkpoints: table rows for people, JSON facts for programs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TO_THE_RIGHT = ("batches", "images", "size")
 
 
 def bytes_to_read(found: Sequence[Found]) -> int:
-    """What verifying them takes; nothing of those that names or sizes give away."""
+    """Bytes to read to verify them. Checkpoints with wrong names or sizes count as 0."""
     known = (one.manifest for one in found if one.problem is None)
     return sum(manifest.total_bytes for manifest in known if manifest is not None)
 
@@ -25,18 +25,18 @@ def kind_of(one: Found, problems: Sequence[str]) -> str:
 
 
 def verdict(one: Found, problems: Sequence[str]) -> str:
-    """The kind, and what is damaged."""
+    """The kind, followed by what is damaged."""
     kind = kind_of(one, problems)
     return f"{kind}: {'; '.join(problems)}" if kind == DAMAGED else kind
 
 
 def by_names_and_sizes(one: Found) -> list[str]:
-    """What is wrong with a checkpoint, its files unread."""
+    """What is wrong with a checkpoint, without reading its files."""
     return [one.problem] if one.problem else []
 
 
 def shown_size(one: Found) -> str:
-    """What a checkpoint takes of its store."""
+    """The size of a checkpoint in its store, with a unit."""
     size = sum(one.sizes.values())
     for unit, power in (("GB", 1e9), ("MB", 1e6)):
         if size >= power:
@@ -45,7 +45,7 @@ def shown_size(one: Found) -> str:
 
 
 def facts(one: Found) -> dict[str, Any]:
-    """All that is known of a checkpoint, ready for JSON; None where its manifest can't tell."""
+    """All known facts about a checkpoint, for JSON. None where only a manifest could tell."""
     told = one.manifest
     return {
         "name": one.name,
@@ -64,11 +64,11 @@ def facts(one: Found) -> dict[str, Any]:
 
 
 def rows_of(found: Sequence[Found], marked: Found | None = None) -> tuple[str, list[str]]:
-    """The header and a row for each, without the verdict: finding that may take its time.
+    """The header and one row for each checkpoint. Verdicts are left out: finding them is slow.
 
     Args:
-        found: what to show.
-        marked: which of them gets a ``*``.
+        found: checkpoints to show.
+        marked: the one that gets a ``*``.
     """
     cells = [_HEADER, *(_cells(one, "*" if one is marked else "") for one in found)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole weights out of a checkpoint, for sampling, evaluation and other programs."""
+"""Reads whole weights from a checkpoint, for sampling, evaluation and other programs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ahpa_scale.checkpoint.reader import Reader
 from ahpa_scale.tensor_files import save_tensors
 
 Kind = Literal["ema", "model"]
-#: What the names of the DiT's own weights begin with.
+#: Prefix of the names of the DiT's own weights.
 BACKBONE = "dit."
 _AVERAGES = f"{ALGORITHMS}EMA/"
 
@@ -26,12 +26,12 @@ def read_weights(folder: Path, kind: Kind = "ema") -> dict[str, Tensor]:
     """Whole weights and buffers by the model's own names, on the CPU.
 
     Args:
-        folder: of one verified checkpoint, on a local disk.
-        kind: ``ema`` takes the averages where there are any (and the trained weight where there is
-            none, as for a buffer); ``model`` the trained weights throughout.
+        folder: folder of one verified checkpoint, on a local disk.
+        kind: ``ema`` takes the EMA if there is one, else the trained weight (as for a buffer);
+            ``model`` takes only trained weights.
 
     Raises:
-        CheckpointError: unreadable, or elements are missing.
+        CheckpointError: the checkpoint is unreadable, or elements are missing.
     """
     with Reader(folder) as reader:
         weights = {name: reader.whole(MODEL + name) for name in reader.names(MODEL)}
@@ -42,10 +42,10 @@ def read_weights(folder: Path, kind: Kind = "ema") -> dict[str, Tensor]:
 
 
 def chosen_kind(folder: Path, kind: Kind | None = None) -> Kind:
-    """Which weights are meant: those asked for, else the averages where there are any.
+    """The kind of weights to use: `kind` if given, else the EMA if there is one.
 
     Raises:
-        CheckpointError: unreadable, or no averages where they are asked for.
+        CheckpointError: the checkpoint is unreadable, or has no EMA although `kind` asks for it.
     """
     with Reader(folder) as reader:
         averaged = bool(reader.names(_AVERAGES))
@@ -57,19 +57,19 @@ def chosen_kind(folder: Path, kind: Kind | None = None) -> Kind:
 def export_backbone(
     folder: Path, out: Path, kind: Kind | None = None, facts: Mapping[str, str] | None = None
 ) -> tuple[Kind, int]:
-    """Writes the DiT alone, by its own names, as one safetensors file: whole or not at all.
+    """Writes the DiT alone, under its own names, as one safetensors file, whole or not at all.
 
     Args:
-        folder: of one verified checkpoint, on a local disk.
-        out: the file, replaced where there is one.
-        kind: as for `read_weights`; None takes the averages where there are any.
-        facts: go into the file's metadata.
+        folder: folder of one verified checkpoint, on a local disk.
+        out: the file to write. An existing file is replaced.
+        kind: as for `read_weights`; None takes the EMA if there is one.
+        facts: added to the file's metadata.
 
     Returns:
-        The kind that was written, and how many tensors.
+        The kind that was written, and the number of tensors.
 
     Raises:
-        CheckpointError: unreadable, no averages where they are asked for, or no DiT in it.
+        CheckpointError: the checkpoint is unreadable, lacks the EMA asked for, or holds no DiT.
         OSError: the disk refused.
     """
     chosen = chosen_kind(folder, kind)
@@ -82,7 +82,7 @@ def export_backbone(
         raise CheckpointError(f"it holds no weights whose names begin with {BACKBONE!r}")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as room:
-        # Some loaders refuse files that don't say which library's tensors these are.
+        # Some loaders refuse files without ``format``, the library that wrote the tensors.
         metadata = {**(facts or {}), "format": "pt", "kind": chosen}
         save_tensors(weights, Path(room, out.name), metadata)
         storage.put_file(Path(room, out.name), out)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A snapshot -> files in a folder or object store: beside training, whole or not at all.
+"""Writes a snapshot to a folder or object store during training, whole or not at all.
 
-Every rank writes its own file; rank 0 then writes what all share, the manifest that makes the
-folder a checkpoint, and last of all ``latest``.
+Every rank writes its own file, rank 0 also the shared state. Then rank 0 writes the manifest, which
+makes the folder a checkpoint, and finally ``latest``.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _SPOOL = ".spool-"
 
 
 class Writer:
-    """Writes checkpoints of one run, one at a time, from one thread.
+    """Writes the checkpoints of one run, one at a time, from one thread.
 
     Args:
         folder: local path or URL.
-        retention: which older ones stay.
-        group: of all ranks, that nobody else uses.
+        retention: which older checkpoints stay.
+        group: a group of all ranks that nothing else uses.
     """
 
     def __init__(self, folder: str, retention: Retention, group: PatientGroup) -> None:
@@ -46,11 +46,11 @@ class Writer:
         self._group = group
 
     def write(self, snapshot: Snapshot, manifest: Manifest) -> None:
-        """Writes and waits for all ranks.
+        """Writes one checkpoint and waits for all ranks.
 
         Raises:
-            CheckpointError: it could not be written, on some rank; the message says which and why.
-                What was there before is as it was, but for an older attempt at this batch.
+            CheckpointError: some rank could not write; the message says which and why. Older
+                checkpoints are unchanged, except an earlier attempt at this batch.
         """
         url = storage.join(self.folder, checkpoint_name(manifest.batch))
         self._together(lambda: self._make_way(url))
@@ -60,10 +60,10 @@ class Writer:
         self._together(lambda: self._complete(url, replace(manifest, files=files)))
 
     def _make_way(self, url: str) -> None:
-        """A checkpoint that is written anew stops being one before its files change.
+        """Removes an old manifest, so that its checkpoint is invalid before its files change.
 
-        What an earlier attempt has left goes now, while no rank of this job writes. Names of hosts
-        and numbers of processes would not tell whose it is: machines and containers share both.
+        Also removes leftovers of earlier attempts now, while no rank of this job writes. Host names
+        and process numbers can't tell whose they are: machines and containers share both.
         """
         if dist.get_global_rank() != 0:
             return
@@ -96,11 +96,11 @@ class Writer:
         prune(self.folder, self.retention)
 
     def _together(self, action: Any) -> list[Any]:
-        """What `action` returns on each rank.
+        """Runs `action` on all ranks and returns the results of all.
 
         Raises:
-            CheckpointError: it failed on one of them: all ranks raise. A StoreAwayError, if it was
-                a store that did not answer.
+            CheckpointError: it failed on a rank; then all ranks raise. It is a StoreAwayError if a
+                store did not answer.
         """
         result: Any = None
         failure: CheckpointError | None = None
@@ -118,8 +118,8 @@ class Writer:
 
 @contextmanager
 def _spool(url: str) -> Iterator[Path]:
-    """A folder for files on their way: on the same disk as a local target, so that they are only
-    renamed.
+    """A temporary folder for files before upload. For a local target it is on the same disk, so
+    that files are only renamed.
     """
     parent = None
     if not storage.is_remote(url):

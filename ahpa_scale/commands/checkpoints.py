@@ -43,7 +43,7 @@ Url = Annotated[
     ),
 ]
 
-#: Bytes from which on a bar is worth its line.
+#: From this many bytes on, a progress bar is shown.
 _LONG = 32_000_000
 
 
@@ -161,7 +161,7 @@ def prune(
 
     with _moving("verifying", _newest(found), progress and check) as (moved, _):
         newest = content.newest_whole(found, lambda one: _stepping_over(one, look(one)))
-    # One that is newer and damaged must not count among those that are kept.
+    # Newer, damaged checkpoints must not count among those that are kept.
     going = Retention(keep, batches).to_remove(found[: found.index(newest) + 1])
     left = []
     for one in going:
@@ -169,9 +169,9 @@ def prune(
             if not dry_run:
                 remove_checkpoint(one)
         except FileNotFoundError:
-            pass  # the run itself was quicker
+            pass  # the run itself has removed it
         except UnreachableError:
-            raise  # nor would the others go
+            raise  # the others would fail too
         except OSError as error:
             left.append(f"{one.name} ({error})")
             continue
@@ -237,12 +237,12 @@ def export(
 
 
 def _newest(found: Sequence[Found]) -> list[Found]:
-    """The newest that is whole as far as names and sizes tell, if there is one."""
+    """The newest checkpoint that is whole by names and sizes; empty if there is none."""
     return [one for one in found if one.problem is None][-1:]
 
 
 def _stepping_over(one: Found, problems: list[str]) -> list[str]:
-    """Tells of a checkpoint that is passed over; an older one is then taken in its stead."""
+    """Warns of a damaged checkpoint; an older one then takes its place."""
     if problems:
         console.say(f"warning: stepping over {one.url}: {'; '.join(problems)}")
     return problems
@@ -252,7 +252,7 @@ def _stepping_over(one: Found, problems: list[str]) -> list[str]:
 def _moving(
     work: str, found: Sequence[Found], shown: bool
 ) -> Iterator[tuple[Callable[[int], None], Callable[[str], None]]]:
-    """A bar for long work: what to tell it the bytes done, and how to print a line beside it."""
+    """A bar for long work: a function that takes the bytes done, and one that prints a line."""
     mega = 1_000_000
     total = table.bytes_to_read(found)
     long = total >= _LONG

@@ -43,7 +43,7 @@ def diagnose(wanted: Diagnosis, out: str) -> RecoverabilityMap:
     """Measure the map and write ``recoverability.json`` and ``recoverability.png`` to `out`.
 
     Raises:
-        UserError: checkpoint, configuration, data set, levels or device that do not fit.
+        UserError: checkpoint, configuration, data set, levels or device do not fit.
         OSError: `out` can't be written to.
     """
     check_device(wanted.device)
@@ -114,7 +114,7 @@ def _check_levels(levels: Sequence[str], card: DatasetCard, depth: int) -> None:
 def _pictures(
     wanted: Diagnosis, brought: Brought, levels: Sequence[str], local: str | None
 ) -> Iterator[Mapping[str, Tensor]]:
-    """The data set's first pictures, in order: a preparation has shuffled them already."""
+    """The data set's first pictures, in order: `prepare` has shuffled them already."""
     card = brought.card
     labels = None if brought.labels is None else torch.tensor(brought.labels)
     stored = [*(card.level_names if card.kind == "latents" else ()), EXTERNAL]

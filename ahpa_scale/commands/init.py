@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ahpa-scale init``: what a run needs beside the package, in a folder of one's own."""
+"""``ahpa-scale init``: writes what a run needs besides the package into a user's folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import ahpa_scale
 from ahpa_scale import console
 from ahpa_scale.commands import options
 
-#: In the package where it was installed from a wheel, in the checkout where it is editable.
+#: They are in the package after an install from a wheel, in the checkout after an editable one.
 _SHIPPED = ("train.py", "yamls", "k8s", "tools/k8s_settings.py")
 
 
@@ -53,7 +53,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _link_manifests(folder: Path) -> None:
-    """Manifests that `kubectl apply -f` takes are those of the base: a wheel holds no links."""
+    """Links manifests for `kubectl apply -f` to those of the base: a wheel can't hold links."""
     for path in folder.glob("*.yaml"):
         if (folder / "base" / path.name).is_file():
             path.unlink()

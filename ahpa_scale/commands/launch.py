@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ahpa-scale launch``: this node's ranks, as the scheduler says."""
+"""``ahpa-scale launch``: starts this node's ranks as the scheduler says."""
 
 from __future__ import annotations
 

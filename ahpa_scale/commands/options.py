@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options that several commands have. One that is a path declares what it takes, and a slip is
+"""Options that several commands have. A path option declares which paths it takes, and a slip is
 refused before the command begins.
 """
 
@@ -15,7 +15,7 @@ import typer
 from ahpa_scale import paths
 from ahpa_scale.errors import UserError
 
-#: typer reads no `int | None` on Python 3.10.
+#: typer can't read `int | None` on Python 3.10.
 Number = Optional[int]  # noqa: UP045
 Text = Optional[str]  # noqa: UP045
 
@@ -28,7 +28,7 @@ Callback = Callable[[typer.CallbackParam, str | None], str | None]
 
 
 def _read_by(read: Callable[[str], str]) -> Callback:
-    """A callback of typer that puts in place what `ahpa_scale.paths` makes of the text."""
+    """A typer callback that replaces the text by what a function of `ahpa_scale.paths` returns."""
 
     def callback(param: typer.CallbackParam, value: str | None) -> str | None:
         try:
@@ -41,7 +41,7 @@ def _read_by(read: Callable[[str], str]) -> Callback:
     return callback
 
 
-#: For `callback=` of an option or argument, by what it takes.
+#: For `callback=` of an option or argument, by the paths that it takes.
 LOCAL = _read_by(paths.local)
 ANY = _read_by(paths.resolve)
 DATA = _read_by(paths.data)
@@ -49,10 +49,10 @@ VAE = _read_by(paths.vae)
 
 
 def local_arguments(given: Namespace) -> None:
-    """As LOCAL, for what `argparse` has read: paths, and lists of paths, are replaced in place.
+    """Like LOCAL, for arguments that `argparse` has read: replaces paths and lists of paths.
 
     Raises:
-        UserError: one that is not of this machine; the line names the option.
+        UserError: a path is not of this machine; the message names the option.
     """
     for name, value in list(vars(given).items()):
         try:
@@ -65,5 +65,5 @@ def local_arguments(given: Namespace) -> None:
 
 
 def remark(text: str) -> None:
-    """Says what a command left out, beside its result."""
+    """Says on stderr what a command left out."""
     typer.echo(text, err=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ahpa-scale prepare``: pictures into shards of latents and encoder levels."""
+"""``ahpa-scale prepare``: encodes pictures into shards of latents and encoder levels."""
 
 from __future__ import annotations
 

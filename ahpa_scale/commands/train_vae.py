@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ahpa-scale train-vae``: a small autoencoder for pictures of one's own."""
+"""``ahpa-scale train-vae``: trains a small autoencoder on a user's pictures."""
 
 from __future__ import annotations
 

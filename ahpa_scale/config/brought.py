@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Another data set in the terms of a trained model: its scaling, its classes by its own labels."""
+"""Fits another data set to a trained model: to the model's latent scaling and class labels."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ahpa_scale.models.vae_config import LatentScaling
 
 @dataclass(frozen=True)
 class Brought:
-    """A data set that is brought to a trained model.
+    """A data set that is fitted to a trained model.
 
     Attributes:
-        card: the set's, with the scaling and the classes that the model was trained with.
-        labels: for each label of the set the model's; None where they are the same.
-        known: it is the very set that the model was trained on.
+        card: the set's card, with the scaling and the classes that the model was trained with.
+        labels: the model's label for each label of the set; None if they are the same.
+        known: whether it is the set that the model was trained on.
     """
 
     card: DatasetCard
@@ -40,16 +40,16 @@ def bring(
     """Fits a data set to what a model was trained on.
 
     Args:
-        config: the run's.
-        card: of the set.
-        place: where it lies.
-        told: what the checkpoint tells of the run's own set; None, as in older ones, reads the card
-            of that set.
+        config: the run's configuration.
+        card: the set's card.
+        place: the set's folder or URL.
+        told: the checkpoint's facts about the run's own set; None, as in older checkpoints, reads
+            the card of that set.
         tell: prints a warning.
 
     Raises:
-        UserError: the set has a class that the model does not know, or is scaled by numbers of its
-            own while those of the run can't be had.
+        UserError: the set has a class that the model does not know, or it has a scaling of its own
+            and the run's scaling can't be read.
     """
     try:
         classes, scaling, fingerprint = _trained_on(config, told)

@@ -16,7 +16,7 @@ EMA_DECAY = 0.9999
 
 
 def fill_defaults(config: Config) -> Config:
-    """Replace nulls that stand for a default by its value, so that the saved run says what it did.
+    """Replace nulls by the defaults that they stand for, so that the saved run says what it did.
 
     Keys without effect stay null; a run without alignment keeps a null tap.
     """

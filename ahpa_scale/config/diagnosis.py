@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a diagnosis may be told, checked before anything heavy is imported."""
+"""Options of a diagnosis, checked before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Diagnosis:
         checkpoint: a run's checkpoint, its output folder, or safetensors of a DiT.
         data: the data set, a folder or a URL.
         config: the run's configuration; None looks near the checkpoint.
-        levels: levels by name; none takes those of the source.
-        source: one of SOURCES; None takes all that the data set has.
-        pictures: at most so many, from the data set's beginning.
+        levels: names of levels; empty: those of the source.
+        source: one of SOURCES; None: all that the data set has.
+        pictures: at most this many, from the data set's beginning.
         bins: equal bins of t.
         device: torch device.
         progress: whether to show rate and time left on stderr.

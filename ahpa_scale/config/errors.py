@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Users' mistakes: one line that says where, which key, what is wrong and what is nearest to
-right.
+"""Users' mistakes: one line that says where, which key, what is wrong and the nearest right
+thing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ahpa_scale.unreachable import UnreachableError
 
 COMMAND_LINE = "command line"
 _YIELD_SECONDS = 5.0
-#: Characters of a message.
+#: Most characters of a message.
 _LONGEST_LINE = 1500
 
 
@@ -41,8 +41,8 @@ class ConfigError(UserError):
 
 
 def one_line(text: str) -> str:
-    """Fold all white space, so that a message is always exactly one line, and cut one of pages;
-    secrets are masked before.
+    """Fold all white space, so that a message is exactly one line. Mask secrets, then cut a message
+    that is too long.
     """
     folded = without_secrets(" ".join(text.split()))
     return folded if len(folded) <= _LONGEST_LINE else f"{folded[:_LONGEST_LINE]} ..."
@@ -55,7 +55,7 @@ def nearest(word: str, candidates: Iterable[str], cutoff: float = 0.6) -> str | 
 
 
 def choices(word: str, candidates: Iterable[str]) -> str:
-    """All candidates in words, after the nearest one where there is one."""
+    """All candidates in words, after the nearest one if there is one."""
     names = list(candidates)
     close = nearest(word, names)
     hint = f"did you mean {close!r}? " if close else ""
@@ -71,12 +71,12 @@ def speaks_for_all_ranks() -> bool:
 
 @contextmanager
 def exit_on_user_error(*, shared: bool = True) -> Iterator[None]:
-    """Turn a user's mistake into one line on stderr and exit code 2, and what can't be reached for
-    now into one line and exit code 75. A fault of the software passes, with its traceback.
+    """Turn a user's mistake into one line on stderr and exit code 2, and a service that does not
+    answer into one line and exit code 75. A fault of the software passes, with its traceback.
 
     Args:
-        shared: whether all ranks meet the same mistakes, so that one of them says it, as before
-            training; then a disk that refuses is the user's to mend as well.
+        shared: whether all ranks meet the same mistakes, as before training. One rank then reports
+            them, and a disk that refuses is a user's mistake as well.
     """
     try:
         yield
@@ -93,12 +93,12 @@ def exit_on_user_error(*, shared: bool = True) -> Iterator[None]:
 
 
 def leave(problem: str, exit_code: int, *, shared: bool = True) -> NoReturn:
-    """Say once for all ranks why they all end, in one line on stderr, and end this one.
+    """Say in one line on stderr why the ranks end, once for all of them, and end this rank.
 
     Args:
-        problem: why.
-        exit_code: of this process.
-        shared: whether all ranks have it; if not, this one says it, whichever it is.
+        problem: the reason.
+        exit_code: exit code of this process.
+        shared: whether all ranks have the problem; if not, this rank says it, whichever it is.
 
     Raises:
         SystemExit: with the exit code.
@@ -107,7 +107,7 @@ def leave(problem: str, exit_code: int, *, shared: bool = True) -> NoReturn:
         text = f"error: {one_line(problem)}"
         console.say(text, level=logging.ERROR, fields={"exit_code": exit_code})
     else:
-        # Composer's launcher ends all ranks when one fails and takes the first rank's exit code:
-        # rank 0 must have left with its own before another rank's end gets it killed.
+        # Composer's launcher ends all ranks when one fails, and takes the first rank's exit code.
+        # So rank 0 must leave first: another rank's end would get it killed.
         threading.Event().wait(_YIELD_SECONDS)
     raise SystemExit(exit_code) from None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluation may be told, checked before anything heavy is imported."""
+"""Options of an evaluation, checked before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ class Evaluation:
         data: held-out latents, a folder or a URL.
         out: folder or URL for rows, samples and the figure.
         newest: only the newest checkpoint, not all that have no row.
-        follow: go on waiting for new ones.
+        follow: wait for new checkpoints.
         every: time between two looks, such as ``1m``; None: a minute.
-        until: batch, such as ``400000ba``, with whose checkpoint following ends.
-        idle: time without a new checkpoint after which it ends.
-        weights: one of KINDS; None takes the averages where there are any.
-        pictures: at most so many of `data`; None: all.
+        until: following ends with the checkpoint of this batch, such as ``400000ba``.
+        idle: following ends after this time without a new checkpoint.
+        weights: one of KINDS; None: the averages if there are any.
+        pictures: at most this many of `data`; None: all.
         bins: equal bins of t.
         samples: pictures to generate and compare with the reference; None: none.
         reference: folder of pictures.
         reference_statistics: ``.npz`` with mu and sigma of Inception's features, local or a URL.
         inception: torch-fidelity's weights file; None lets the library fetch it.
-        steps, method, guidance_scale, seed: of the sampler; None: as the run's samples.
+        steps, method, guidance_scale, seed: settings of the sampler; None: those of the run.
         batch_size: pictures per forward pass.
         device: torch device.
         progress: whether to show rate and time left on stderr.
@@ -85,22 +85,22 @@ class Evaluation:
 
     @property
     def kind(self) -> Literal["ema", "model"] | None:
-        """The weights, as `checkpoint.weights` knows them."""
+        """`weights`, as a type that `checkpoint.weights` accepts."""
         return cast("Literal['ema', 'model'] | None", self.weights)
 
     @property
     def poll_seconds(self) -> float:
-        """Between two looks."""
+        """Seconds between two looks."""
         return _POLL if self.every is None else parse_duration(self.every)
 
     @property
     def idle_seconds(self) -> float | None:
-        """Without a new checkpoint; None: without end."""
+        """Seconds without a new checkpoint after which following ends; None: no limit."""
         return None if self.idle is None else parse_duration(self.idle)
 
     @property
     def last_batch(self) -> int | None:
-        """With whose checkpoint following ends; None: the run's own end."""
+        """Following ends with this batch's checkpoint; None: with the run's last."""
         return None if self.until is None else int(parse_time(self.until)[0])
 
     def _problems(self) -> Iterator[str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pydantic's findings in the user's words: which key, what is wrong, what is nearest to right."""
+"""Pydantic's findings in the user's words: which key, what is wrong, the nearest right thing."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _wrong_type(value: Any, kind: str, location: Location) -> str:
     )
     hint = ""
     if kind == "string_type" and not isinstance(value, (dict, list)):
-        # In quotes a number may still lack its unit; then that is what to say.
+        # A number in quotes may still lack its unit; the message then asks for that.
         return _objection(location, str(value)) or (
             f"{shown(value)} is {given}, where text is expected: put it in quotes"
         )
@@ -106,7 +106,7 @@ def _wrong_type(value: Any, kind: str, location: Location) -> str:
 
 
 def _objection(location: Location, text: str) -> str | None:
-    """What the schema would say of `text` at `location`."""
+    """The schema's objection to `text` at `location`; None if it has none."""
     content: Any = text
     for part in reversed(location):
         content = {part: content}

@@ -65,8 +65,8 @@ def load_yaml(
     Args:
         path: the YAML file.
         overrides: ``key=value`` with dotted keys.
-        elsewhere: the run is another process's, to be looked at: variables of the environment that
-            are not set here leave their keys as they were written.
+        elsewhere: the run is another process's and is only inspected: keys that need environment
+            variables not set here stay as written.
 
     Raises:
         ConfigError: any mistake, in one line.
@@ -81,7 +81,7 @@ def load_yaml(
         if sources.get(key) == COMMAND_LINE:
             raise ConfigError(COMMAND_LINE, key, "given twice")
         _set(content, key, value)
-        # What the override replaced is gone, and with it where it was written.
+        # The override also replaces the keys below it, so their sources go.
         sources = {k: v for k, v in sources.items() if not k.startswith(f"{key}.")}
         sources[key] = COMMAND_LINE
         for section in _parents(key):
@@ -90,17 +90,17 @@ def load_yaml(
 
 
 def load_mapping(content: Mapping[str, Any]) -> Config:
-    """A configuration that something else has kept, such as a checkpoint, to be looked at.
+    """Read a configuration that is stored elsewhere, such as in a checkpoint, to inspect it.
 
     Raises:
-        ConfigError: it is none of ours.
+        ConfigError: it is not a valid configuration.
     """
     return _load(dict(content), {}, elsewhere=True)
 
 
 def to_yaml(config: Config) -> str:
-    """The configuration as YAML, defaults filled in and interpolations as they were written;
-    loading it gives an equal configuration.
+    """The configuration as YAML, with defaults filled in and interpolations as written. Loading it
+    gives an equal configuration.
     """
     text: str = yaml.safe_dump(as_written(config), sort_keys=False, allow_unicode=True)
     return text
@@ -115,7 +115,7 @@ def _load(content: dict[str, Any], sources: dict[str, str], elsewhere: bool) -> 
     drop_removed(resolved, sources, elsewhere=elsewhere)
     if elsewhere:
         resolved = _without_strangers(resolved, written, sources)
-        # What has been left out has its default, and is not to be written over it.
+        # A key that was left out has its default, which `written` must not replace.
         written = {place: text for place, text in written.items() if needs(text) is None}
     config = _validate(resolved, sources)
     config._written.update(written)
@@ -127,7 +127,7 @@ def _load(content: dict[str, Any], sources: dict[str, str], elsewhere: bool) -> 
 def _without_strangers(
     content: Any, written: Mapping[tuple[Any, ...], str], sources: Mapping[str, str]
 ) -> Any:
-    """Leaves out numbers and the like whose variable is not set; text stays as it was written."""
+    """Leaves out keys, such as numbers, whose variable is not set; text stays as written."""
     try:
         Config.model_validate(content)
     except ValidationError as error:
@@ -206,7 +206,7 @@ def _resolve(content: dict[str, Any], sources: Mapping[str, str]) -> Any:
 
 
 def _refuse_unknown_keys(content: Any, sources: Mapping[str, str]) -> None:
-    """A misspelt key says more than the interpolation that misses it."""
+    """Reports a misspelt key, which explains more than the interpolation that fails for it."""
     try:
         Config.model_validate(content)
     except ValidationError as error:

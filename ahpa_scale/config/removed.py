@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys that earlier versions had, and what has always been in their place since: nobody had a use
-for another value. What earlier versions have saved is read with them.
+"""Keys that earlier versions had, and the fixed value of each since: nobody needed another one.
+Configurations that earlier versions saved with these keys can still be read.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def drop_removed(content: Any, sources: Mapping[str, str], *, elsewhere: bool) -
     Args:
         content: resolved, not yet validated.
         sources: where each key was written.
-        elsewhere: the run is another process's, to be looked at; a value that is no more is told,
-            and left out.
+        elsewhere: the run is another process's and is only inspected: a value other than the fixed
+            one gives a warning and is left out.
 
     Raises:
         ConfigError: this run asks for such a value.
@@ -51,7 +51,7 @@ def drop_removed(content: Any, sources: Mapping[str, str], *, elsewhere: bool) -
 
 
 def with_removed(told: dict[str, Any]) -> dict[str, Any]:
-    """A dumped configuration, with the keys too that earlier versions wrote into theirs."""
+    """Adds the keys that earlier versions wrote to a dumped configuration."""
     for key, always in REMOVED.items():
         section, name = _section_of(told, key)
         if section is not None:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A configuration as it may be kept: interpolations as they were written, not as they resolved, and
-URLs without passwords. What the environment tells one process stays with it.
+"""A configuration as it may be kept: with interpolations as written, not resolved, and URLs without
+passwords. Values of one process's environment are not kept.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from ahpa_scale.config.schema import Config
 from ahpa_scale.config.yaml_file import interpolations
 from ahpa_scale.printable import conceal, masked
 
-#: Sections that say what the network is and what it was trained to do; elsewhere, a value that is
-#: missing has its default.
+#: Sections that describe the network and its training objective. In other sections, a missing value
+#: takes its default.
 NETWORK = ("alignment", "flow", "model", "vae")
 _VARIABLE = re.compile(r"\$\{\s*oc\.env:\s*(\w+)\s*(,?)")
 
@@ -32,14 +32,14 @@ def as_written(config: Config) -> dict[str, Any]:
 
 
 def conceal_environment(content: Any) -> None:
-    """From now on the console shows ``${oc.env:NAME}`` where a line holds the value."""
+    """From now on the console shows ``${oc.env:NAME}`` in place of the variable's value."""
     for text in interpolations(content).values():
         for name, _ in _VARIABLE.findall(text):
             conceal(os.environ.get(name, ""), f"${{oc.env:{name}}}")
 
 
 def without_environment(content: Any) -> Any:
-    """A copy in which values of variables that are not set here stand as they were written."""
+    """A copy in which texts that need variables not set here stay as written."""
     if isinstance(content, Mapping):
         return {key: without_environment(value) for key, value in content.items()}
     if isinstance(content, list):
@@ -50,7 +50,7 @@ def without_environment(content: Any) -> Any:
 
 
 def needs(text: str) -> str | None:
-    """A variable without default that a text's interpolations read and that is not set here."""
+    """The first variable that a text's interpolations need: not set here, without default."""
     found = _VARIABLE.findall(text)
     return next((name for name, comma in found if not comma and name not in os.environ), None)
 

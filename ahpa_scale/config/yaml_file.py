@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A YAML file -> nested values and the line of each key. Refuses what would grow without bound when
-it is read: aliases within aliases, deep nests, interpolations of interpolations.
+"""A YAML file -> nested values and the line of each key. Refuses files that would grow without
+bound: aliases within aliases, deep nesting, interpolations of interpolations.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ahpa_scale.config.errors import ConfigError, nearest
 
-#: Bytes of a file.
+#: Most bytes of a file.
 _LIMIT = 1 << 20
-#: Values that a file may have, each alias counted with all that it stands for.
+#: Most values of a file; each alias counts with all values that it stands for.
 _MOST_VALUES = 20_000
 _DEEPEST = 32
-#: Characters of all values once interpolations are resolved.
+#: Most characters of all values after interpolations are resolved.
 _MOST_CHARACTERS = 1 << 20
 _TAGS = {
     f"tag:yaml.org,2002:{kind}"
@@ -82,7 +82,7 @@ def check_growth(content: dict[str, Any]) -> None:
     """Refuses interpolations that resolve without end, or to far more than was written.
 
     Raises:
-        GrowthError: naming the key; the text says why.
+        GrowthError: it names the key and the reason.
     """
     _Growth(content).total()
 
@@ -91,8 +91,8 @@ class GrowthError(ValueError):
     """An interpolation that must not be resolved.
 
     Attributes:
-        key: of the value.
-        problem: why.
+        key: dotted key of the value.
+        problem: the reason.
     """
 
     def __init__(self, place: tuple[Any, ...], problem: str) -> None:
@@ -101,7 +101,7 @@ class GrowthError(ValueError):
 
 
 class _Growth:
-    """Counts characters of values as resolved, without resolving any."""
+    """Counts the characters of resolved values without resolving any."""
 
     def __init__(self, content: dict[str, Any]) -> None:
         self._content = content
@@ -135,7 +135,7 @@ class _Growth:
         return size
 
     def _referred(self, reference: str, place: tuple[Any, ...]) -> int:
-        """Of a word that may name another value; 0 if it names none."""
+        """The size of the value that a word refers to; 0 if it refers to none."""
         name = reference.lstrip(".")
         dots = len(reference) - len(name)
         base = place[: len(place) - dots] if dots else ()
@@ -149,7 +149,7 @@ class _Growth:
             if not inside:
                 return 0
             value, there = value[part], (*there, part)
-        # A whole section that holds the reference itself is meant as the start of a longer name.
+        # A section that holds the reference would be resolved inside itself.
         if place[: len(there)] == there and len(there) < len(place):
             raise GrowthError(place, "refers to a section that it is part of")
         return self._size(value, there)
@@ -200,7 +200,7 @@ def _missing_file(path: Path) -> str:
 
 
 def _check_nodes(root: yaml.Node, file: str) -> None:
-    """Refuses tags that are none of YAML's plain ones, deep nests, and aliases that multiply."""
+    """Refuses tags beyond YAML's plain ones, deep nesting, and aliases that multiply."""
     values: dict[int, int] = {}
 
     def count(node: yaml.Node, depth: int) -> int:

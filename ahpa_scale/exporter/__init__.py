@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers of a run over HTTP: /metrics as Prometheus reads them, and /healthz.
+"""Serves a run's numbers over HTTP: /metrics for Prometheus, and /healthz.
 
-Training writes plain attributes of a `Board`; all else is done when somebody asks, on a thread of
-its own. Neither torch nor Composer is imported, so that a process answers before they are there.
+Training only writes plain attributes of a `Board`. All other work is done on request, on separate
+threads. Neither torch nor Composer is imported, so that a process answers before they are loaded.
 """
 
 from ahpa_scale.exporter.board import Board, Newest, Saved

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The newest numbers of a run: written by the main thread alone, read by the server's."""
+"""The newest numbers of a run. Only the main thread writes them; the server's threads read."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import NamedTuple
 
 
 class Saved(NamedTuple):
-    """A checkpoint that is in its place: batches trained, and seconds since 1970."""
+    """A finished checkpoint: batches trained, and time in seconds since 1970."""
 
     batch: int
     at: float
 
 
 class Newest(NamedTuple):
-    """What the newest batch left; None is what isn't known.
+    """Numbers of the newest batch; None means not known.
 
-    One value, replaced as a whole: a reader never sees numbers of two batches side by side.
+    The tuple is replaced as a whole, so a reader never sees numbers of two batches.
 
     Attributes:
-        batch, images: trained so far, by the whole run.
-        planned_batches: batches at which training stops.
-        losses: newest value of each ``loss/train/`` by its part.
-        learning_rate: of the batch.
-        gradient_norm: of the backbone before clipping, as last logged.
-        images_per_second: of all ranks together.
-        mfu: share of the devices' peak, 0 to 1.
+        batch, images: trained so far by the whole run.
+        planned_batches: number of batches at which training stops.
+        losses: newest value of each ``loss/train/`` metric, by part.
+        learning_rate: learning rate of the batch.
+        gradient_norm: gradient norm of the backbone before clipping, as last logged.
+        images_per_second: rate of all ranks together.
+        mfu: model FLOPs as a share of the devices' peak, 0 to 1.
     """
 
     batch: int | None = None
@@ -42,17 +42,17 @@ class Newest(NamedTuple):
 
 @dataclass
 class Board:
-    """What is known so far; None is what isn't.
+    """All numbers known so far; None means not known.
 
     Attributes:
-        info: words about the run, by name.
+        info: texts about the run, by name.
         started_at: when training started in this process, in seconds since 1970.
-        newest: what the newest batch left.
-        nonfinite_batches: that the guard has found in this process.
-        wait: seconds that the loop has waited for data, and since when it waits now, in monotonic
-            seconds (None: it doesn't): one pair, so that readers never see half of a change.
-        begun, ended: of the loop, in monotonic seconds.
-        saved: the newest checkpoint; None while there is none.
+        newest: numbers of the newest batch.
+        nonfinite_batches: nonfinite batches that the guard found in this process.
+        wait: seconds that the loop has waited for data, and the start of the current wait in
+            monotonic seconds (None: no wait). One pair, so that readers see both change together.
+        begun, ended: begin and end of the loop, in monotonic seconds.
+        saved: returns the newest checkpoint; None if there is none.
         logged: newest value of everything else that was logged.
     """
 
@@ -67,7 +67,7 @@ class Board:
     logged: dict[str, float] = field(default_factory=dict)
 
     def data_wait(self, now: float) -> float:
-        """Seconds that the loop has waited for data, a wait that goes on included.
+        """Seconds that the loop has waited for data, including a current wait.
 
         Args:
             now: monotonic seconds.
@@ -76,7 +76,7 @@ class Board:
         return waited if since is None else waited + max(now - since, 0.0)
 
     def loop_time(self, now: float) -> float:
-        """Seconds since the loop began, up to its end.
+        """Seconds from the begin of the loop until now, or until its end.
 
         Args:
             now: monotonic seconds.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A board and a pulse -> Prometheus' metrics, made when they are asked for."""
+"""A board and a pulse -> Prometheus metrics, made on request."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ _GAUGES = {
 
 
 class BoardCollector(Collector):
-    """Every metric has the prefix ``ahpa_``; one that isn't known yet is left out.
+    """All metrics have the prefix ``ahpa_``. Unknown ones are left out.
 
     Args:
-        board: of the loop.
-        pulse: of the main thread.
+        board: numbers of the training loop.
+        pulse: pulse of the main thread.
     """
 
     def __init__(self, board: Board, pulse: Pulse) -> None:
         self.board, self.pulse = board, pulse
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing: the registry would otherwise collect once to learn the names."""
+        """Empty. Otherwise the registry would collect once to learn the names."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        """All families, read from the board now."""
+        """All metric families, with the board's current values."""
         board, now = self.board, time.monotonic()
         yield InfoMetricFamily("ahpa_run", "What runs.", value=dict(board.info))
         newest = board.newest
@@ -50,7 +50,7 @@ class BoardCollector(Collector):
             if value is not None:
                 yield GaugeMetricFamily(f"ahpa_{name}", text, value=value)
         yield _labelled("ahpa_loss", "Newest training loss by part.", "part", newest.losses)
-        # A copy is one step for other threads.
+        # Copied in one step, because the main thread writes to it meanwhile.
         yield _labelled(
             "ahpa_logged", "Newest value of whatever else is logged.", "name", board.logged.copy()
         )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one client of an HTTP server may take: so many bytes, so many seconds, one of few places.
+"""Limits for clients of the HTTP server: bytes and seconds for each, and the number of connections.
 
-The server lives in a training process, whose descriptors, threads and memory are not the network's.
+The server runs in a training process. Clients must not use up its descriptors, threads and memory.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from contextlib import suppress
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler
 
-#: Connections that have a thread at a time. One too many costs the oldest its place, so that a
-#: scrape is answered whoever sits on the others.
+#: Connections that have a thread at a time. One more closes the oldest, so that a scrape is always
+#: answered, even if other clients keep connections open.
 PLACES = 32
-#: Bytes that a client may send; a request for /metrics has some hundred.
+#: Bytes that a client may send. A request for /metrics has some hundred.
 _REQUEST = 16 << 10
-#: Seconds from its first byte to the last of the answer, however it spreads them.
+#: Seconds for one connection, from its start to the end of the answer.
 _SECONDS = 10.0
 
 
 class _Request(io.RawIOBase):
-    """What a client sends, as far as it may."""
+    """The bytes that a client sends, up to the limits."""
 
     def __init__(self, connection: socket.socket, deadline: float) -> None:
         self._connection, self._deadline, self._left = connection, deadline, _REQUEST
@@ -43,37 +43,37 @@ class _Request(io.RawIOBase):
 
 
 class LimitedHandler(WSGIRequestHandler):
-    """Reads no more and no longer than a scrape takes."""
+    """Limits the size and the time of a request."""
 
     def setup(self) -> None:
-        """Bounds the request by bytes, and it and its answer by time."""
+        """Limits the request's size, and the time of the request and its answer."""
         super().setup()
         self.rfile.close()
         deadline = time.monotonic() + _SECONDS
         self.rfile = io.BufferedReader(_Request(self.connection, deadline))
 
     def log_message(self, format: str, *args: object) -> None:
-        """A scrape is nothing to write down."""
+        """Scrapes are not logged."""
 
 
 class LimitedServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
-    """A thread for each of a few connections at most."""
+    """A server with one thread for each connection, at most `PLACES` of them."""
 
     daemon_threads = True
     block_on_close = False
-    # Connections that wait for a place; the kernel makes those above it try again, in seconds.
+    # Connections that wait for a place. Beyond that, the kernel lets clients retry after seconds.
     request_queue_size = 4 * PLACES
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._lock = threading.Lock()
-        # In the order of their arrival.
+        # In order of arrival.
         self._served: dict[socket.socket, None] = {}
-        # Hung up on; their threads need a moment to notice.
+        # Closed connections whose threads have not noticed yet.
         self._leaving: set[socket.socket] = set()
         super().__init__(*args, **options)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Serves a connection, at the cost of the oldest one where there is no place."""
+        """Serves a connection. If all places are taken, closes the oldest one."""
         with self._lock:
             if len(self._served) == PLACES:
                 oldest = next(iter(self._served))
@@ -89,7 +89,7 @@ class LimitedServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
             self.shutdown_request(request)
 
     def shutdown_request(self, request: Any) -> None:
-        """Ends a connection and gives its place back."""
+        """Ends a connection and frees its place."""
         super().shutdown_request(request)
         with self._lock:
             self._served.pop(request, None)
@@ -97,5 +97,5 @@ class LimitedServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
 
 def _hang_up(connection: socket.socket) -> None:
-    with suppress(OSError):  # it has gone by itself
+    with suppress(OSError):  # the client has already gone
         connection.shutdown(socket.SHUT_RDWR)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HTTP server of a node's first rank: /metrics, and /healthz for liveness probes."""
+"""The HTTP server on each node's first rank: /metrics, and /healthz for liveness probes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ahpa_scale.exporter.collector import BoardCollector
 from ahpa_scale.exporter.limits import LimitedHandler, LimitedServer
 from ahpa_scale.watch import Pulse
 
-#: A process that was killed just now leaves its port to loader processes until they have gone.
+#: Seconds: after a process is killed, its loader processes may still hold its port for a while.
 _PATIENCE = 10.0
 _BETWEEN_TRIES = 0.2
 _log = logging.getLogger(__name__)
@@ -36,12 +36,12 @@ def serving(port: int, board: Board, pulse: Pulse, hang: float | None) -> Iterat
 
     Args:
         port: TCP port.
-        board: of the loop.
-        pulse: of the main thread.
-        hang: seconds without an event after which /healthz says 503; None: never.
+        board: numbers of the training loop.
+        pulse: pulse of the main thread.
+        hang: seconds without an event after which /healthz answers 503; None: never.
 
     Raises:
-        OSError: the port can't be had.
+        OSError: the port can't be opened.
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(BoardCollector(board, pulse))
@@ -58,13 +58,13 @@ def serving(port: int, board: Board, pulse: Pulse, hang: float | None) -> Iterat
 
 
 def health(pulse: Pulse, hang: float | None, now: float) -> tuple[bool, str]:
-    """Whether the main thread gets on, and a line that says where it is.
+    """Whether the main thread makes progress, and a line that says where it is.
 
-    Before the first event it is starting, for as long as that takes: ranks wait for one another.
+    Before the first event it counts as starting, without a time limit: ranks wait for each other.
 
     Args:
-        pulse: of the main thread.
-        hang: seconds without an event after which it doesn't; None: never.
+        pulse: pulse of the main thread.
+        hang: seconds without an event that count as no progress; None: no limit.
         now: monotonic seconds.
     """
     if not pulse.count:
@@ -92,13 +92,13 @@ def _application(metrics: Application, pulse: Pulse, hang: float | None) -> Appl
 
 class _Server(LimitedServer, WSGIServer):
     def server_bind(self) -> None:
-        # Without http.server's look for the host's full name, which waits for DNS.
+        # http.server would look up the host's full name, which waits for DNS.
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = "", self.server_address[1]
         self.setup_environ()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        # A client that is slow or has gone is nothing to write down, and there may be many.
+        # Slow or lost clients are not logged, because there may be many.
         if not isinstance(sys.exc_info()[1], OSError):
             _log.warning("no answer for %s", client_address, exc_info=True)
 
@@ -119,7 +119,7 @@ def _bound(port: int) -> _Server:
             return kind(("", port), LimitedHandler)
         except OSError as error:
             if error.errno != errno.EADDRINUSE and kind is _DualStackServer:
-                kind = _Server  # a kernel that knows IPv6 and has it switched off
+                kind = _Server  # the kernel supports IPv6, but it is switched off
                 continue
             if error.errno != errno.EADDRINUSE or time.monotonic() > until:
                 raise

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a job starts on several nodes: the scheduler's variables -> Composer's launcher."""
+"""Starts a job on several nodes: reads the scheduler's variables, calls Composer's launcher."""

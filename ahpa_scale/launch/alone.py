@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refuses a process that would train alone while its launcher has started others beside it."""
+"""Refuses a process that would train alone although its launcher has started others too."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from pathlib import Path
 from ahpa_scale.launch.environment import from_environment
 from ahpa_scale.launch.placement import LaunchError
 
-#: Set for all that `ahpa-scale launch` starts, which has settled the matter.
+#: Set for all processes that `ahpa-scale launch` starts. They need no check.
 LAUNCHED = "AHPA_LAUNCHED"
-#: What every launcher of ranks sets.
+#: Variables that every launcher of ranks sets.
 _RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 _START = "start it with `ahpa-scale launch` in place of python or composer"
-#: Of pods that are numbered for reasons of their own, unless they say that they are one job.
+#: Variables of numbered pods. Such pods need not be one job, so they count only with AHPA_NODES.
 _PODS = ("JOB_COMPLETION_INDEX", "JOBSET_NAME", "REPLICATED_JOB_NAME", "JOB_INDEX")
 
 
 def check_not_alone(values: Mapping[str, str], parents: Mapping[str, str]) -> None:
-    """Compares the place of this process with what its scheduler says.
+    """Compares this process's place with what its scheduler says.
 
     Args:
         values: the environment of this process.
-        parents: the environment of the one that started it: Composer's launcher sets RANK and
-            WORLD_SIZE anew for its ranks.
+        parents: the environment of its parent process: Composer's launcher overwrites RANK and
+            WORLD_SIZE for its ranks.
 
     Raises:
-        LaunchError: the scheduler has started more than this process takes part in.
+        LaunchError: the scheduler has started more processes than take part in this training.
     """
     if values.get(LAUNCHED) or values.get("TORCHELASTIC_RUN_ID"):
         return
@@ -55,10 +55,10 @@ def check_not_alone(values: Mapping[str, str], parents: Mapping[str, str]) -> No
 
 
 def parents_environment(parent: int) -> dict[str, str]:
-    """The environment that a process was started with; empty where it can't be read.
+    """The environment that a process was started with; empty if it can't be read.
 
     Args:
-        parent: its number.
+        parent: process id.
     """
     try:
         text = Path(f"/proc/{parent}/environ").read_bytes().decode(errors="replace")

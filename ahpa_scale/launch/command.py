@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node's place in the job -> the process that starts its ranks, or that is one of them."""
+"""A node's place in the job -> the process that starts its ranks, or is one of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ahpa_scale.launch.placement import LaunchError, Placement
 from ahpa_scale.printable import named_passwords
 from ahpa_scale.signals import SIGNALS
 
-#: What Composer's launcher would read where a flag is missing. Its flags say it all.
+#: Variables that Composer's launcher reads if a flag is missing. They are removed: flags say all.
 LAUNCHERS_OWN = (
     "BASE_RANK",
     "LOCAL_RANK",
@@ -33,7 +33,7 @@ LAUNCHERS_OWN = (
     "WORLD_SIZE",
 )
 _LAUNCHER = "ahpa_scale.launch.launcher"
-#: What the variables of passwords begin with.
+#: Prefix of variables that hold passwords.
 _PASSWORD = "AHPA_PASSWORD_"
 _BETWEEN_TRIES = 1.0
 _BETWEEN_LINES = 10.0
@@ -42,13 +42,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Command:
-    """What this process turns into.
+    """The command that this process turns into.
 
     Attributes:
         words: program and arguments.
-        variables: that are set for it; every other variable that says where a rank stands is taken
-            away.
-        passwords: variables that are set as well, and not shown.
+        variables: variables to set. All others in `LAUNCHERS_OWN` are removed.
+        passwords: further variables to set, which are not shown.
     """
 
     words: tuple[str, ...]
@@ -56,15 +55,15 @@ class Command:
     passwords: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """As a shell would take it."""
+        """The command as a shell line, without passwords."""
         settings = [f"{name}={shlex.quote(value)}" for name, value in self.variables.items()]
         return " ".join([*settings, shlex.join(self.words)])
 
     def run(self) -> None:
-        """Turns this process into it, so that signals reach it; never returns."""
+        """Replaces this process with the command, so that signals reach it. Never returns."""
         kept = {name: value for name, value in os.environ.items() if name not in LAUNCHERS_OWN}
         if _LAUNCHER in self.words:
-            # They wait while Python starts anew, where nothing could answer them.
+            # Signals wait while the new Python starts, because nothing could handle them yet.
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         sys.stdout.flush()
         os.execve(
@@ -73,7 +72,7 @@ class Command:
 
 
 def command_for(placement: Placement, script: str, arguments: Sequence[str]) -> Command:
-    """Composer's launcher with its flags; the script itself where this process is a rank."""
+    """Composer's launcher with its flags, or the script itself if this process is a rank."""
     passwords: dict[str, str] = {}
     run = (script, *(_without_password(word, passwords) for word in arguments))
     if placement.local_rank is not None:
@@ -100,7 +99,7 @@ def command_for(placement: Placement, script: str, arguments: Sequence[str]) -> 
 
 
 def _without_password(word: str, passwords: dict[str, str]) -> str:
-    """An argument whose password comes from a variable: arguments are anybody's on the machine."""
+    """Moves an argument's passwords to variables: any user of the machine can read arguments."""
 
     def name(password: str) -> str:
         variable = f"{_PASSWORD}{len(passwords) + 1}"
@@ -111,33 +110,33 @@ def _without_password(word: str, passwords: dict[str, str]) -> str:
 
 
 def check_run(placement: Placement, script: str, arguments: Sequence[str]) -> Config:
-    """Checks what every rank would check, before any is started.
+    """Checks what every rank would check, before any rank is started.
 
     Returns:
         The run's configuration.
 
     Raises:
-        LaunchError: there is no such script.
-        ConfigError: a mistake in the configuration.
+        LaunchError: the script does not exist.
+        ConfigError: there is a mistake in the configuration.
     """
     if not Path(script).is_file():
         raise LaunchError(f"{script}: no such script; name one, as in: ahpa-scale launch train.py")
-    # The batch is shared by as many ranks as the job has.
+    # The checks divide the batch by the number of ranks.
     os.environ["WORLD_SIZE"] = str(placement.world_size or 1)
-    # And hsdp keeps a copy of the model per node.
+    # hsdp keeps one copy of the model per node.
     os.environ["LOCAL_WORLD_SIZE"] = str(placement.nproc or 1)
     return load_config(arguments)
 
 
 def wait_for_address(address: str, timeout: float) -> None:
-    """Waits until a host has an address: pods and nodes of a job start at different times.
+    """Waits until a host name resolves: pods and nodes of a job start at different times.
 
     Args:
         address: host name or address.
         timeout: seconds.
 
     Raises:
-        LaunchError: it has none by then.
+        LaunchError: it does not resolve in time.
     """
     begun = said = time.monotonic()
     while True:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An environment -> this node's place in the job, for every scheduler that people use.
+"""Environment variables -> this node's place in the job, for all common schedulers.
 
-A scheduler that starts one process per node has `ahpa-scale launch` start that node's ranks. One
-that starts a process per rank (torchrun, srun or mpirun with several tasks on a node) keeps them:
-each process becomes the rank that the variables say. It then suits neither to start ranks twice
-nor to leave all processes of a node but one idle, with the devices that were bound to them.
+If the scheduler starts one process per node, `ahpa-scale launch` starts the ranks of that node. If
+it starts one process per rank (torchrun, srun or mpirun with several tasks on a node), each process
+becomes the rank that its variables name. Starting ranks again would start too many, and using one
+process per node would leave the others and their devices idle.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ahpa_scale.launch.nodelist import expand_nodelist
 from ahpa_scale.launch.others import batch_script, not_understood, rank_and_world
 from ahpa_scale.launch.placement import LaunchError, Placement, Variables, placed
 
-#: Ports that job numbers of Slurm are spread over, away from those that kernels hand out first.
+#: Slurm job numbers are spread over these ports. Kernels assign other ports first.
 _SLURM_PORTS = range(20_000, 30_000)
 _SLURM_MARKS = (
     "SLURM_JOB_ID", "SLURM_NNODES", "SLURM_JOB_NUM_NODES", "SLURM_JOB_NODELIST", "SLURM_NODEID",
@@ -29,14 +29,14 @@ _TASKS = re.compile(r"(\d+)(?:\(x\d+\))?", re.ASCII)
 
 
 def from_environment(values: Mapping[str, str], nproc: int | None = None) -> Placement:
-    """Finds the scheduler behind an environment and reads its variables.
+    """Finds the scheduler by its variables and reads them.
 
     Args:
         values: the environment.
-        nproc: ranks on each node as the user says; None leaves it to the scheduler.
+        nproc: ranks on each node, given by the user; None leaves it to the scheduler.
 
     Raises:
-        LaunchError: variables that are missing or contradict one another.
+        LaunchError: variables are missing or contradict each other.
     """
     if nproc is not None and nproc < 1:
         raise LaunchError(f"--nproc: {nproc} must be at least 1")
@@ -78,7 +78,7 @@ def _torchrun(found: Variables, nproc: int | None) -> Placement:
         found.needed("MASTER_ADDR"),
         found.port(),
         found.source,
-        # Its agent waits for, and restarts, the very processes that it has started.
+        # torchrun's agent waits for and restarts the processes that it started, so keep them.
         local_rank=local_rank,
     )
 
@@ -93,7 +93,7 @@ def _kubeflow(found: Variables, nproc: int | None) -> Placement:
         )
     nnodes = Variables({"PET_NNODES": least}, found.source).needed_whole("PET_NNODES", least=1)
     per_node = found.text("PET_NPROC_PER_NODE")
-    # Also 'auto', 'gpu' and 'cpu', which torchrun would count itself.
+    # With 'auto', 'gpu' and 'cpu', torchrun would count the devices itself.
     said = None if per_node in (None, "auto", "gpu", "cpu") else "PET_NPROC_PER_NODE"
     alone = nnodes == 1
     return placed(
@@ -108,7 +108,7 @@ def _kubeflow(found: Variables, nproc: int | None) -> Placement:
 
 def _slurm(found: Variables, nproc: int | None) -> Placement:
     in_step = _in_step(found)
-    # A step may take fewer nodes than its job has.
+    # A step may use fewer nodes than its job has.
     step = (("SLURM_STEP_NUM_NODES",), ("SLURM_STEP_NODELIST",)) if in_step else ((), ())
     count = _either(found, *step[0], "SLURM_NNODES", "SLURM_JOB_NUM_NODES")
     listed = _either(found, *step[1], "SLURM_JOB_NODELIST")
@@ -121,7 +121,7 @@ def _slurm(found: Variables, nproc: int | None) -> Placement:
             f"Slurm: SLURM_STEP_ID is missing, and {count}={nnodes}: a batch script or shell runs "
             "on one node only; put srun in front (srun -N1 for one node alone)"
         )
-    # Outside of a step this process is the only one, whatever a step would have.
+    # Outside a step this process is the only one. The task variables describe future steps.
     tasks = _tasks_per_node(found) if in_step else 1
     local_rank = found.needed_whole("SLURM_LOCALID") if tasks > 1 else None
     if local_rank is not None and local_rank >= tasks:
@@ -139,15 +139,15 @@ def _slurm(found: Variables, nproc: int | None) -> Placement:
 
 
 def _in_step(found: Variables) -> bool:
-    """Whether srun has started this process: a batch script, or the shell of an allocation, has the
-    number of no step, or one of those at the upper end that Slurm gives to such.
+    """Whether srun has started this process. In a batch script or the shell of an allocation, the
+    step number is missing or one of Slurm's special high numbers.
     """
     number = found.whole("SLURM_STEP_ID")
     return number is not None and number < _SLURM_SPECIAL_STEPS
 
 
 def _either(found: Variables, *names: str) -> str:
-    """The first name whose variable is set, else the last."""
+    """The first name whose variable is set, else the last name."""
     return next((name for name in names if found.text(name)), names[-1])
 
 
@@ -164,7 +164,7 @@ def _tasks_per_node(found: Variables) -> int:
     name = "SLURM_STEP_TASKS_PER_NODE"
     if found.text(name) is None:
         return found.whole("SLURM_NTASKS_PER_NODE", least=1) or 1
-    # Such as '8(x4)'; '8(x3),2' is a step whose nodes differ.
+    # For example '8(x4)'. '8(x3),2' means nodes with different numbers.
     match = _TASKS.fullmatch(found.needed(name))
     if match is None:
         raise LaunchError(
@@ -187,7 +187,7 @@ def _jobset(found: Variables, nproc: int | None) -> Placement:
             f"JobSet: JOB_INDEX={job} is not below REPLICATED_JOB_REPLICAS={replicas}"
         )
     name = found.needed("JOBSET_NAME")
-    # The pods' host names and their service, as JobSet makes them.
+    # Host name of the first pod with its service, as JobSet creates them.
     first = f"{name}-{found.needed('REPLICATED_JOB_NAME')}-0-0.{name}"
     return placed(
         nodes,
@@ -236,8 +236,8 @@ def _first(*numbers: int | None) -> int | None:
     return next((number for number in numbers if number is not None), None)
 
 
-#: Marks, name and reader of each scheduler, the one that starts processes last coming first: mpirun
-#: runs inside Slurm jobs, and Kubeflow's pods belong to a JobSet of indexed jobs.
+#: Marks, name and reader of each scheduler, the innermost first: mpirun runs inside Slurm jobs, and
+#: Kubeflow's pods belong to a JobSet of indexed jobs.
 _SCHEDULERS = (
     (("TORCHELASTIC_RUN_ID", "GROUP_RANK"), "torchrun", _torchrun),
     *((family.rank + family.size, family.name, family.read) for family in FAMILIES),

@@ -13,10 +13,10 @@ def from_flags(
     master_port: int | None,
     nproc: int | None,
 ) -> Placement:
-    """What the command line says; it counts alone, whatever the environment says.
+    """The place that the flags give. The environment is ignored.
 
     Raises:
-        LaunchError: several nodes without all that they need.
+        LaunchError: a flag is missing or out of range.
     """
     nodes = 1 if nnodes is None else nnodes
     for flag, number in (("nnodes", nnodes), ("node-rank", node_rank), ("nproc", nproc)):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Composer's launcher that passes on the signals which ask a job to save and leave.
+"""Composer's launcher, extended to pass on signals that ask a job to save and leave.
 
-Composer 0.32.1's own dies of SIGTERM at once and leaves its ranks behind, which nobody then
-watches; in a container they die with it, unsaved.
+Composer 0.32.1's own launcher dies of SIGTERM at once and leaves its ranks behind unwatched. In a
+container the ranks die with it, unsaved.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from ahpa_scale.streams import make_lasting
 if TYPE_CHECKING:
     Ranks = Mapping[int, Popen[str]]
 
-#: Codes of ranks that end because another one did, or was asked to.
+#: Exit codes of ranks that end because another rank ended, or because they were asked to.
 _FOLLOWERS = (TRY_AGAIN, PREEMPTED, CUT_SHORT)
-#: What kills a rank that does not listen yet.
+#: Exit codes of a rank killed by a signal before it listened.
 _UNHEARD = tuple(-number for number in (*SIGNALS, *HANDED_ON))
 
 
 class Relay:
-    """Hands signals on to the ranks, and to nobody below them: a loader's worker is not asked."""
+    """Passes signals on to the ranks, but not to their children, such as loader workers."""
 
     def __init__(self) -> None:
         self._count = Count()
@@ -44,29 +44,29 @@ class Relay:
         return self._count.requests > 0
 
     def hear(self, number: int, frame: object) -> None:
-        """A signal handler. What reaches a group of processes twice is handed on once."""
+        """A signal handler. If a process group gets a signal twice, it is passed on once."""
         del frame
         if self._count.hear(number, time.monotonic()) and self._started:
             self.send(number)
 
     def start(self) -> None:
-        """All ranks are there: what was heard while they were started is theirs as well."""
+        """All ranks are there. Passes on a request that came while they were started."""
         self._started = True
         if self.asked:
             self.send(signal.SIGTERM)
 
     def send(self, number: int) -> None:
-        """To all ranks."""
+        """Sends a signal to all ranks."""
         for child in psutil.Process().children():
             send_on(child.pid, number)
 
 
 def end_all(relay: Relay, processes: Ranks) -> list[int]:
-    """Ends the ranks that are left when one has failed: to them a first signal is a request to
-    save, which the lost rank makes impossible.
+    """Ends the remaining ranks after one has failed. It sends two signals: the first only asks to
+    save, which is impossible without the failed rank.
 
     Returns:
-        The codes of those that had ended before.
+        The exit codes of the ranks that had failed before.
     """
     ended_first = [process.returncode for process in processes.values() if process.poll()]
     for _ in range(2):
@@ -75,18 +75,19 @@ def end_all(relay: Relay, processes: Ranks) -> list[int]:
 
 
 def exit_code(ended_first: Sequence[int], composers: int, *, asked: bool = False) -> int:
-    """What the job ends with: the code of a rank that ended by itself, and not of one that was
-    ended for it, as Composer's would be where that one has the lower rank.
+    """The job's exit code: the code of a rank that failed by itself. Composer would take the code
+    of the lowest rank, even if that rank was only ended because of the other.
 
     Args:
-        ended_first: codes of the ranks that had failed when the others were ended.
-        composers: what Composer would end with.
-        asked: whether the job was asked to leave: a rank may have had no time to listen.
+        ended_first: codes of the ranks that had failed before the others were ended.
+        composers: exit code that Composer would use.
+        asked: whether the job was asked to leave. Then a signal may have killed a rank that did
+            not listen yet.
     """
     codes = sorted(ended_first, key=lambda code: code in _FOLLOWERS) or [composers]
     if asked and codes[0] in _UNHEARD:
         return PREEMPTED
-    return 128 - codes[0] if codes[0] < 0 else codes[0]  # as shells count a signal
+    return 128 - codes[0] if codes[0] < 0 else codes[0]  # as shells report a signal
 
 
 def main() -> int:
@@ -98,7 +99,7 @@ def main() -> int:
     make_lasting()
     relay, ended_first = Relay(), list[int]()
     with listening(preparing=True):  # while this is imported
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # that `launch` had wait
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # that `launch` blocked
         from composer.cli import launcher
 
     for one in SIGNALS:
@@ -116,7 +117,7 @@ def main() -> int:
 
     launcher._monitor_processes, launcher._cleanup_processes = watch, end
     composers = launcher.main()
-    for one in SIGNALS:  # an interpreter that ends would die of them
+    for one in SIGNALS:  # otherwise they would kill the interpreter while it ends
         signal.signal(one, signal.SIG_IGN)
     if relay.asked and composers in _UNHEARD:
         console.say(NOTHING_TO_SAVE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MPI's launchers, which start a process per rank or per node: variables -> a node's place."""
+"""Variables of MPI launchers (one process per rank or per node) -> a node's place."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ahpa_scale.launch.placement import LaunchError, Placement, Variables, place
 
 @dataclass(frozen=True)
 class Family:
-    """How one kind of them says where a process stands; the first variable that is set counts.
+    """How one family of MPI launchers tells a process its place. The first variable set counts.
 
     Attributes:
-        name: in words.
+        name: name for messages.
         rank, size, local_rank, local_size: names of the variables.
-        host: the option that hands node 0's host on.
-        together: what makes ranks fill node after node, with {} for their number.
+        host: the option that passes node 0's host on.
+        together: the options that fill nodes one by one, with {} for ranks per node.
     """
 
     name: str
@@ -29,10 +29,10 @@ class Family:
     together: str
 
     def read(self, found: Variables, nproc: int | None) -> Placement:
-        """Where this process stands.
+        """The place of this process.
 
         Raises:
-            LaunchError: variables that are missing or contradict one another.
+            LaunchError: variables are missing or contradict each other.
         """
         size = _first_set(found, self.size)
         world = found.needed_whole(size, least=1)
@@ -73,12 +73,12 @@ class Family:
 
 
 def _first_set(found: Variables, names: tuple[str, ...]) -> str:
-    """The first name whose variable is set, else the last."""
+    """The first name whose variable is set, else the last name."""
     return next((name for name in names if found.text(name)), names[-1])
 
 
 def without_sruns(values: Mapping[str, str]) -> Mapping[str, str]:
-    """The environment without what Slurm's srun says in PMI's words: it says more in its own."""
+    """The environment without PMI variables that srun has set: its own SLURM_* say more."""
     tasks = values.get("SLURM_STEP_NUM_TASKS") or values.get("SLURM_NTASKS")
     sruns = (
         values.get("SLURM_STEP_ID")
@@ -106,7 +106,7 @@ MVAPICH = Family(
     host="mpirun_rsh MASTER_ADDR=HOST",
     together="mpirun_rsh -ppn {}",
 )
-#: MPICH and Intel MPI have Hydra; HPE's PALS sets PMI's variables beside its own.
+#: MPICH and Intel MPI use Hydra. HPE's PALS sets PMI's variables besides its own.
 PMI = Family(
     "MPICH, Intel MPI or PALS",
     rank=("PALS_RANKID", "PMI_RANK"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slurm's short form of a list of hosts: ``gpu[01-03,7],login`` -> five names."""
+"""Expands Slurm's short form of a host list: ``gpu[01-03,7],login`` -> five names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from ahpa_scale.errors import UserError
 
-#: More hosts than this are a slip in the list and not a cluster.
+#: More hosts than this mean a mistake in the list.
 MOST_HOSTS = 100_000
 _PART = re.compile(r"[^\[\],\s]+|\[[^\[\]]*\]")
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?", re.ASCII)
@@ -18,7 +18,7 @@ def expand_nodelist(text: str) -> list[str]:
     """The hosts of a Slurm node list, in order.
 
     Raises:
-        UserError: not such a list.
+        UserError: the text is not such a list, or names too many hosts.
     """
     hosts: list[str] = []
     for entry in _split(text):
@@ -36,12 +36,12 @@ def expand_nodelist(text: str) -> list[str]:
 
 
 def _split(text: str) -> list[str]:
-    """At the commas outside brackets."""
+    """Splits at the commas outside brackets."""
     return re.split(r",(?![^\[]*\])", text.strip())
 
 
 def _numbers(inside: str, text: str) -> Iterator[str]:
-    """``01-03,7`` -> 01, 02, 03, 7: leading zeros are part of the names."""
+    """``01-03,7`` -> 01, 02, 03, 7. Leading zeros are part of the names."""
     for item in inside.split(","):
         match = _RANGE.fullmatch(item)
         if match is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Variables that leave a node's place open: read as far as they go, and refused where they stop."""
+"""Reads variables that tell a node's place only partly. Refuses them if too little is known."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _FLAGS = "give --nnodes, --node-rank, --master-addr and --nproc"
 
 
 def rank_and_world(found: Variables, nproc: int | None) -> Placement:
-    """RANK and WORLD_SIZE, as Kubeflow's PyTorchJob, Volcano and Vertex AI count their pods; with
-    their local counterparts they count processes.
+    """RANK and WORLD_SIZE. Kubeflow's PyTorchJob, Volcano and Vertex AI count pods with them. With
+    LOCAL_RANK and LOCAL_WORLD_SIZE they count processes.
     """
     world = found.needed_whole("WORLD_SIZE", least=1)
     rank = found.needed_whole("RANK")
@@ -40,7 +40,7 @@ def rank_and_world(found: Variables, nproc: int | None) -> Placement:
 
 
 def batch_script(found: Variables, nproc: int | None) -> Placement:
-    """PBS, LSF and Grid Engine run a job's script on one of its hosts only."""
+    """PBS, LSF and Grid Engine run a job script on only one of its hosts."""
     hosts = _hosts(found)
     if hosts > 1:
         raise LaunchError(
@@ -51,7 +51,7 @@ def batch_script(found: Variables, nproc: int | None) -> Placement:
 
 
 def not_understood(found: Variables, nproc: int | None) -> Placement:
-    """Launchers whose variables don't say which ranks share a node, unless there is one rank."""
+    """Launchers that don't tell which ranks share a node. Accepted only for a single rank."""
     for name in ("FLUX_JOB_SIZE", "JSM_NAMESPACE_SIZE", "PMIX_SIZE"):
         if found.text(name) is not None and found.needed_whole(name, least=1) == 1:
             return placed(1, nproc, 0, None, found.port(), found.source)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the ranks of this node stand in a job, and how variables say so."""
+"""A node's place in a job, and strict reading of the variables that tell it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 from ahpa_scale.errors import UserError
 
-#: Where a job of several nodes meets when no one names a port; torchrun's own choice as well.
+#: Default port where the nodes of a job meet; also torchrun's default.
 DEFAULT_PORT = 29500
 HIGHEST_PORT = 65535
 
 
 class LaunchError(UserError):
-    """Variables or flags that can't start a job; one line that names the one to change."""
+    """A job can't start with these variables or flags. The line names the one to change."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class Placement:
 
     Attributes:
         nnodes: nodes of the job, at least 1.
-        nproc: ranks on each node; None where nothing says it, which one node alone may leave open.
+        nproc: ranks on each node; None if not known, which is allowed for a single node only.
         node_rank: this node's number, from 0.
         master_addr: host of node 0; None only for one node.
-        master_port: TCP port on it, 1 to 65535; None only for one node.
-        source: what said so, in words.
-        local_rank: this process's number on its node where the scheduler has started a process per
-            rank; None where this process is to start the ranks.
+        master_port: TCP port on that host, 1 to 65535; None only for one node.
+        source: where the place comes from, for messages.
+        local_rank: this process's number on its node if the scheduler started one process per rank;
+            None if this process is to start the ranks.
     """
 
     nnodes: int
@@ -54,12 +54,12 @@ class Placement:
 
     @property
     def world_size(self) -> int | None:
-        """Ranks of the whole job; None where the number on this one node is open."""
+        """Ranks of the whole job; None if `nproc` is not known."""
         return None if self.nproc is None else self.nnodes * self.nproc
 
     @property
     def rank(self) -> int | None:
-        """This process's rank in the job, where the scheduler has started a process per rank."""
+        """This process's rank in the job; None if it is to start the ranks."""
         if self.local_rank is None or self.nproc is None:
             return None
         return self.node_rank * self.nproc + self.local_rank
@@ -74,7 +74,7 @@ def placed(
     source: str,
     local_rank: int | None = None,
 ) -> Placement:
-    """A node alone meets no one: Composer's launcher finds it a free port of its own."""
+    """A Placement. A single node gets no address: Composer's launcher finds a free port itself."""
     if nnodes == 1 and local_rank is None:
         return Placement(1, nproc, node_rank, None, None, source)
     return Placement(nnodes, nproc, node_rank, master_addr, master_port, source, local_rank)
@@ -85,25 +85,25 @@ class Variables:
 
     Args:
         values: the environment.
-        source: the scheduler, as messages name it.
+        source: name of the scheduler, for messages.
     """
 
     def __init__(self, values: Mapping[str, str], source: str) -> None:
         self.values, self.source = values, source
 
     def text(self, name: str) -> str | None:
-        """The variable; None when it is missing or empty."""
+        """The variable; None if it is missing or empty."""
         return self.values.get(name, "").strip() or None
 
     def needed(self, name: str, hint: str = "") -> str:
         """The variable.
 
         Args:
-            name: of the variable.
-            hint: what to do where it is missing.
+            name: name of the variable.
+            hint: what to do if it is missing.
 
         Raises:
-            LaunchError: it is missing; names the most similar one that is there.
+            LaunchError: it is missing; the message names the most similar variable that is set.
         """
         found = self.text(name)
         if found is not None:
@@ -114,10 +114,10 @@ class Variables:
         raise LaunchError(f"{self.source}: {name} is missing{near or (hint and f'; {hint}')}")
 
     def whole(self, name: str, least: int = 0) -> int | None:
-        """The variable as a whole number, or None when it is missing.
+        """The variable as a whole number; None if it is missing.
 
         Raises:
-            LaunchError: it is something else, or below `least`.
+            LaunchError: it is not a whole number, or below `least`.
         """
         found = self.text(name)
         return None if found is None else self._number(name, found, least)
@@ -126,15 +126,15 @@ class Variables:
         """The variable as a whole number of at least `least`.
 
         Raises:
-            LaunchError: it is missing or something else.
+            LaunchError: it is missing, not a whole number, or below `least`.
         """
         return self._number(name, self.needed(name, hint), least)
 
     def port(self, name: str = "MASTER_PORT", default: int = DEFAULT_PORT) -> int:
-        """A TCP port, or `default` when the variable is missing.
+        """A TCP port; `default` if the variable is missing.
 
         Raises:
-            LaunchError: no port.
+            LaunchError: it is not a port number.
         """
         port = self.whole(name, least=1)
         if port is not None and port > HIGHEST_PORT:

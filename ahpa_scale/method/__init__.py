@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mathematics of AHPA: priors, router, heads and alignment losses. Imports torch and nothing
-else.
-"""
+"""The mathematics of AHPA: priors, router, heads, alignment losses. Needs no library but torch."""
 
 from ahpa_scale.method.alignment import OBJECTIVES, AlignmentShape, PriorAlignment
 from ahpa_scale.method.balance import GradientBalance

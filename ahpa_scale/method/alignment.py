@@ -35,8 +35,8 @@ OBJECTIVES = ("standardised", "literal", "gap", "agreement")
 
 
 def routed_loss(loss_BG: Tensor, weight_BG: Tensor, strength_B: Tensor | None = None) -> Tensor:
-    """``mean_b s(t_b) sum_g w_g(t_b) L_g(b)``, a scalar; gradients reach whatever the arguments
-    carry. Without `strength_B`, s is 1.
+    """``mean_b s(t_b) sum_g w_g(t_b) L_g(b)``, a scalar; gradients flow to all arguments that
+    carry them. Without `strength_B`, s is 1.
     """
     loss_B = (weight_BG * loss_BG).sum(dim=-1)
     return (loss_B if strength_B is None else strength_B * loss_B).mean()
@@ -44,7 +44,7 @@ def routed_loss(loss_BG: Tensor, weight_BG: Tensor, strength_B: Tensor | None = 
 
 @dataclass(frozen=True)
 class AlignmentShape:
-    """What the DiT and the data set make of an alignment.
+    """The sizes and names that the DiT and the data set give an alignment.
 
     Attributes:
         width: D, the DiT's width.
@@ -69,7 +69,7 @@ class PriorAlignment(nn.Module):
     """The auxiliary that a DiT carries in training only: heads, router and their loss.
 
     Args:
-        shape: what it fits.
+        shape: the DiT and the data that it fits.
         settings: how it aligns, with the kind's defaults in place of None.
         router: module mapping t ``[B]`` to weights ``[B, G]``.
         whitening: level -> its whitening; others stay as they are.
@@ -81,7 +81,7 @@ class PriorAlignment(nn.Module):
         batch_loss: the alignment loss of the last batch, over all ranks and micro-batches.
 
     Raises:
-        UserError: unknown objective, head or loss, or a grid that can't be.
+        UserError: unknown objective, head or loss, or an impossible grid.
     """
 
     def __init__(
@@ -150,14 +150,14 @@ class PriorAlignment(nn.Module):
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """The blocks that it reads, in rising order; empty where it takes the one tapped."""
+        """The blocks that it reads, in rising order; empty where it reads the one tapped."""
         return tuple(sorted(set(self.taps or ())))
 
     def forward(
         self, tapped: Mapping[int, Tensor], t_B: Tensor, batch: Mapping[str, Tensor]
     ) -> Tensor:
-        """Returns the alignment loss, a float32 scalar; its value never contains the router's own
-        objective, and no factor that balances gradients.
+        """Returns the alignment loss, a float32 scalar; its value contains neither the
+        router's own objective nor a factor that balances gradients.
 
         Args:
             tapped: block (1-based) -> its tokens ``[B, N, D]``.
@@ -165,8 +165,7 @@ class PriorAlignment(nn.Module):
             batch: ``prior.<level>`` maps ``[B, C, H, W]`` of the clean images.
         """
         target_BNC = self.targets(batch)
-        # One head per group because groups differ in channels; from the losses on everything is [B,
-        # G].
+        # One head per group because groups differ in channels; the losses and all after are [B, G].
         prediction_BNC = [
             head(pool_tokens(h_BND, side))
             for head, h_BND, side in zip(
@@ -229,7 +228,7 @@ class PriorAlignment(nn.Module):
             return held
         if self.router_target is None:
             return held + routed_loss(self.statistics.standardise(t_B, loss_BG), weight_BG)
-        # On the shares, so that levels that top-k leaves out still learn, and could come in again.
+        # On the shares, so that levels left out by top-k still learn and can come back.
         target_BG = self.router.shares(self.router_target(t_B).detach())
         return held + cross_entropy(target_BG, raw_BG).mean()
 

@@ -17,16 +17,16 @@ SMALLEST, LARGEST = 1e-3, 1e3
 class GradientBalance(RankSums):
     """A factor for the alignment's gradient, from the norms that earlier batches measured.
 
-    The running mean is one of logarithms of ratios, batch by batch: the loss scale of fp16 cancels
-    in each of them, also where it changes, and a batch whose gradients overflowed is left out.
+    It keeps the running mean of each batch's log ratio. The loss scale of fp16 cancels in the
+    ratio, even when it changes. A batch whose gradients overflowed is left out.
 
     Args:
         share: wanted norm of the alignment's gradient at the tap, in units of the flow's.
         momentum: share of the old mean kept by each batch.
 
     Attributes:
-        hold: while true, batches are not learnt from: a weight that is being taken back must not be
-            balanced away.
+        hold: while true, batches are not learnt from: the balance must not make up for a weight
+            that is being reduced.
     """
 
     def __init__(self, share: float, momentum: float = 0.95) -> None:
@@ -40,8 +40,8 @@ class GradientBalance(RankSums):
         self.register_buffer("seen", torch.zeros(()))
 
     def factor(self) -> Tensor:
-        """What this batch's alignment gradient is multiplied by: a scalar on the device; 1 until a
-        batch has been measured.
+        """The factor for this batch's alignment gradient, a scalar on the device; 1 until a batch
+        has been measured.
         """
         factor = (self.share * self.log_ratio.exp()).clamp(SMALLEST, LARGEST)
         return torch.where(self.seen > 0, factor, torch.ones_like(factor))

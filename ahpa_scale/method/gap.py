@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a router can be trained to: weights per level and noise level that follow the recoverability
-gap, and gradient agreement as the control.
+"""Targets for a router: weights per level and noise level that follow the recoverability gap, and
+gradient agreement as the control.
 
 The gap is the share of a target that can't be read out of the student's own hidden state; in "What
 Visual Generators Need from Teachers" (RARE, 2026) it predicts the gain (+0.92), and gradient
-agreement the opposite (-0.49 to -0.93).
+agreement predicts the opposite (-0.49 to -0.93).
 
 Legend: B batch, N tokens, C channels of a target, G groups, T bins of the noise level t, L levels,
 D blocks.
@@ -34,7 +34,7 @@ def recoverability_gap(r2_GT: Tensor, ceiling_GT: Tensor) -> Tensor:
 
     Args:
         r2_GT: share of each target read out at its tap.
-        ceiling_GT: R2_*, the best readout; below 0.02 nothing is lacking, only unknowable.
+        ceiling_GT: R2_*, the best readout; below 0.02 the level is unknowable, not lacking.
     """
     return ((ceiling_GT - r2_GT) / ceiling_GT.clamp(min=CEILING_FLOOR)).clamp(0, 1) + GAP_FLOOR
 
@@ -65,8 +65,8 @@ class GapMap:
             groups: group name -> its levels.
             taps: the block of each group.
             ceiling: ``anywhere``: the best readout in the whole map; ``same_t``: per level and
-                t-bin the best over blocks, so that the gap is what a shallow block lacks of what a
-                deeper one of the same model knows at that very t.
+                t-bin the best over blocks, so that the gap is what a shallow block lacks compared
+                with a deeper one of the same model at the same t.
 
         Raises:
             UserError: the map lacks a level or a block, or the ceiling is unknown.
@@ -120,12 +120,12 @@ class MeasuredGap(nn.Module):
 
 
 class OnlineGap(RankSums):
-    """The recoverability gap by what the heads themselves explain, kept up to date while training.
+    """The recoverability gap by what the heads themselves explain, updated while training.
 
     The explained share is R2 = 1 - residual / variance per level and t-bin. With the smooth L1 loss
-    both are squared errors. A prediction trained by the cosine has no length; at its best length
-    the residual of a unit target is 1 - cos^2, where cos is the bin's mean, and the variance is
-    1 - |mean unit target|^2: what a constant direction gets right is not recovered from the state.
+    both are squared errors. The cosine loss leaves a prediction's length free; at the best length
+    the residual of a unit target is 1 - cos^2, where cos is the bin's mean. The variance is
+    1 - |mean unit target|^2: what a constant direction explains is not recovered from the state.
 
     Args:
         channels: C of each group.

@@ -16,15 +16,15 @@ from ahpa_scale.method.gap import Agreement
 
 
 class TapProbe:
-    """Hands the heads aliases of the tapped tensors, and measures what comes back through them.
+    """Gives the heads aliases of the tapped tensors, and measures the gradients that come back.
 
-    The alignment's gradient reaches the alias alone; the tapped tensor itself receives it together
-    with that of everything behind the tap, so the difference is the flow's. With several taps the
-    "flow" of a shallower one includes what deeper taps send down to it.
+    An alias receives the alignment's gradient alone. The tapped tensor receives it together with
+    the gradient of everything behind the tap, so the difference is the flow's. With several taps,
+    the "flow" of a shallower one includes the gradients of the deeper ones.
 
     Args:
         balance: scales the alignment's gradient and learns from both, or None.
-        agreement: learns how each group's gradient agrees with the flow's, or None. It takes one
+        agreement: learns how each group's gradient agrees with the flow's, or None. It needs one
             alias, and so one gradient in memory, per group.
     """
 
@@ -35,7 +35,7 @@ class TapProbe:
         self.agreement = agreement
 
     def watch(self, tapped: Mapping[int, Tensor], taps: Sequence[int], t_B: Tensor) -> list[Tensor]:
-        """What each group's head is to read.
+        """What each group's head reads.
 
         Args:
             tapped: block -> tokens ``[B, N, D]``; one that carries no gradient is left alone.

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Projection heads: from the DiT's hidden state to one group's channels. They exist in training
-only.
+"""Projection heads from the DiT's hidden state to one group's channels, for training only.
 
 Legend: B batch, N tokens, D width of the DiT, C channels of the target.
 """

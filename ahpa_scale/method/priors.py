@@ -49,11 +49,11 @@ def patchify(map_BCHW: Tensor, grid: int) -> Tensor:
 
 
 def spatial_normalise(target_BNC: Tensor, alpha: float, eps: float = 1e-6) -> Tensor:
-    """Removes a share of each channel's mean over the tokens and divides by its deviation.
+    """Removes a share of each channel's mean over the tokens and divides by the standard deviation.
 
     ``y = (F - alpha * mean_tokens(F)) / (std_tokens(F) + eps)`` (iREPA, arXiv 2512.10794, spatial
-    normalisation): what is left is how the tokens of one picture differ from one another, not what
-    the picture has in common.
+    normalisation): the result is how the tokens of one picture differ, not what they have in
+    common.
 
     Args:
         target_BNC: float32 targets.
@@ -74,7 +74,7 @@ def level_tokens(batch: Mapping[str, Tensor], level: str, grid: int) -> Tensor:
 def pool_tokens(tokens_BNC: Tensor, grid: int) -> Tensor:
     """Averages tokens ``[B, N, C]`` over the cells of a coarser grid, to ``[B, grid * grid, C]``.
 
-    N must be a square number; at its own side the tokens come back as they are. A grid of 1 is
+    N must be a square number. On their own grid the tokens come back unchanged. A grid of 1 is
     their mean.
     """
     side = math.isqrt(tokens_BNC.shape[1])

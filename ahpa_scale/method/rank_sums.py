@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums gathered while a batch is trained, added up over the ranks once at its end."""
+"""Sums collected during a batch, and added up over the ranks once at its end."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class RankSums(nn.Module):
         raise NotImplementedError
 
     def commit(self) -> None:
-        """Ends a batch for this one alone."""
+        """Ends a batch for this module alone."""
         commit_all([self])
 
     def take(self) -> list[Tensor] | None:
-        """The waiting sums, which wait no longer; None where nothing was added."""
+        """Removes and returns the waiting sums; None where nothing was added."""
         waiting, self._pending = self._pending, None
         return waiting
 

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Routers: noise level t -> weights over the levels, fine to coarse, in float32.
 
-Legend: B batch, G levels (index 0 is the finest), t_B noise levels in [0, 1] with 0 = data and 1 =
-noise.
+Legend: B batch, G levels (index 0 is the finest), t_B noise levels from 0 (data) to 1 (noise).
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ class ScheduledRouter(nn.Module):
     """A hand-made schedule: coarse levels at high noise, fine levels at low noise, or exactly the
     reverse.
 
-    ``w = softmax(sharpness * position_g * (2t - 1))``; `reverse` turns the sign, which is the
-    claim's falsification test.
+    ``w = softmax(sharpness * position_g * (2t - 1))``; `reverse` turns the sign: a test that
+    can falsify the claim.
     """
 
     def __init__(self, num_levels: int, sharpness: float = 3.0, reverse: bool = False) -> None:
@@ -58,12 +57,12 @@ class DynamicRouter(nn.Module):
     """AHPA's timestep-conditioned router: an MLP of `depth` linear layers over an embedding of t
     (arXiv 2605.03317).
 
-    The paper states the four layers and that the router "selects and weights"; the rest is ours and
-    a knob: ``w = floor + (1 - G floor) softmax((MLP(emb(t)) + snr_prior * position * (2t - 1)) /
+    The paper states only the four layers and that the router "selects and weights". The rest is our
+    choice: ``w = floor + (1 - G floor) softmax((MLP(emb(t)) + snr_prior * position * (2t - 1)) /
     temperature)``, restricted to the `top_k` largest logits when asked. The last layer starts at
-    zero, so training starts from the prior, or from uniform weights when `snr_prior` is 0. ``2t -
-    1`` stands for the log-SNR: on both of our paths the log-SNR is odd about t = 1/2 and monotone
-    in t.
+    zero, so training starts from the prior, or from uniform weights when `snr_prior` is 0. The term
+    ``2t - 1`` stands for the log-SNR: on both of our paths the log-SNR is odd about t = 1/2 and
+    monotone in t.
 
     Args:
         num_levels: G.
@@ -126,7 +125,7 @@ class DynamicRouter(nn.Module):
 
     def forward(self, t_B: Tensor, raw: bool = False) -> Tensor:
         """Returns weights ``[B, G]`` that sum to 1, computed in float32 whatever the autocast; with
-        `raw`, what `weights` makes them of: the logarithms of the softmax's shares.
+        `raw`, the logarithms of the softmax's shares, the input of `weights`.
         """
         with float32_region(t_B):
             angle = t_B.float().unsqueeze(1) * self.frequency
@@ -148,9 +147,7 @@ class DynamicRouter(nn.Module):
         return share_BG / share_BG.sum(dim=-1, keepdim=True)
 
     def prior(self, t_B: Tensor) -> Tensor:
-        """The shares ``[B, G]`` before anything is learnt: what the router leaves only if it
-        pays.
-        """
+        """The shares ``[B, G]`` before anything is learnt; leaving them costs the router."""
         return (self._prior_logits(t_B) / self.temperature).softmax(dim=-1)
 
     def _prior_logits(self, t_B: Tensor) -> Tensor:
@@ -161,9 +158,9 @@ def cross_entropy(target_BG: Tensor, raw_BG: Tensor) -> Tensor:
     """Cross-entropy of a router's shares to a target distribution in nats, ``[B]``; least where
     they agree.
 
-    Its slope over the logits is share minus target, so it brings a router back from any corner.
-    That of anything linear in the shares, and of their entropy, is nothing where one share is 1:
-    there the router would stay for good.
+    Its gradient in the logits is share minus target, so it brings a router back from any corner.
+    The gradient of the entropy, or of anything linear in the shares, is 0 where one share is 1: the
+    router would stay there for good.
 
     Args:
         target_BG: distributions.

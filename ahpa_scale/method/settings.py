@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every choice of one alignment, in one place: from the configuration to the loss it travels whole.
+"""Every choice of one alignment in one place, passed whole from the configuration to the loss.
 
-What the data set and the DiT say (channels, widths, measured maps) is no choice and is not here.
+What the data set and the DiT fix (channels, widths, measured maps) is no choice and is not here.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class RouterSettings:
     Attributes:
         objective: ``literal``: the alignment loss itself, whose gradient sends all weight to the
             level that is *easiest* at that t (see the method card). ``standardised``: each level's
-            loss in its own running deviations from its own running mean in that t-bin, so that an
-            easy level has no head start. ``gap`` and ``agreement``: the cross-entropy to weights
-            that are known, see :mod:`ahpa_scale.method.gap`.
+            loss, standardised by its own running mean and deviation in that t-bin, so that an easy
+            level has no head start. ``gap`` and ``agreement``: the cross-entropy to known weights,
+            see :mod:`ahpa_scale.method.gap`.
         ceiling: ``anywhere`` or ``same_t``, see :class:`~ahpa_scale.method.GapMap`.
         gap_strength: align in proportion to the whole gap at each t, instead of equally strongly;
             needs ``objective="gap"``.
@@ -46,8 +46,8 @@ class RouterSettings:
         floor: least weight of each group.
         prior_weight: beta, the cost of the Kullback-Leibler divergence of the prior from the
             router's shares. Under ``standardised`` the optimum is ``w = prior / (1 + (z - sum w z)
-            / beta)``, but for the floor; without it the noise of z alone walks the weights into a
-            corner, because Adam's steps don't shrink with the gradient.
+            / beta)``, apart from the floor. Without this cost the noise of z alone drives the
+            weights into a corner, because Adam's steps don't shrink with the gradient.
         snr_prior: strength of the prior "coarse at high noise".
     """
 
@@ -63,7 +63,7 @@ class RouterSettings:
     snr_prior: float | None = None
 
     def network(self) -> dict[str, Any]:
-        """Those of the network alone, for :class:`~ahpa_scale.method.DynamicRouter`."""
+        """The settings of the network alone, for :class:`~ahpa_scale.method.DynamicRouter`."""
         others = ("objective", "ceiling", "gap_strength", "prior_weight")
         return {name: value for name, value in asdict(self).items() if name not in others}
 
@@ -78,8 +78,8 @@ class AlignmentSettings:
             three. Levels ``self.<k>`` are blocks of the moving average (needs the EMA algorithm).
         level: for kind ``single``: the group or level.
         weight: lambda, the factor of the alignment loss.
-        gradient_ratio: in place of `weight`: the norm that the alignment's gradient at the taps is
-            to have, in units of the flow's.
+        gradient_ratio: in place of `weight`: the wanted norm of the alignment's gradient at the
+            taps, in units of the flow's.
         start: Composer time string from which alignment acts.
         until: Composer time string at which it is released for good (HASTE, arXiv 2505.16792), or
             None for never.
@@ -89,7 +89,7 @@ class AlignmentSettings:
             kind's.
         reverse: kind ``scheduled``: fine levels at high noise.
         sharpness: kind ``scheduled``: how sharply weights follow the noise level.
-        self_lead: how much less noise than the student the moving average sees, for levels
+        self_lead: how much less noise the moving average sees than the student, for levels
             ``self.<k>`` (SRA, arXiv 2505.02831).
         window: lowest and highest noise level that is aligned; None for all.
         placebo: targets of another picture of the batch, a scientific control.
@@ -99,9 +99,9 @@ class AlignmentSettings:
         loss: ``cosine`` or ``smooth_l1``.
         smooth_l1_beta: beta of the smooth L1 loss.
         spatial_norm: share of the token mean removed from targets, None for raw targets, ``"kind"``
-            for the kind's, which whitened targets do without.
+            for the kind's default, or None if targets are whitened.
         head: the projection.
-        router: of the kinds with a dynamic router.
+        router: for kinds with a dynamic router.
         bins: t-bins of the statistics.
     """
 

@@ -20,15 +20,15 @@ LOSS, SQUARE, WEIGHT = range(3)
 def one_hot_bins(t_B: Tensor, num_bins: int) -> Tensor:
     """One-hot bin of each noise level, float32 ``[B, T]``; equal bins of t in [0, 1]."""
     index_B = (t_B * num_bins).long().clamp_(0, num_bins - 1)
-    # torch's one_hot looks at its input's range first, on the host.
+    # torch's one_hot checks its input's range first, on the host.
     return (index_B.unsqueeze(1) == torch.arange(num_bins, device=t_B.device)).float()
 
 
 class BatchMean(RankSums):
-    """Mean over the pictures of the batch that was ended last, kept on the device until asked for.
+    """Mean over the pictures of the last ended batch, kept on the device until it is read.
 
     Attributes:
-        mean: a scalar, not a number where the batch's was not finite; None before the first batch.
+        mean: a scalar, NaN where the batch's mean was not finite; None before the first batch.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class BatchMean(RankSums):
         self.add(torch.stack([mean.float() * pictures, mean.new_full((), pictures).float()]))
 
     def settle(self, *sums: Tensor) -> None:
-        """Takes the place of the batch before."""
+        """Replaces the mean of the batch before."""
         (total,) = sums
         self.mean = total[0] / total[1]
 
@@ -128,7 +128,7 @@ class BinnedStatistics(RankSums):
 
     @torch.no_grad()
     def standardise(self, t_B: Tensor, loss_BG: Tensor) -> Tensor:
-        """Each level's loss in running deviations from its running mean in that t-bin; 0 where
+        """Each level's loss, standardised by its running mean and deviation in that t-bin; 0 where
         nothing is known yet.
         """
         bin_BT = self.bins(t_B)
@@ -149,8 +149,7 @@ class BinnedStatistics(RankSums):
     def _move_moments(self, sums_XGT: Tensor, count_T: Tensor) -> None:
         filled_T = (count_T > 0).float()
         mean_GT = sums_XGT[LOSS] / count_T.clamp(min=1)
-        # The spread is taken around the running mean, so that a bin with a single picture still has
-        # one.
+        # The spread is taken around the running mean, so a bin with a single picture has one too.
         centre_GT = torch.where(self.seen_T > 0, self.mean_GT, mean_GT)
         square_GT = sums_XGT[SQUARE] / count_T.clamp(min=1)
         var_GT = square_GT - 2 * centre_GT * mean_GT + centre_GT.square()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How strongly a picture is aligned at its noise level, beside how its levels share the weight.
+"""How strongly a picture is aligned at its noise level, apart from how its levels share the weight.
 
 Legend: B batch, T bins of the noise level t, G groups.
 """
@@ -13,7 +13,7 @@ from ahpa_scale.errors import UserError
 
 
 class NoiseWindow(nn.Module):
-    """Alignment between two noise levels only, as strong on average over uniform t as without.
+    """Aligns between two noise levels only; the strength averages to 1 over uniform t.
 
     Args:
         low: lowest aligned t.
@@ -38,8 +38,8 @@ class NoiseWindow(nn.Module):
 def gap_strength(gap_GT: Tensor) -> Tensor:
     """Strength ``[T]`` in proportion to the whole gap of a noise level, 1 on average over bins.
 
-    Weights that sum to 1 at every t align as strongly where nothing is lacking as where much is;
-    this is the factor that makes ``w_g(t)`` follow N_g(t) over t as well.
+    Weights that sum to 1 at every t align as strongly where nothing is lacking as where much is.
+    This factor makes ``w_g(t)`` follow N_g(t) over t as well.
     """
     total_T = gap_GT.sum(dim=0)
     return total_T / total_T.mean()

@@ -18,7 +18,7 @@ from ahpa_scale.precision import float32_region
 
 
 class GroupTargets(nn.Module):
-    """One target per group of levels; nothing of it is trained.
+    """One target per group of levels; nothing here is trained.
 
     Args:
         groups: group name -> its levels; a group's channels are concatenated in this order.
@@ -29,7 +29,7 @@ class GroupTargets(nn.Module):
             for the DiT's own.
         whitening: level -> its whitening; others stay as they are.
         placebo: give each picture the targets of another picture of its micro-batch. A scientific
-            control: whatever remains of a gain has nothing to do with what the targets say.
+            control: any gain that remains does not come from what the targets say.
 
     Raises:
         UserError: a group's grid is finer than the DiT's, or a group would be left with nothing.
@@ -52,7 +52,7 @@ class GroupTargets(nn.Module):
         self.grids = tuple(grids or [grid] * len(self.groups))
         self.placebo = placebo
         self._whitened = list(whitening or {})
-        # A list, because the names of levels hold dots, which names of modules must not.
+        # A list, because level names hold dots, and module names must not.
         self.whitening = nn.ModuleList((whitening or {}).values())
         self.register_load_state_dict_pre_hook(_refuse_other_whitening)
         for name, side in zip(self.groups, self.grids, strict=True):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the alignment still gets anywhere: a fast and a slow average of its residual."""
+"""Whether the alignment still makes progress: a fast and a slow average of its residual."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Plateau:
 
     @property
     def warm_up(self) -> float:
-        """Batches before it is judged at all: a tenth of the slow average's memory."""
+        """Batches before the first judgement: a tenth of the slow average's memory."""
         return 0.1 / (1 - self.slow)
 
 
@@ -47,7 +47,7 @@ class Release(Plateau):
 class ResidualTrend(RankSums):
     """Averages the weighted residual, one value a batch, on the device.
 
-    Its state is no part of the state dict: the algorithm that decides by it keeps it.
+    Its state is not in the state dict: the algorithm that decides by it saves it.
 
     Args:
         plateau: the averages' decays and the rule.
@@ -73,7 +73,7 @@ class ResidualTrend(RankSums):
         for average, decay in zip(
             self._averages, (self.plateau.fast, self.plateau.slow), strict=True
         ):
-            # Without a picture the average moves to where it is.
+            # Without a picture the average stays where it is.
             residual = torch.where(total[1] > 0, total[0] / total[1], average)
             average.lerp_(residual.float(), 1 - decay)
         self.batches += 1

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ahpa_scale.errors import UserError
 
-#: Directions below this share of the largest variance are not blown up to variance 1: there the
+#: Directions below this share of the largest variance are not scaled up to variance 1: there the
 #: stored half-precision features hold rounding noise.
 VARIANCE_FLOOR = 1e-4
 
@@ -41,14 +41,14 @@ def whitening(
             f"whitening to {dims} dimensions with a mean of {list(mean_C.shape)} and a covariance "
             f"of {list(covariance_CC.shape)}: give at least 1, [C] and [C, C]"
         )
-    # In double precision: the smallest of several hundred eigenvalues are what is divided by.
+    # In double precision: the smallest of several hundred eigenvalues are divisors.
     variance_C, direction_CC = torch.linalg.eigh(covariance_CC.double())
     variance_C, direction_CC = variance_C.flip(0), direction_CC.flip(1)
     if not bool(variance_C[0] > 0):
         raise UserError("a level that never varies can't be whitened")
     kept_K = variance_C[:dims].clamp(min=floor * float(variance_C[0]))
     matrix_CK = direction_CC[:, :dims]
-    # Eigenvectors have no sign of their own; this one is the same on every machine.
+    # An eigenvector's sign is arbitrary; this choice is the same on every machine.
     largest_1K = matrix_CK.abs().argmax(dim=0, keepdim=True)
     matrix_CK = matrix_CK * matrix_CK.gather(0, largest_1K).sign() * kept_K.rsqrt()
     return mean_C.float(), matrix_CK.float()

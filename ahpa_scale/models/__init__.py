@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ahpa_scale.models.generator import DiffusionGenerator
     from ahpa_scale.models.vae import FrozenVAE
 
-# Torch, Composer and diffusers cost seconds to import; torch-free neighbours must not pay that.
+# Torch, Composer and diffusers take seconds to import; torch-free modules must not wait for them.
 _HOMES = {
     "DIT_SIZES": "dit_config",
     "DiT": "dit",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The seam's small print: what a released auxiliary costs, and checkpoints of other auxiliaries.
+"""Details of auxiliary losses: the loss of a released one, and checkpoints of other auxiliaries.
 
 Legend: B batch, N tokens, D width of the DiT.
 """
@@ -22,7 +22,7 @@ def tapped_blocks(name: str, taps: int | Sequence[int], depth: int) -> tuple[int
     """The blocks that an auxiliary taps, ascending and each once.
 
     Raises:
-        UserError: none, or one outside 1..`depth`.
+        UserError: there is no tap, or one outside 1..`depth`.
     """
     blocks = (taps,) if isinstance(taps, int) else tuple(sorted(set(taps)))
     if not blocks:
@@ -34,12 +34,12 @@ def tapped_blocks(name: str, taps: int | Sequence[int], depth: int) -> tuple[int
 
 
 def released_loss(auxiliary: nn.Module, h_BND: Tensor) -> Tensor:
-    """A zero that every parameter of a released auxiliary takes part in.
+    """A zero loss that depends on every parameter of a released auxiliary.
 
-    DDP waits for a gradient of each parameter in each step; heads that vanish in mid-run would hang
-    it. Zero gradients from one element per parameter keep it whole at no cost, without the heads'
-    matrix products or the targets. Sharded parameters (FSDP2, ZeRO stage 3) can't be read here, and
-    their engines miss nothing.
+    DDP waits for a gradient of each parameter in each step, so heads that are no longer used would
+    hang it. One element per parameter gives zero gradients at no cost, without the heads' matrix
+    products or the targets. Sharded parameters (FSDP2, ZeRO stage 3) can't be read here, and their
+    engines do not need such gradients.
     """
     if any(is_sharded(parameter) for parameter in auxiliary.parameters()):
         return h_BND.new_zeros((), dtype=torch.float32)
@@ -55,10 +55,10 @@ def is_sharded(tensor: Tensor) -> bool:
 def refuse_other_attachments(
     module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any
 ) -> None:
-    """A hook before loading: the state must hold the auxiliaries that the model has.
+    """A hook before loading: the state must hold exactly the auxiliaries that the model has.
 
     Raises:
-        UserError: one too many or too few, by name.
+        UserError: one is missing or not expected; the message names it.
     """
     attachments = module.attachments
     assert isinstance(attachments, nn.ModuleDict)

@@ -34,7 +34,7 @@ class DiT(nn.Module):
 
     Attributes:
         depth, width, heads, patch_size, input_size, grid (tokens per side): the geometry.
-        in_channels, num_classes: of the input and of the labels.
+        in_channels, num_classes: channels of the input, number of labels.
         null_label: the label that means "no class" (``num_classes``), or None without one.
         checkpoint_every: recompute every n-th block's insides in the backward pass instead of
             keeping them (Chen et al., arXiv 1604.06174): 1 for all blocks, None for none.
@@ -79,7 +79,7 @@ class DiT(nn.Module):
             elif isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
         self.pos_embed.copy_(position_embedding(self.width, self.grid)[None])
-        # The patch convolution counts its fans as the linear map it is.
+        # The patch convolution is a linear map; its fans are counted as for one.
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
         nn.init.zeros_(_bias(self.x_embedder.proj))
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
@@ -104,12 +104,12 @@ class DiT(nn.Module):
             t_B: times in [0, 1], float32 for accuracy.
             y_B: int64 labels in [0, num_classes), or ``null_label``.
             taps: blocks, counted from 1, whose output tokens are wanted too.
-            tokens_only: no velocity is wanted: stop behind the deepest tap.
+            tokens_only: return no velocity; stop after the deepest tap.
 
         Returns:
             The velocity [B, C, H, W] (the first C channels when the model also predicts sigma);
-            with taps, a pair of it and ``{block: tokens [B, N, D]}``; with `tokens_only` the
-            latter alone.
+            with taps, a pair of it and ``{block: tokens [B, N, D]}``; with `tokens_only` only
+            the latter.
 
         Raises:
             UserError: a tap outside 1..depth, or an input of the wrong size.
@@ -183,8 +183,8 @@ def build_dit(
         qk_norm: LayerNorm on queries and keys, per head.
         learn_sigma: twice the output channels, of which the first half is the velocity (as in the
             released weights).
-        class_dropout_prob: above 0 the label table gets a row for the null class. The dropping
-            itself is the caller's.
+        class_dropout_prob: above 0, the label table gets a row for the null class. The caller
+            drops the labels.
         depth: overrides the size's number of blocks; ``width`` and ``heads`` likewise.
         width: channels per token.
         heads: attention heads.
@@ -209,7 +209,7 @@ def build_dit(
 
 
 class OfficialSiTVelocity(nn.Module):
-    """A model that holds released SiT weights, seen with this package's time.
+    """A model that holds released SiT weights, called with this package's time.
 
     SiT's released weights run from noise at t = 0 to data at t = 1. With s = 1 - t the path is the
     same and dx/dt = -dx/ds, hence v(x, t) = -v_SiT(x, 1 - t).

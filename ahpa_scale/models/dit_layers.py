@@ -59,9 +59,9 @@ class LabelEmbedder(nn.Module):
 
 
 def attend(q_BhNK: Tensor, k_BhNK: Tensor, v_BhNK: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(K)) v: torch's fused kernel, but on a CPU the two products spelt out.
+    """softmax(q k^T / sqrt(K)) v: torch's fused kernel, but two plain products on a CPU.
 
-    The fused kernel's backward pass on CPUs costs several times the products at the few hundred
+    On CPUs the fused kernel's backward pass costs several times the products at the few hundred
     tokens of a DiT: a training step of ``tiny`` at 16 tokens took 1.5 times as long with it.
     """
     if q_BhNK.device.type != "cpu":
@@ -72,11 +72,11 @@ def attend(q_BhNK: Tensor, k_BhNK: Tensor, v_BhNK: Tensor) -> Tensor:
 
 
 class QueryKeyValue(nn.Linear):
-    """Queries, keys and values in one product; the keys' bias may be held where it is.
+    """Queries, keys and values in one product; the keys' bias can be frozen.
 
-    A key's bias adds the same to all logits of a query, and the softmax takes that away again: its
-    gradient is rounding alone, which Adam would enlarge to whole steps, on every engine others.
-    A norm on the keys makes it count. Checkpoints hold it either way.
+    A key's bias adds the same value to all logits of a query, and the softmax cancels it. So its
+    gradient is only rounding error. Adam would turn that into full steps, different on each engine.
+    With a norm on the keys the bias matters. Checkpoints hold it in both cases.
     """
 
     def __init__(self, width: int, train_key_bias: bool) -> None:
@@ -106,7 +106,7 @@ class Attention(nn.Module):
         qkv_BNhK = self.qkv(x_BND).unflatten(-1, (3, self.heads, -1)).unbind(2)
         q_BhNK, k_BhNK, v_BhNK = (part.transpose(1, 2) for part in qkv_BNhK)
         q_BhNK, k_BhNK = self.q_norm(q_BhNK), self.k_norm(k_BhNK)
-        # Under autocast LayerNorm answers in float32, which attention would refuse beside v.
+        # Under autocast LayerNorm returns float32, but attention needs the dtype of v.
         q_BhNK, k_BhNK = q_BhNK.to(v_BhNK.dtype), k_BhNK.to(v_BhNK.dtype)
         out_BhNK = attend(q_BhNK, k_BhNK, v_BhNK)
         return self.proj(out_BhNK.transpose(1, 2).flatten(2))
@@ -157,7 +157,7 @@ class FinalLayer(nn.Module):
 
 def position_embedding(width: int, grid: int) -> Tensor:
     """Fixed 2-D sin-cos table [N, D]: sin and cos of the column, then sin and cos of the row."""
-    # On the CPU in float64 whatever the default device is, so that every machine has one table.
+    # On the CPU in float64, whatever the default device: every machine then has the same table.
     steps = torch.arange(width // 4, dtype=torch.float64, device="cpu")
     frequencies = 1.0 / _MAX_PERIOD ** (steps / (width / 4))
     angles = torch.arange(grid, dtype=torch.float64, device="cpu")[:, None] * frequencies[None]

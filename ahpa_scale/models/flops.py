@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a picture costs a model, in floating-point operations."""
+"""A model's floating-point operations per picture."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def forward_flops(dit: DiT) -> int:
     convolution, as papers count them, and none for the rest. Nothing is computed.
 
     Args:
-        dit: on any device; its weights are looked at by shape alone.
+        dit: on any device; only the shapes of its weights are used.
     """
     meta = {name: one.to("meta") for name, one in dit.state_dict().items()}
     x_BCHW = torch.empty(1, dit.in_channels, dit.input_size, dit.input_size, device="meta")

@@ -109,8 +109,8 @@ class DiffusionGenerator(ComposerModel):
                 the ``prior.<level>`` entries that it reads.
             taps: the block or blocks whose output it sees, 1-based.
             weight: its factor in the total loss.
-            logged: have Composer log its loss, for which the host waits for the device in every
-                batch; False leaves that to whoever attaches it.
+            logged: Composer logs its loss, for which the host waits for the device in every batch;
+                False leaves that to the caller.
 
         Raises:
             UserError: the name is taken or reserved, there is no tap, or one lies beyond the
@@ -129,7 +129,7 @@ class DiffusionGenerator(ComposerModel):
             self._unlogged.add(name)
 
     def detach(self, name: str) -> nn.Module:
-        """Takes an auxiliary off again and returns it; what stays is the plain generator."""
+        """Takes an auxiliary off again and returns it; without any, the generator is plain."""
         if name not in self.attachments:
             raise UserError(
                 f"nothing named {name!r} is attached; "
@@ -141,7 +141,7 @@ class DiffusionGenerator(ComposerModel):
         return auxiliary
 
     def add_source(self, source: PriorSource) -> None:
-        """Adds a source of the ``prior.<level>`` maps that batches lack, asked after the others."""
+        """Adds a source of missing ``prior.<level>`` maps; it is asked after the others."""
         self._sources.append(source)
 
     @property
@@ -171,7 +171,7 @@ class DiffusionGenerator(ComposerModel):
         Args:
             batch: ``index``, ``epoch`` and ``label`` int64 ``[B]``, and either ``moments`` ``[B,
                 2C, H, W]`` or ``image`` uint8 ``[B, 3, S, S]``; with auxiliaries also their
-                ``prior.<level>`` maps, as far as no source makes them.
+                ``prior.<level>`` maps, unless a source makes them.
 
         Returns:
             ``velocity`` and ``target`` ``[B, C, H, W]``, ``t`` ``[B]``, and ``auxiliary``: name ->
@@ -258,7 +258,7 @@ class DiffusionGenerator(ComposerModel):
         return sample_key(self.seed, batch["epoch"], batch["index"], stream)
 
     def _wanted_levels(self) -> list[str]:
-        """Levels that an acting auxiliary reads, each once."""
+        """Levels that auxiliaries with a weight other than 0 read, each once."""
         wanted: dict[str, None] = {}
         for name, auxiliary in self.attachments.items():
             if self._weights[name]:

@@ -51,11 +51,11 @@ def noised(
     Args:
         mean_BCHW: posterior mean, unscaled float32.
         std_BCHW: posterior deviation.
-        scaling: of the latents.
-        path: between data and noise.
+        scaling: scaling of the latents.
+        path: the interpolant between data and noise.
         key: gives the key of each picture's random numbers for the streams ``posterior``,
             ``noise`` and ``timestep``.
-        timesteps: noise levels of uniform numbers ``[B]``.
+        timesteps: turns uniform numbers ``[B]`` into noise levels.
     """
     shape = tuple(mean_BCHW.shape[1:])
     x_BCHW = scaling.normalise(mean_BCHW + std_BCHW * normal(key("posterior"), shape))

@@ -48,7 +48,7 @@ class SourceContext:
 
 
 class PriorSource(Protocol):
-    """Makes maps of some levels; called inside the forward pass, so without waiting for the
+    """Makes maps of some levels. It runs inside the forward pass, so it must not wait for the
     device.
     """
 
@@ -80,7 +80,7 @@ class SelfSource:
 
     Args:
         dit: the student; its code and its buffers are used, its trained weights are not.
-        averages: gives the present averages by the DiT's own parameter names, in every step.
+        averages: returns the present averages by the DiT's own parameter names, in every step.
         lead: how much less noise the teacher sees, in units of t, from 0 to 1.
 
     Raises:
@@ -104,7 +104,7 @@ class SelfSource:
         """Maps ``[B, D, g, g]``.
 
         Raises:
-            UserError: the weights are sharded, which a teacher of whole weights can't follow.
+            UserError: the weights are sharded, and the teacher needs whole ones.
         """
         averages = self._averages()
         _refuse_shards(averages)
@@ -114,7 +114,7 @@ class SelfSource:
             xt_BCHW, _ = interpolate(context.path, drawn.x_BCHW, drawn.eps_BCHW, t_B)
         named = {level: self_block(level) for level in levels}
         blocks = {level: block for level, block in named.items() if block is not None}
-        # The DiT has no layer that behaves otherwise in training, so its mode can stay.
+        # No layer of the DiT behaves differently in training, so its mode can stay.
         tapped: dict[int, Tensor] = functional_call(
             self._dit,
             dict(averages),

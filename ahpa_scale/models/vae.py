@@ -44,7 +44,7 @@ _HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:/(\w[\w./-]*))?")
 
 @dataclass(frozen=True)
 class Encoded:
-    """What the encoder says about a batch of pictures; all float32, none with a graph.
+    """The encoder's results for a batch of pictures; all float32, none with a graph.
 
     Attributes:
         mean_BCHW: posterior mean, unscaled.
@@ -62,7 +62,7 @@ class FrozenVAE(nn.Module):
 
     Attributes:
         config: architecture and scaling keys of the diffusers config.
-        identity: 16 hex characters over architecture and weights; the scaling does not enter.
+        identity: hash of architecture and weights, 16 hex characters; the scaling does not count.
         levels: the encoder's levels, fine to coarse.
         latent_channels: channels of a latent.
         downsample: picture pixels per latent pixel, along one side.
@@ -91,7 +91,7 @@ class FrozenVAE(nn.Module):
             revision: branch, tag or commit on the hub.
 
         Raises:
-            UserError: nothing that can be read as an AutoencoderKL is there.
+            UserError: there is no readable AutoencoderKL.
             UnreachableError: the hub does not answer.
         """
         load_vae_config(path)  # refuses a folder that holds something else
@@ -170,7 +170,7 @@ class FrozenVAE(nn.Module):
 def _pooled_levels(
     model: AutoencoderKL, levels: Sequence[str], size: tuple[int, int]
 ) -> Iterator[dict[str, Tensor]]:
-    """Collect levels during one forward; pooled inside the hook, so that no full map is kept."""
+    """Collect levels during one forward pass; the hook pools them, so that no full map is kept."""
     pooled: dict[str, Tensor] = {}
 
     def tap(name: str) -> torch.utils.hooks.RemovableHandle:
@@ -190,7 +190,7 @@ def _pooled_levels(
 
 
 def _from_hub(repository: str, subfolder: str | None, revision: str | None) -> Path:
-    """The local copy of a repository's folder; of its files only those that are read."""
+    """The local copy of a repository's folder, with only the files that are read."""
     inside = "" if subfolder is None else f"{subfolder}/"
     patterns = [inside + pattern for pattern in PATTERNS]
     place = f"{repository}/{subfolder}" if subfolder else repository
@@ -202,9 +202,9 @@ def _from_hub(repository: str, subfolder: str | None, revision: str | None) -> P
             "know it or keeps it private"
         ) from error
     except (OSError, HFValidationError) as error:
-        # Offline by its own setting, it fails like a broken connection; no other try mends that.
+        # HF_HUB_OFFLINE fails like a broken connection, but another try would not help.
         if is_unreachable(error) and not hub.HF_HUB_OFFLINE:
-            # The library says then that the file is not there.
+            # The library's own message says that the file is not there.
             raise UnreachableError(
                 f"cannot load the VAE {place!r}: the hub does not answer; try again, or name a "
                 "local copy"
@@ -222,11 +222,11 @@ def _load(folder: Path) -> AutoencoderKL:
             str(folder),
             use_safetensors=True,
             torch_dtype=torch.float32,
-            low_cpu_mem_usage=False,  # the sparing way needs accelerate, which is not a dependency
+            low_cpu_mem_usage=False,  # True needs accelerate, which is not a dependency
             output_loading_info=True,
         )
     except (OSError, RuntimeError, ValueError) as error:
-        # Weights that can't be read; of another architecture; an architecture that there isn't.
+        # Unreadable weights, weights of another architecture, or an unknown architecture.
         raise _no_vae(str(folder), error) from error
     if told["missing_keys"]:
         # diffusers would draw them at random.

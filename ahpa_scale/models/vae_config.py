@@ -25,7 +25,7 @@ DEMO_VAE_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "demo-vae"
 MID_LEVEL = "encoder.mid_block"
 GROUP_NAMES = ("local_geometry", "spatial_topology", "coarse_layout")
 
-# Defaults of diffusers' AutoencoderKL for the keys that fix the network and therefore its identity.
+# Defaults of diffusers' AutoencoderKL for the keys that define the network, and so its identity.
 ARCHITECTURE_DEFAULTS: dict[str, Any] = {
     "in_channels": 3,
     "out_channels": 3,
@@ -156,10 +156,10 @@ class LatentScaling:
 def _columns(
     shift: tuple[float, ...], scale: tuple[float, ...], device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Shift and scale as one tensor [2, C, 1, 1], cached: a copy a step would stall the device."""
+    """Shift and scale, [2, C, 1, 1]; cached, because a copy in each step would stall the device."""
     import torch
 
-    # A tensor born in inference mode could not take part in training later.
+    # A tensor made in inference mode could not be used in training later.
     with torch.inference_mode(False):
         return torch.tensor((shift, scale), device=device, dtype=dtype)[:, :, None, None]
 
@@ -193,7 +193,7 @@ def default_groups(levels: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Split levels (fine to coarse) into local geometry, spatial topology and coarse layout.
 
     The split is contiguous and near-equal, earlier groups take the extra levels. Two levels make
-    two groups, and one keeps its own name: it may be any of the three.
+    two groups. A single level keeps its own name, because it may be any of the three.
 
     Raises:
         UserError: no level was given.
@@ -209,7 +209,7 @@ def default_groups(levels: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 def load_vae_config(path: str | Path) -> dict[str, Any] | None:
-    """The diffusers config of a VAE, without a network.
+    """The diffusers config of a VAE, without a download.
 
     Args:
         path: a local diffusers folder, ``demo`` (the embedded VAE) or a hub id.

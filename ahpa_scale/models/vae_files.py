@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A VAE's files, looked at before diffusers reads them: a folder may come from anybody.
+"""Checks a VAE's files before diffusers reads them: a folder may come from anybody.
 
-diffusers takes the names of weight files from an index that lies beside them, wherever they lead,
-and unpickles what does not end in `.safetensors`. Free of torch and diffusers.
+diffusers reads every weight file that an index names, wherever it is, and unpickles files that do
+not end in `.safetensors`. Free of torch and diffusers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ahpa_scale.errors import UserError
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
-#: What is asked of a hub: the files above and the pieces that an index may name.
+#: What is downloaded from a hub: the files above and the pieces that an index may name.
 PATTERNS = (CONFIG, WEIGHTS, INDEX, "diffusion_pytorch_model-*-of-*.safetensors")
 _LIMIT = 4 << 20
 _PIECE = re.compile(r"\w[\w.-]*\.safetensors", re.ASCII)
@@ -32,8 +32,8 @@ _Positive = Annotated[float, Field(gt=0)]
 
 
 class VaeConfig(BaseModel):
-    """The keys of a diffusers config that say what network to build and how to scale its latents;
-    those that are missing have diffusers' defaults. Memory is taken by these numbers.
+    """The keys of a diffusers config that say what network to build and how to scale its latents.
+    Missing keys have diffusers' defaults. Limits are needed: these numbers decide memory use.
     """
 
     model_config = {**typed_json.STRICT, "extra": "ignore"}
@@ -60,10 +60,10 @@ class VaeConfig(BaseModel):
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The content of a VAE folder's config, its values those of an AutoencoderKL.
+    """The content of a VAE folder's config, with values that are valid for an AutoencoderKL.
 
     Raises:
-        UserError: there is none, it is another model's, or a value is none that a VAE has.
+        UserError: there is no config, it is another model's, or a value is not valid.
     """
     path = folder / CONFIG
     try:
@@ -92,10 +92,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def check_weights(folder: Path) -> None:
-    """Refuses a folder whose weights are not safetensors of its own.
+    """Refuses a folder whose weights are not safetensors files directly in it.
 
     Raises:
-        UserError: the line names the file.
+        UserError: they are not; the message names the file.
     """
     index = folder / INDEX
     if not index.exists():

@@ -1,4 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One run: what the configuration says, as a Trainer with its alignment, engine, loggers and
-checkpoints.
+"""One run: builds a Trainer with alignment, engine, loggers and checkpoints from the
+configuration.
 """

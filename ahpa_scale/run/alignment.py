@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The alignment section -> the plug-in, with the measurements that it names: the data set's
-statistics and the recoverability map.
+"""The alignment section -> the plug-in, with the measurements it needs: the data set's statistics
+and the recoverability map.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ Groups = Mapping[str, Sequence[str]]
 
 
 def build_alignment(config: Config, card: DatasetCard) -> AHPA:
-    """Builds the alignment plug-in of any kind but ``none``.
+    """Builds the alignment plug-in for any kind except ``none``.
 
     Raises:
-        ConfigError: the recoverability map or the data set's statistics lack what is asked of them.
+        ConfigError: the recoverability map or the data set's statistics lack what the run needs.
     """
     chosen = config.alignment
     channels = {level.name: level.channels for level in card.levels}
@@ -65,10 +65,10 @@ def _settings(chosen: Alignment, groups: Groups) -> AlignmentSettings:
 
 
 def _read_statistics(config: Config, groups: Groups) -> dict[str, Tensor] | None:
-    """The data set's statistics of its prior levels, where whitening needs them.
+    """The data set's statistics of its prior levels; None without whitening.
 
     Raises:
-        ConfigError: they are unreadable, or a level has none.
+        ConfigError: the statistics are unreadable, or lack a level.
     """
     if config.alignment.whiten is None:
         return None
@@ -86,10 +86,10 @@ def _read_statistics(config: Config, groups: Groups) -> dict[str, Tensor] | None
 
 
 def _read_map(config: Config, groups: Groups) -> GapMap | None:
-    """The recoverability map that objective gap follows, or None.
+    """The recoverability map for objective ``gap``, or None.
 
     Raises:
-        ConfigError: it is unreadable, or lacks a level or a block of this run.
+        ConfigError: the map is unreadable, or lacks a level or a block of this run.
     """
     path = config.alignment.router.gap_map
     if path is None:

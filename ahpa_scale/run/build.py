@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checked configuration and its data set's card -> the objects that train it."""
+"""Builds the objects for training from a checked configuration and its data set's card."""
 
 from __future__ import annotations
 
@@ -59,21 +59,21 @@ def build_trainer(
 
     Args:
         config: a configuration that passed its checks.
-        card: the card of the data set that it names.
-        callbacks: further callbacks, after those that the configuration asks for.
+        card: card of the data set named in the configuration.
+        callbacks: further callbacks, run after those from the configuration.
         alive: called while the run waits for an upload.
-        requests: what the run is asked from outside.
-        board: what is served of the run's numbers.
+        requests: requests from outside, for example to save or leave.
+        board: holds the run's numbers that are served.
 
     Raises:
-        HostError: the device that is asked for isn't there.
-        ConfigError: the VAE's weights are not those that made the data, or a checkpoint that
-            can't be loaded.
+        HostError: the requested device isn't there.
+        ConfigError: the VAE's weights are not those that made the data, or a checkpoint can't be
+            loaded.
     """
     device = chosen_device(config)
     dist.initialize_dist(device)
     start = find_start(config, card)
-    # Every rank draws the same initial weights; what differs between ranks derives from samples.
+    # All ranks draw the same initial weights. What differs between ranks derives from samples.
     reproducibility.seed_all(config.seed)
     vae = _load_vae(config, card)
     if vae is not None:
@@ -114,7 +114,7 @@ def build_trainer(
 def build_generator(
     config: Config, card: DatasetCard, vae: FrozenVAE | None = None, cpu_bf16: bool = False
 ) -> DiffusionGenerator:
-    """Builds the model; without a VAE it takes cached latents only."""
+    """Builds the model. Without a VAE it takes only cached latents."""
     model, flow = config.model, config.flow
     label_dropout = 0.0 if model.unconditional else model.label_dropout
     dit = build_dit(
@@ -145,11 +145,11 @@ def build_generator(
 def build_algorithms(
     config: Config, card: DatasetCard, device: Device, requests: Requests | None = None
 ) -> list[Algorithm]:
-    """Builds the plug-ins: alignment, guard, engine with clipping, EMA."""
+    """Builds the plug-ins: alignment, guard, engine with gradient clipping, EMA."""
     algorithms: list[Algorithm] = []
     if config.alignment.kind != "none":
         algorithms.append(build_alignment(config, card))
-    # Before GradClip, because Composer runs them in reverse order after the backward passes.
+    # Before GradClip: Composer runs algorithms in reverse order after the backward passes.
     algorithms.append(build_guard(config, requests))
     algorithms.extend(build_engine(config, device))
     if config.ema.enabled:
@@ -158,7 +158,7 @@ def build_algorithms(
 
 
 def build_guard(config: Config, requests: Requests | None = None) -> Guard:
-    """Builds the guard against bad batches, loss spikes and the end of the job's time."""
+    """Builds the guard against bad batches, loss spikes and running out of job time."""
     chosen, spikes = config.guard, config.guard.spikes
     rule = None
     if spikes.action != "none":
@@ -177,7 +177,7 @@ def build_guard(config: Config, requests: Requests | None = None) -> Guard:
 
 
 def _load_vae(config: Config, card: DatasetCard) -> FrozenVAE | None:
-    """The VAE where the run needs it: to encode online, or to decode sample grids."""
+    """The VAE if the run encodes online or decodes sample grids, else None."""
     if not config.data.online and config.sampling.interval is None:
         return None
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checkpoint section -> what a run starts from, and what saves it."""
+"""The checkpoint section -> the start of a run, and its saver."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ahpa_scale.preemption import Requests
 from ahpa_scale.run.taken_up import check_other_run, check_same_data, note_id, noted_id, warn
 from ahpa_scale.unreachable import UnreachableError
 
-#: Where a node keeps the copy of a checkpoint while it reads it.
+#: Folder where a node keeps its copy of a checkpoint while reading it.
 _CACHE = ".resume-node{node}"
 
 
@@ -37,10 +37,10 @@ class Start:
     """What a run starts from.
 
     Attributes:
-        source: a verified checkpoint, or None from scratch.
-        same_run: it is this run's own, so the trackers go on with it too.
+        source: a verified checkpoint; None to start from scratch.
+        same_run: this run saved it, so the trackers continue too.
         new_pass: the data are read from the beginning of a pass.
-        run_id: the run's, on rank 0.
+        run_id: id of the run; valid on rank 0.
     """
 
     source: LocalCopy | None = None
@@ -50,7 +50,7 @@ class Start:
 
     @property
     def batch(self) -> int | None:
-        """Batches trained by this run already; None for a new one."""
+        """Batches that this run has trained already; None for a new run."""
         return self.source.manifest.batch if self.source and self.same_run else None
 
     @property
@@ -61,25 +61,24 @@ class Start:
         return datetime.fromisoformat(self.source.manifest.created).timestamp()
 
     def tracker_id(self, name: str) -> str:
-        """The id under which a tracker knows this run: the old one, or a new one."""
+        """The id under which a tracker knows this run: the saved one, or a new one."""
         known = self.source.manifest.loggers if self.source and self.same_run else {}
         return known.get(name) or secrets.token_hex(4)
 
     def callbacks(self) -> list[Resume]:
-        """What takes it up."""
+        """The callback that loads the checkpoint, if there is one."""
         if self.source is None:
             return []
         return [Resume(self.source, same_run=self.same_run, new_pass=self.new_pass)]
 
 
 def find_start(config: Config, card: DatasetCard) -> Start:
-    """Finds and verifies what the run starts from; autoresume wins over load_path. Every rank must
-    call it.
+    """Finds and verifies the checkpoint to start from. autoresume wins over load_path. Every rank
+    must call it.
 
     Raises:
-        ConfigError: a checkpoint that is named is not there or damaged, a run's checkpoints can't
-            be used, are another run's or were trained on other data, or the store or the disk
-            refuses.
+        ConfigError: the named checkpoint is missing or damaged; the run's checkpoints can't be
+            used, belong to another run or were trained on other data; or the store or disk refuses.
         UnreachableError: the store does not answer.
     """
     chosen = config.checkpoint
@@ -109,14 +108,14 @@ def find_start(config: Config, card: DatasetCard) -> Start:
 
 
 class _Own:
-    """A run's look at what lies in its folder, on rank 0."""
+    """Checks the checkpoints in a run's folder, on rank 0."""
 
     def __init__(self, config: Config, card: DatasetCard) -> None:
         self._config, self._card = config, card
         self.run_id = secrets.token_hex(8)
 
     def check(self, there: Sequence[Found]) -> None:
-        """Refuses what is another run's, or of other data, before a byte of it is copied."""
+        """Refuses checkpoints of another run or other data before anything is copied."""
         config = self._config
         known = noted_id(config.output_dir)
         folder = str(config.checkpoint.save_folder)
@@ -134,7 +133,7 @@ def build_saver(
     requests: Requests | None,
     card: DatasetCard | None = None,
 ) -> list[Saver]:
-    """Builds what saves the run, if it is to be saved."""
+    """Builds the saver if the run has a save_folder."""
     chosen = config.checkpoint
     if chosen.save_folder is None:
         return []

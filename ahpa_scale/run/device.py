@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device section against this machine: what torch and Composer would say with a traceback."""
+"""Checks the device key on this machine: one line, where torch or Composer give a traceback."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def chosen_device(config: Config) -> Device:
     """The device of this process.
 
     Raises:
-        HostError: this machine has none, fewer than ranks, or one that lacks the precision.
+        HostError: the device is missing, there are fewer than ranks, or it lacks the precision.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     on_gpu = config.device == "gpu" or (config.device is None and gpus > 0)

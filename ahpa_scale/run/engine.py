@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parallelism section -> the plug-ins of its engine, and blocks that recompute and compile."""
+"""The parallelism section -> the engine's plug-ins, and blocks that recompute or are compiled."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ahpa_scale.precision import cpu_has_bf16
 
 
 def build_engine(config: Config, device: Device) -> list[Algorithm]:
-    """Builds the plug-ins of the engine, gradient clipping included."""
+    """Builds the plug-ins of the engine, including gradient clipping."""
     chosen = config.parallelism
     options: dict[str, object] = {}
     if chosen.engine in SHARDED_BY_TORCH:
@@ -44,10 +44,10 @@ def build_engine(config: Config, device: Device) -> list[Algorithm]:
 
 
 def prepare_blocks(config: Config, generator: DiffusionGenerator, device: Device) -> None:
-    """Has blocks recompute and compile as the section says.
+    """Sets activation checkpointing, and compiles the blocks if asked.
 
     Raises:
-        ConfigError: the CPU's code generator has no compiler to call.
+        ConfigError: compiling on the CPU needs a C++ compiler, and there is none.
     """
     generator.dit.checkpoint_every = config.parallelism.activation_checkpointing
     if config.parallelism.compile:
@@ -55,8 +55,8 @@ def prepare_blocks(config: Config, generator: DiffusionGenerator, device: Device
 
 
 def _compile(config: Config, generator: DiffusionGenerator, device: Device) -> None:
-    """Compile block by block and in place: equal blocks share one compilation, and the model keeps
-    its parameters' names. The work itself is done in the first step.
+    """Compiles block by block and in place: equal blocks share one compilation, and parameters keep
+    their names. The compilation itself runs in the first step.
     """
     compiler = os.environ.get("CXX", "g++")
     if isinstance(device, DeviceCPU) and shutil.which(compiler) is None:
@@ -68,8 +68,8 @@ def _compile(config: Config, generator: DiffusionGenerator, device: Device) -> N
 
 
 def composer_precision(config: Config, device: Device) -> str:
-    """What the Trainer is told: it knows no bfloat16 on the CPU, where the generator does it, and
-    DeepSpeed opens its own autocast.
+    """The precision for the Trainer. It supports no bfloat16 on the CPU, where the generator opens
+    the autocast. DeepSpeed opens its own too.
     """
     zero = config.parallelism.engine in SHARDED_BY_ZERO
     if zero or isinstance(device, DeviceCPU):
@@ -78,7 +78,7 @@ def composer_precision(config: Config, device: Device) -> str:
 
 
 def cpu_bf16(config: Config, device: Device) -> bool:
-    """Whether the generator opens the autocast itself."""
+    """Whether the generator opens a bfloat16 autocast itself, on the CPU."""
     wanted = isinstance(device, DeviceCPU) and config.precision in ("amp_bf16", "bf16")
     if wanted and not cpu_has_bf16() and speaks_for_all_ranks():
         console.say(
@@ -90,6 +90,6 @@ def cpu_bf16(config: Config, device: Device) -> bool:
 
 
 def autocast(config: Config) -> torch.dtype | None:
-    """Type of matrix products that DeepSpeed is told, None for float32."""
+    """The dtype of matrix products under DeepSpeed; None for float32."""
     types = {"amp_bf16": torch.bfloat16, "bf16": torch.bfloat16, "amp_fp16": torch.float16}
     return types.get(config.precision)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The logging section -> what writes a run's numbers down, and what serves them."""
+"""The logging section -> the loggers that write or serve a run's numbers."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from ahpa_scale.run.checkpoints import Start
 def build_loggers(
     config: Config, start: Start, tracker_ids: Mapping[str, str], dit: DiT, board: Board | None
 ) -> Sequence[LoggerDestination]:
-    """Builds them.
+    """Builds the loggers.
 
     Args:
-        config: of the run.
-        start: what it goes on from.
+        config: configuration of the run.
+        start: what the run starts from.
         tracker_ids: ids under which trackers know the run.
-        dit: the backbone, whose FLOPs are counted.
-        board: what is served from this process; None where nothing is.
+        dit: the backbone, to count its FLOPs.
+        board: the numbers that this process serves; None if it serves none.
     """
     chosen, output_dir = config.logging, Path(config.output_dir)
     loggers: list[LoggerDestination] = []
     if board is not None:
-        # First, so that the numbers are those of the batch in which one of the others hangs.
+        # First: if another logger hangs, the numbers of that batch are already served.
         loggers.append(Prometheus(board, training_flops(dit)))
     loggers.append(MetricsFile(output_dir, chosen.interval, chosen.router_interval))
     if chosen.progress_bar:
         loggers.append(TrainingBar())
     if chosen.tensorboard:
-        # Losses bear the number of the batch before theirs.
+        # Losses are logged with the number of the batch before theirs.
         purge_step = None if start.batch is None else start.batch + 1
         loggers.append(TensorBoard(output_dir / "tensorboard", purge_step))
     if chosen.wandb:
@@ -50,13 +50,13 @@ def build_loggers(
 
 
 def _wandb(config: Config, output_dir: Path, run_id: str) -> WandBLogger:
-    # Its import takes a tenth of a rank's start, which runs without it don't wait for.
+    # Imported here: it takes a tenth of a rank's start, and runs without wandb skip it.
     import wandb
 
-    # Without a key wandb would stop and ask; a job at night has nobody to answer.
+    # Without a key wandb would stop and ask, and nobody answers a batch job.
     if wandb.api.api_key is None:
         os.environ.setdefault("WANDB_MODE", "offline")
-    # It keeps the program's arguments, and uploads them.
+    # wandb stores and uploads the program's arguments.
     sys.argv[1:] = map(without_secrets, sys.argv[1:])
     return WandBLogger(
         project=config.logging.wandb_project,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The entry point of training: check everything cheap first, then build, run and close."""
+"""The entry point of training: first all cheap checks, then build, run and close."""
 
 from __future__ import annotations
 
@@ -51,18 +51,18 @@ def main(argv: Sequence[str], requests: Requests | None = None) -> None:
 
     Args:
         argv: a YAML file, then any number of ``key=value``.
-        requests: what is asked of this process, where somebody listens already.
+        requests: requests to this process, if somebody listens for them already.
 
     Raises:
-        SystemExit: with code 2 and one line on stderr, for anything wrong with the input; nothing
-            has been downloaded, overwritten or trained by then.
+        SystemExit: with code 2 and one line on stderr, if the input is wrong. Nothing has been
+            downloaded, overwritten or trained by then.
 
-    Ends the process itself with code 70, 74, 75, 76 or 79 and one line where the run stopped itself
-    or was asked to, see `ahpa_scale.exits`; with 1 after the traceback of any other error. Where
-    another rank died or hangs, the watch ends this process with code 75 and one line.
+    The process ends with code 70, 74, 75, 76 or 79 and one line if the run stopped itself or was
+    asked to, see `ahpa_scale.exits`; with 1 after the traceback of any other error. If another rank
+    died or hangs, the watch ends this process with code 75 and one line.
     """
     settle_account()
-    if "GROUP_RANK" in os.environ:  # what torchrun calls it, and Composer doesn't know
+    if "GROUP_RANK" in os.environ:  # torchrun's name, which Composer doesn't know
         os.environ.setdefault("NODE_RANK", os.environ["GROUP_RANK"])
     hearing = nullcontext(requests) if requests else listening(preparing=True)
     with hearing as asked, one_way_out() as way_out, ExitStack() as stack:
@@ -73,7 +73,7 @@ def _run(argv: Sequence[str], requests: Requests, way_out: WayOut, stack: ExitSt
     with exit_on_user_error():
         config = load_config(argv)
         set_up_console(config)
-        check_output(config)  # first, because a trial write leaves its time on a folder
+        check_output(config)  # first, because a trial write changes a folder's time
         if os.environ.get("LOCAL_RANK", "0") == "0":
             check_folders(config)
         card = read_data_card(config)
@@ -82,13 +82,13 @@ def _run(argv: Sequence[str], requests: Requests, way_out: WayOut, stack: ExitSt
         board = stack.enter_context(serve_metrics(config, pulse))
         lease = stack.enter_context(hold_save_folder(config, requests))
         stack.enter_context(way_out.told_first(lambda error: _waits_for_word(config, error)))
-        # Only now the seconds that torch, Composer and diffusers take to import.
+        # Imported late: torch, Composer and diffusers take seconds.
         from composer.utils import dist
 
         from ahpa_scale.callbacks import Heartbeat
         from ahpa_scale.run.build import build_trainer
 
-        hear_signals()  # Composer takes them for itself when it is imported
+        hear_signals()  # Composer's import has replaced the handlers
         listen_for(config, requests, stack)
         trainer = build_trainer(
             config,
@@ -104,7 +104,7 @@ def _run(argv: Sequence[str], requests: Requests, way_out: WayOut, stack: ExitSt
         resolved = Path(config.output_dir) / RESOLVED
         with going_on_without(resolved):
             storage.write_text(resolved, to_yaml(config))
-    dist.barrier()  # no rank leaves unasked while another one trains
+    dist.barrier()  # no rank leaves on its own while another one trains
     requests.preparing, way_out.training = False, True
     with exit_on_user_error(shared=False):
         _train(config, trainer, requests)
@@ -130,20 +130,20 @@ def _train(config: Config, trainer: Trainer, requests: Requests) -> None:
         end = (_farewell(config, batch, requests.leave), PREEMPTED)
     if end is not None:
         _last_upload(trainer)
-        end_within(PATIENCE, end[1])  # trackers may have no connection any more
+        end_within(PATIENCE, end[1])  # trackers may have lost their connection
         trainer.close()
     else:
         with ended_unless_done(CLOSING, ERROR):
             trainer.close()
     end_children()
     if end is not None:
-        dist.barrier()  # on every rank, before the first one leaves
+        dist.barrier()  # no rank leaves before all are here
         requests.heeded = True
         leave(*end)
 
 
 def _last_upload(trainer: Trainer) -> None:
-    """Waits for a checkpoint that is on its way."""
+    """Waits for a checkpoint that is being uploaded."""
     from ahpa_scale.checkpoint.saver import Saver
 
     for callback in trainer.state.callbacks:
@@ -152,14 +152,14 @@ def _last_upload(trainer: Trainer) -> None:
 
 
 def _waits_for_word(config: Config, error: BaseException) -> float:
-    """Seconds in which the watch tells who ended first, where an error is a lost connection."""
+    """Seconds for the watch to name the rank that ended first, if a connection was lost."""
     watched = config.watch.enabled and int(os.environ.get("WORLD_SIZE", "1")) > 1
     return config.watch.silence if watched and is_lost_connection(error) else 0.0
 
 
 def _finished(trainer: Trainer) -> bool:
-    """Whether the checkpoint that was taken up is the last one: a job may be started once more
-    after its end, and Composer would call that a mistake.
+    """Whether the loaded checkpoint is the last one. A job may be started again after its end, and
+    Composer would raise an error.
     """
     return bool(trainer.state.timestamp >= trainer.state.max_duration)
 
@@ -172,7 +172,7 @@ def _say_finished(trainer: Trainer) -> None:
 
 
 def listen_for(config: Config, requests: Requests, stack: ExitStack) -> None:
-    """Has requests end in the grace time, and rank 0 look for switches while the stack is open."""
+    """Sets the grace time. Rank 0 looks for switch files while the stack is open."""
     grace = config.checkpoint.grace
     requests.grace = None if grace is None else parse_duration(grace)
     if speaks_for_all_ranks():
@@ -187,10 +187,10 @@ def _farewell(config: Config, batch: int, why: str | None) -> str:
 
 
 def hold_save_folder(config: Config, requests: Requests) -> AbstractContextManager[Lease | None]:
-    """A context in which no other run saves where this one does; rank 0 sees to it for all.
+    """A context in which no other run saves to this run's folder. Rank 0 holds it for all.
 
     Raises:
-        CheckpointError: on entering, a living run does.
+        CheckpointError: on entering, if a live run holds the folder.
     """
     folder = config.checkpoint.save_folder
     if folder is None or not speaks_for_all_ranks():
@@ -199,12 +199,12 @@ def hold_save_folder(config: Config, requests: Requests) -> AbstractContextManag
 
 
 def check_output(config: Config) -> None:
-    """Refuses to write over another run.
+    """Refuses to overwrite another run.
 
     Raises:
-        ConfigError: output_dir or checkpoint.save_folder holds a run, and this one does not go
-            on with it. A run that only starts from a checkpoint (load_path) is another run. Whose
-            checkpoints autoresume takes up is for `config.checkpoints`.
+        ConfigError: output_dir or checkpoint.save_folder holds a run, and this run does not go
+            on with it. A run that only starts from a checkpoint (load_path) is another run.
+            `run.checkpoints` checks whose checkpoints autoresume finds.
     """
     if config.checkpoint.autoresume:
         other = _run_at(Path(config.output_dir))
@@ -239,7 +239,7 @@ def _asked(config: Config, key: str, folder: str, question: Callable[[str], bool
 
 
 def _run_at(folder: Path) -> str | None:
-    """The name of the run whose output lies there; None where it hangs on a variable."""
+    """The name of the run whose output lies there; None if there is none, or a variable sets it."""
     try:
         name = read_yaml(folder / RESOLVED)[0].get("run_name")
     except ConfigError:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the ranks of a job find one another: the port of the job's store, and the key of its watch.
+"""How the ranks of a job find each other: the port of the job's store, and the key of its watch.
 
-Rank 0 draws a token for each start of the job and leaves it in the store, where every rank claims
-its place: a second job at the same address is told from the first before it can disturb it.
+Rank 0 draws a token for each start of the job and puts it into the store. There every rank claims
+its place. So a second job at the same address is noticed before it can disturb the first.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from ahpa_scale.watch import Place, job_key, tcp_port
 if TYPE_CHECKING:
     from torch.distributed import Store
 
-#: Holds what only the ranks of a job know; see docs/several-nodes.md.
+#: Variable with a secret that only the ranks of a job know; see docs/several-nodes.md.
 SECRET = "AHPA_JOB_SECRET"
-#: As long as torch waits for the ranks to meet.
+#: Seconds to wait for rank 0; torch waits as long for the ranks to meet.
 PATIENCE = 300.0
 _BETWEEN_TRIES = 0.5
 _BETWEEN_LINES = 10.0
@@ -35,14 +35,14 @@ _log = logging.getLogger(__name__)
 
 
 class Meeting:
-    """One rank's part in it. torch is imported by `join`, and not before.
+    """One rank's part in the meeting. torch is not imported before `join`.
 
     Args:
-        place: of this rank.
+        place: place of this rank.
         patience: seconds to wait for rank 0.
 
     Raises:
-        PortError: on rank 0, its TCP port can't be had.
+        PortError: on rank 0, if its TCP port can't be opened.
     """
 
     def __init__(self, place: Place, patience: float = PATIENCE) -> None:
@@ -51,17 +51,17 @@ class Meeting:
         self.token = secrets.token_hex(16) if place.rank == 0 else ""
         self._store: Store | None = None
         self._agents = _agent_holds_store()
-        # From here on the port is this job's: torch, which comes seconds later, takes it over.
+        # This reserves the port for the job. torch takes it over when it is imported seconds later.
         leads = place.rank == 0 and not self._agents
         self._listener = tcp_port(place) if leads else None
 
     @property
     def key(self) -> bytes:
-        """Of the watch; rank 0 has it at once, the others once they have joined."""
+        """Key of the watch. Rank 0 has it at once, the others after `join`."""
         return job_key(self.secret, self.token)
 
     def join(self) -> None:
-        """Opens the store or finds it, claims this rank's place, and agrees on the token.
+        """Opens or finds the store, claims this rank's place, and shares the token.
 
         Raises:
             UnreachableError: rank 0 is not there in time, or this rank's place is taken.
@@ -70,7 +70,7 @@ class Meeting:
         where = f"{self.place.address}:{self.place.store_port}"
         if self._listener is None:
             self._wait_for_store(where)
-        # Only now the seconds that it takes to import.
+        # Imported late, because it takes seconds.
         from torch.distributed import DistError
 
         try:
@@ -81,7 +81,7 @@ class Meeting:
             ) from None
 
     def close(self) -> None:
-        """Lets go of the port and the store; torch's own process group keeps what it needs."""
+        """Releases the port and the store. torch's process group keeps what it needs."""
         self._store = None
         if self._listener is not None:
             self._listener.close()
@@ -107,15 +107,15 @@ class Meeting:
             raise HostError(f"{SECRET} is not the one that rank 0 has: give all ranks the same")
 
     def _proof(self) -> str:
-        """Tells ranks of another secret apart, and not the secret."""
+        """Reveals ranks with another secret, but not the secret itself."""
         return job_key(self.secret, f"{self.token} proof").hex()
 
     def _opened(self) -> Store:
         from torch.distributed import TCPStore
 
         place = self.place
-        # init_process_group finds the server of this port in the process and takes it, as it does
-        # where it is asked twice. Only the store that is not libuv's takes a socket that listens.
+        # init_process_group finds the server of this port in this process and reuses it. Only the
+        # store without libuv accepts a socket that already listens.
         serves = {} if self._listener is None else {"master_listen_fd": self._listener.detach()}
         return TCPStore(
             place.address,
@@ -130,7 +130,7 @@ class Meeting:
         )
 
     def _wait_for_store(self, where: str) -> None:
-        """Until somebody listens there; torch would wait without a word."""
+        """Waits until somebody listens there. torch would wait without a message."""
         begun = said = time.monotonic()
         while True:
             try:
@@ -155,10 +155,10 @@ def meeting(place: Place) -> Iterator[Meeting]:
     """A meeting that holds its port while the body runs.
 
     Raises:
-        PortError: on rank 0, its TCP port can't be had.
+        PortError: on rank 0, if its TCP port can't be opened.
     """
     if place.world == place.per_node and not _agent_holds_store():
-        # Whatever the host calls itself: torch's store then listens for this host alone.
+        # Whatever the host's name is, torch's store then listens only on this host.
         os.environ["MASTER_ADDR"] = place.address
     found = Meeting(place)
     try:
@@ -168,5 +168,5 @@ def meeting(place: Place) -> Iterator[Meeting]:
 
 
 def _agent_holds_store() -> bool:
-    """Whether the store is torchrun's agent's, which lives longer than the ranks."""
+    """Whether torchrun's agent holds the store. It lives longer than the ranks."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

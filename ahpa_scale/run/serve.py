@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The logging section and the launcher's variables -> what this process says, and what it serves.
+"""The logging section and the launcher's variables -> console lines and served metrics.
 
-Imports neither torch nor Composer: both are there while those load.
+Imports neither torch nor Composer, so that console and metrics work while these load.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _KEY = "logging.metrics_port"
 
 
 def set_up_console(config: Config) -> None:
-    """Has this rank's lines be what the configuration says; its place is the launcher's word."""
+    """Sets the console format from the configuration, rank and node from the launcher."""
     rank, node = _place()
     console.set_up(config.logging.format, rank=rank, node=node)
 
@@ -35,14 +35,14 @@ def serve_metrics(config: Config, pulse: Pulse) -> Iterator[Board | None]:
     """Serves /metrics and /healthz while the body runs, on the first rank of each node.
 
     Args:
-        config: of the run.
-        pulse: of the main thread.
+        config: configuration of the run.
+        pulse: pulse of the main thread.
 
     Yields:
-        What the loop's numbers are to be written on; None where nothing is served.
+        The board for the loop's numbers; None if nothing is served.
 
     Raises:
-        HostError: the port can't be had here.
+        HostError: the port can't be opened on this host.
     """
     port = config.logging.metrics_port
     if port is None or os.environ.get("LOCAL_RANK", "0") != "0":
@@ -64,7 +64,7 @@ def serve_metrics(config: Config, pulse: Pulse) -> Iterator[Board | None]:
 
 
 def _place() -> tuple[int, int]:
-    """This process's rank and node; torchrun gives no number of the node."""
+    """This process's rank and node. torchrun sets no NODE_RANK, so it is computed."""
     rank = int(os.environ.get("RANK", "0"))
     per_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return rank, int(os.environ.get("NODE_RANK", rank // per_node))

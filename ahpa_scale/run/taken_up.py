@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a run may take a checkpoint up: it is the run's own, and of the data it goes on with."""
+"""Whether a run may use a checkpoint: run ids, and checks of the data it was trained on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ahpa_scale.data.card import DatasetCard
 from ahpa_scale.data.identity import differences, model_differences, moved_class, told_classes
 from ahpa_scale.log_files import going_on_without
 
-#: In output_dir: the id of the run whose checkpoints were saved from there.
+#: File in output_dir with the id of the run that saved checkpoints from there.
 RUN_ID = "run_id"
 _LONGEST_ID = 1000
 _SWITCH = "checkpoint.accept_other_data=true"
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 def noted_id(output_dir: str) -> str | None:
-    """The id of the run that output_dir belongs to; None before it has saved."""
+    """The id of the run that owns output_dir; None before its first save."""
     try:
         return storage.read_text(Path(output_dir) / RUN_ID, _LONGEST_ID).strip() or None
     except (OSError, UnicodeDecodeError):
@@ -32,7 +32,7 @@ def noted_id(output_dir: str) -> str | None:
 
 
 def note_id(output_dir: str, run_id: str) -> None:
-    """Writes the id down, once there are checkpoints that bear it."""
+    """Writes the run's id to output_dir. Called once a checkpoint has it."""
     path = Path(output_dir) / RUN_ID
     with going_on_without(path):
         if not path.exists() or noted_id(output_dir) != run_id:
@@ -43,10 +43,10 @@ def check_same_data(config: Config, card: DatasetCard, url: str, manifest: Manif
     """Compares the run's data set with the one that its checkpoint was trained on.
 
     Returns:
-        In what they differ, which the run accepts; None if in nothing.
+        How they differ, if the run accepts that; None if they don't.
 
     Raises:
-        CheckpointError: they differ, and it does not.
+        CheckpointError: they differ, and the run does not accept that.
     """
     what = _other_data(config, card, manifest)
     if what is not None and not config.checkpoint.accept_other_data:
@@ -58,11 +58,11 @@ def check_same_data(config: Config, card: DatasetCard, url: str, manifest: Manif
 
 
 def check_other_run(config: Config, card: DatasetCard, url: str, manifest: Manifest) -> None:
-    """Compares the data set with that of a checkpoint of another run, which may well be another one
-    but must not call other classes by the same labels.
+    """Compares the data set with that of another run's checkpoint. They may differ, but a class of
+    both must have the same label in both.
 
     Raises:
-        CheckpointError: it does, or the run would be over before it begins.
+        CheckpointError: a class has two labels, or nothing would be left to train.
     """
     value, unit = parse_time(config.max_duration)
     behind = {"ba": manifest.batch, "ep": manifest.epoch, "sp": manifest.num_images}.get(unit, 0)
@@ -88,7 +88,7 @@ def check_other_run(config: Config, card: DatasetCard, url: str, manifest: Manif
 def _other_data(config: Config, card: DatasetCard, manifest: Manifest) -> str | None:
     if manifest.data_set is not None:
         return differences(manifest.data_set, card)
-    # Of an older version: what can be told is whether the position lies behind the end.
+    # An older version saved it. Only a position behind the end of the data can be noticed.
     position = (manifest.data or {}).get("sample_in_epoch", 0)
     if position <= card.num_samples + config.global_train_batch_size:
         return None
@@ -100,6 +100,6 @@ def _place(config: Config) -> str:
 
 
 def warn(text: str) -> None:
-    """One line of all ranks."""
+    """Logs one warning for all ranks."""
     if dist.get_global_rank() == 0:
         _log.warning("checkpoints: %s", text)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trained run, found again: its configuration and the weights that its samples are drawn with."""
+"""Finds a trained run: its configuration, and the weights for sampling."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def find_run(place: str, config: str | None = None) -> tuple[Config, str]:
     """The configuration and the checkpoint of a run.
 
     Args:
-        place: a checkpoint's folder or URL; a folder or URL of checkpoints, or a run's output
-            folder, whose newest one is meant; or safetensors of a DiT's weights.
-        config: the run's resolved configuration; None takes what the checkpoint tells, or looks
-            beside the safetensors and above them.
+        place: folder or URL of a checkpoint; folder or URL of checkpoints, or a run's output
+            folder, to use the newest; or a safetensors file of a DiT's weights.
+        config: the run's resolved configuration. None takes the one in the checkpoint, or looks in
+            the folder of the safetensors file and in its parent.
 
     Raises:
-        UserError: there is nothing, or a part of it is missing; the line says which.
+        UserError: there is nothing, or a part is missing; the line says which.
     """
     named = None if config is None else load_yaml(config, elsewhere=True)
     if not storage.is_remote(place):
@@ -59,7 +59,7 @@ def told_config(found: Found) -> Config | None:
     """The resolved configuration in a checkpoint's manifest; None if it holds none.
 
     Raises:
-        ConfigError: it is none of ours.
+        ConfigError: it is not a valid configuration.
     """
     assert found.manifest is not None
     told: dict[str, Any] = found.manifest.config
@@ -67,17 +67,17 @@ def told_config(found: Found) -> Config | None:
         return None
     engine = told.get("parallelism") or {}
     if engine.get("engine") == "hsdp":
-        # Copies on several nodes can't be on this one device; a single copy is fsdp2.
+        # hsdp's copies on several nodes don't fit one device. fsdp2 is hsdp with a single copy.
         alone = {**engine, "engine": "fsdp2", "replicate_degree": None}
         told = {**told, "parallelism": alone}
     return load_mapping(told)
 
 
 def told_data(place: str) -> dict[str, Any] | None:
-    """What a checkpoint tells of the data set that it was trained on; None where it doesn't.
+    """The identity of the data set that a checkpoint was trained on; None if it has none.
 
     Args:
-        place: as `find_run` has found it.
+        place: as returned by `find_run`.
     """
     if not storage.is_remote(place) and storage.local_path(place).is_file():
         return None
@@ -86,28 +86,28 @@ def told_data(place: str) -> dict[str, Any] | None:
 
 
 def unaligned(config: Config, card: DatasetCard) -> Config:
-    """The run as far as its backbone goes, to be checked against a data set that is not the one it
-    was trained on: that may hold other levels, or pictures.
+    """The run's configuration without alignment, to check its backbone against another data set,
+    which may hold other levels, or images.
     """
     data = config.data.model_copy(update={"online": card.kind == "images"})
     return config.model_copy(update={"alignment": Alignment(), "data": data})
 
 
 def load_backbone(dit: DiT, place: str) -> None:
-    """Load a checkpoint's averages into the DiT, its trained weights where it has no averages.
+    """Loads a checkpoint's EMA into the DiT, or trained weights where there is no EMA.
 
     Args:
         dit: the backbone, built from the run's configuration.
         place: a checkpoint's folder or URL, or a safetensors file.
 
     Raises:
-        UserError: unreadable, damaged, or of another model.
+        UserError: the weights are unreadable, damaged, or of another model.
     """
     take_weights(dit, _backbone(place), place)
 
 
 def take_weights(dit: DiT, weights: Mapping[str, Tensor], place: str) -> None:
-    """Load weights by the DiT's own names.
+    """Loads weights by the DiT's own names.
 
     Args:
         dit: the backbone, on any device.
@@ -115,7 +115,7 @@ def take_weights(dit: DiT, weights: Mapping[str, Tensor], place: str) -> None:
         place: where they came from, for the message.
 
     Raises:
-        UserError: of another model.
+        UserError: the weights belong to another model.
     """
     try:
         result = dit.load_state_dict(weights, strict=False)
@@ -160,11 +160,11 @@ def _backbone(place: str) -> dict[str, Tensor]:
             weights = read_weights(copy.folder)
         except CheckpointError as error:
             raise UserError(f"{place}: {error}") from None
-        # Read lazily from files that are about to go.
+        # Clone, because tensors are read lazily from files that are about to be removed.
         return {name: value.clone() for name, value in backbone_of(weights).items()}
 
 
 def backbone_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those of the DiT out of a whole model's, by the DiT's own names."""
+    """The DiT's weights out of a whole model's, under the DiT's own names."""
     inner = ((name, value) for name, value in weights.items() if name.startswith(BACKBONE))
     return {name.removeprefix(BACKBONE): value for name, value in inner}

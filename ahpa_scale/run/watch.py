@@ -14,11 +14,11 @@ from ahpa_scale.watch import Place, Pulse, place_from, watching
 
 @contextmanager
 def watch_ranks(config: Config) -> Iterator[Pulse | None]:
-    """Meets the other ranks and watches them while the body runs; yields None where nothing is
-    watched: one rank alone, or a watch that is off.
+    """Meets the other ranks and watches them while the body runs. Yields None for a single rank, or
+    if the watch is off.
 
     Raises:
-        PortError: on rank 0, one of its ports can't be had.
+        PortError: on rank 0, if one of its ports can't be opened.
         UnreachableError: rank 0 is not there in time, or this rank's place is taken.
         HostError: this rank's secret is not that of rank 0.
     """
@@ -31,7 +31,7 @@ def watch_ranks(config: Config) -> Iterator[Pulse | None]:
             found.join()
         with _watch(config, place, found.key) as pulse:
             if place.rank == 0:
-                # Its watch answers already: to another job that asks who has the port.
+                # Joins after its watch runs, which must answer other jobs that ask for the port.
                 found.join()
             yield pulse
 

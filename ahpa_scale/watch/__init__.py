@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The watch over all ranks of a job: one that dies or hangs ends the job, and is named.
+"""The watch over all ranks of a job. A rank that dies or hangs ends the job and is named.
 
-Every rank sends rank 0 a datagram each second from a thread of its own, and rank 0 answers. Own
-sockets, because torch's store and collectives can block for ever, which is what is to be noticed.
-What is believed is sealed with the job's key, see `seal`.
+Every rank sends rank 0 a datagram each second from a separate thread, and rank 0 answers. The watch
+has its own sockets, because torch's store and collectives can block for ever, and it must notice
+that. It trusts only datagrams sealed with the job's key, see `seal`.
 """
 
 from ahpa_scale.watch.guard import is_lost_connection, watching

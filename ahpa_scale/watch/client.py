@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The other ranks' side of the watch: beats to rank 0, and measures its silence."""
+"""The other ranks' side of the watch: sends beats to rank 0 and measures its silence."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ahpa_scale.watch.station import Station, listen, send
 
 
 class Client(Station):
-    """Tells rank 0 how this rank is, and ends when told to or when rank 0 is gone.
+    """Reports this rank's state to rank 0. Ends when told to, or when rank 0 is gone.
 
     Args:
-        place: of this rank.
-        key: of the job.
-        pulse: of its main thread.
+        place: place of this rank.
+        key: key of the job.
+        pulse: pulse of this rank's main thread.
         silence: seconds without an answer after which rank 0 counts as gone.
     """
 
@@ -34,9 +34,9 @@ class Client(Station):
         self._target = (place.address, place.port)
 
     def step(self) -> bool:
-        """Beats when it is time, listens, judges."""
+        """Sends a beat when it is due, then listens and judges."""
         unheard = self.state in ("left", "failed", "stopped") and not self.heeded.is_set()
-        # Rank 0 may only now be listening; an answer that is late may have been lost in a flood.
+        # Rank 0 may have started to listen only now. A late answer may be lost in a flood.
         urgent = unheard or self._hub is None or self.clock - self._heard > 2 * self.interval
         if urgent or self.clock >= self._due:
             self._due = self.clock + self.interval
@@ -44,7 +44,7 @@ class Client(Station):
         verdict = self._listen()
         if verdict is None and self._unanswered():
             if self.state == "left":
-                # This rank is through; whether rank 0 is, its own exit code tells.
+                # This rank is done. Rank 0's own exit code tells whether rank 0 is.
                 self.heeded.set()
                 return False
             verdict = self._gone()
@@ -64,7 +64,7 @@ class Client(Station):
                     self.place.address, self.place.port, type=socket.SOCK_DGRAM
                 )[0]
             except OSError:
-                return  # the name of a host that is still starting
+                return  # the name of a starting host may not resolve yet
             self._socket = socket.socket(family, kind)
             if self.place.on_loopback:
                 self._socket.bind((self.place.address, 0))
@@ -72,7 +72,7 @@ class Client(Station):
         send(self._socket, self.seal.close("beat", beat.rank, encode(beat)), self._target)
 
     def _listen(self) -> Verdict | None:
-        """Takes in rank 0's answers; the verdict where one is among them."""
+        """Reads rank 0's answers. Returns the verdict if one of them has it."""
         if self._socket is None:
             time.sleep(self.interval)
             return None
@@ -88,7 +88,7 @@ class Client(Station):
         return None
 
     def _open(self, datagram: bytes) -> Reply | None:
-        """An answer of rank 0 to this rank that has not been heard; else None."""
+        """A new answer of rank 0 to this rank; None for any other datagram."""
         opened = self.seal.open("reply", datagram)
         if opened is None or opened.rank != self.place.rank or opened.number <= self._newest:
             return None
@@ -99,14 +99,14 @@ class Client(Station):
         return reply
 
     def _heed(self, reply: Reply) -> None:
-        # A rank that was stopped waits for the verdict: another one may be why a launcher did it.
+        # A stopped rank waits for the verdict: another rank may be why a launcher stopped it.
         if self.state == reply.got and reply.got in ("left", "failed"):
             self.heeded.set()
 
     def _unanswered(self) -> bool:
-        """Whether rank 0 has gone; before the ranks have met it may still be starting.
+        """Whether rank 0 counts as gone. Before the ranks have met, it may still be starting.
 
-        Launchers stop the ranks beside one that was killed: to a stopped one a few beats tell.
+        If rank 0 was killed, launchers stop the ranks beside it. A stopped rank waits only 5 beats.
         """
         if self._hub is None and not self.pulse.met:
             self._heard = self.clock

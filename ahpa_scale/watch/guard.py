@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The watch around training: starts it, and says how the main thread left."""
+"""Runs the watch around training: starts it, and reports how the main thread ended."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from ahpa_scale.watch.pulse import Pulse
 from ahpa_scale.watch.station import Station
 
 _SIGNALLED = 128
-#: Seconds that a rank waits until the others know why it ends, or until it knows whose end a
-#: launcher stops it for: that takes three beats, and two seconds to tell the others.
+#: Seconds that an ending rank waits until the others know why. A rank that a launcher stops waits
+#: to learn which rank is the cause: that takes three beats, and two seconds to tell the others.
 _WORD = 10.0
-#: Seconds that an interpreter may take to go once all is said: gloo's destructors can hang.
+#: Seconds for the interpreter to exit after the last report: gloo's destructors can hang.
 _FAREWELL = 60.0
-#: How torch.distributed, gloo and NCCL name themselves where a connection broke. Words such as
-#: "timed out" alone are also a store's, or a loader's.
+#: Names of torch.distributed, gloo and NCCL in errors of broken connections. Words such as
+#: "timed out" also occur in errors of stores and loaders.
 _LOST = re.compile(r"gloo|nccl|c10d|TCPStore|process ?group|closed by peer", re.I)
 
 
 @contextmanager
 def watching(place: Place, key: bytes, *, silence: float, hang: float | None) -> Iterator[Pulse]:
-    """Watches the other ranks, and has them watch this one, while the body runs.
+    """Watches the other ranks, and lets them watch this one, while the body runs.
 
     Args:
-        place: of this rank.
-        key: of the job; what comes without it is dropped.
+        place: place of this rank.
+        key: key of the job. Datagrams not sealed with it are dropped.
         silence: seconds without a sign of life after which a rank counts as gone.
         hang: seconds without progress of any rank after which the job counts as stuck; None: never.
 
     Yields:
-        What the main thread marks its progress on.
+        The pulse on which the main thread marks its progress.
 
     Raises:
-        PortError: rank 0's port can't be had.
+        PortError: rank 0 can't open its port.
     """
     pulse = Pulse()
     if place.rank == 0:
@@ -58,17 +58,17 @@ def watching(place: Place, key: bytes, *, silence: float, hang: float | None) ->
         raise
     else:
         station.say("left")
-        # Rank 0 stays to watch the others until they have left as well.
+        # Rank 0 watches the others until they have left too.
         station.heeded.wait()
     finally:
         faulthandler.dump_traceback_later(_FAREWELL, exit=True)
 
 
 def _tell(station: Station, error: BaseException) -> None:
-    """Tells the others why this rank ends, before its connections do."""
+    """Tells the others why this rank ends, before its connections close."""
     try:
         if is_lost_connection(error):
-            # Another rank has ended first. The verdict names it, and ends this process.
+            # Another rank ended first. The verdict names it and ends this process.
             station.say("lost")
             station.heeded.wait(station.silence + _WORD)
         _say(station, error)
@@ -84,7 +84,7 @@ def _say(station: Station, error: BaseException) -> None:
     elif isinstance(error, KeyboardInterrupt) or code > _SIGNALLED:
         station.say("stopped", _signal_name(code - _SIGNALLED))
     else:
-        # A rank that chose its code, for a mistake in the input say, chose it for the job.
+        # An exit code that a rank chose, say for an input mistake, is for the whole job.
         station.say("failed", _words(error), code if isinstance(error, SystemExit) else TRY_AGAIN)
     station.heeded.wait(_WORD)
 
@@ -96,13 +96,13 @@ def _exit_code(error: BaseException) -> int:
         return 1
     if error.code is None:
         return 0
-    # The last byte is what the system keeps: 256 is a success to whoever waits for the process.
+    # The system keeps only the last byte: 256 would look like success to a waiting process.
     return error.code & HIGHEST_CODE if isinstance(error.code, int) else 1
 
 
 def _words(error: BaseException) -> str:
-    """What happened to it, in one line that tells no secret: it goes over the network, and is cut
-    there.
+    """Describes the error in one line without secrets, because it goes over the network. `say` cuts
+    it to length.
     """
     return without_secrets(_described(error))
 
@@ -123,7 +123,7 @@ def _signal_name(number: int) -> str:
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Whether an error says only that a connection between ranks broke, and not what broke it."""
+    """Whether an error says only that a connection between ranks broke, but not why."""
     module = type(error).__module__
     if module.startswith("torch.distributed") or type(error).__name__.startswith("Dist"):
         return True

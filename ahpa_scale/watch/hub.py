@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rank 0's side of the watch: hears all ranks, judges, and tells them."""
+"""Rank 0's side of the watch: hears all ranks, judges, and tells them the verdict."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _LINGER = 0.5
 
 
 class Hub(Station):
-    """Answers every beat, with the verdict once there is one.
+    """Answers every beat, and adds the verdict once there is one.
 
     Args:
-        place: of rank 0.
-        key: of the job.
-        pulse: of its main thread.
+        place: place of rank 0.
+        key: key of the job.
+        pulse: pulse of rank 0's main thread.
         silence: seconds without a beat after which a rank counts as gone.
         hang: seconds without progress of any rank after which the job counts as stuck; None: never.
 
     Raises:
-        PortError: the port can't be had.
+        PortError: the port can't be opened.
     """
 
     def __init__(
@@ -43,12 +43,12 @@ class Hub(Station):
             port=place.port,
         )
         self._addresses: dict[int, tuple[str, int]] = {}
-        #: Of each rank, its life and the number of its newest datagram.
+        #: By rank: its life and the number of its newest datagram.
         self._newest: dict[int, tuple[str, int]] = {}
         self._socket = udp_port(place)
 
     def step(self) -> bool:
-        """Hears, answers, judges."""
+        """Hears, answers and judges."""
         self._hear()
         verdict = self.roll.judge(self.clock)
         if verdict is not None:
@@ -84,7 +84,7 @@ class Hub(Station):
             self._send(Reply(own, beat.state, verdict), beat.rank)
 
     def _open(self, datagram: bytes) -> Beat | None:
-        """A beat that a rank of this job has sent and that has not been heard; else None."""
+        """A new beat from a rank of this job; None for any other datagram."""
         opened = self.seal.open("beat", datagram)
         if opened is None or not 0 < opened.rank < self.place.world:
             return None
@@ -102,8 +102,8 @@ class Hub(Station):
         send(self._socket, datagram, self._addresses[rank])
 
     def _tell(self, verdict: Verdict) -> None:
-        """Says it to all until they have it, or for two seconds: a host that has gone never
-        will.
+        """Sends the verdict until all ranks have it, at most two seconds: a dead host never
+        answers.
         """
         until = time.monotonic() + _TELLING
         while time.monotonic() < until and not self.roll.through(("left", "ended")):

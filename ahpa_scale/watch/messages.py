@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ranks tell one another, one JSON object in the body of one datagram."""
+"""Messages between ranks. Each is one JSON object in the body of one datagram."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any, Literal, get_args
 
 from ahpa_scale.exits import TRY_AGAIN
 
-#: Characters of a failure's text that a datagram carries: the smallest IPv6 packet holds 1,280.
+#: Most characters of a failure's text in a datagram: IPv6 guarantees packets of only 1,280 bytes.
 MOST_TEXT = 600
-#: A process ends with 1 to 255 where it has failed; of a larger number only the last byte counts.
+#: A failed process ends with 1 to 255. Of a larger number the system keeps only the last byte.
 HIGHEST_CODE = 255
 _MOST_COUNT = 2**63
 
 State = Literal["alive", "lost", "stopped", "failed", "left", "ended"]
-"""alive; lost: its connections broke, which another rank's end may have done; stopped: by a signal;
-failed: it raised; left: it is through; ended: it has had the verdict and goes."""
+"""alive; lost: its connections broke, perhaps because another rank ended; stopped: by a signal;
+failed: it raised; left: it is done; ended: it got the verdict and exits."""
 Kind = Literal["own", "stuck", "silent"]
 STATES: tuple[str, ...] = get_args(State)
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -25,18 +25,18 @@ KINDS: tuple[str, ...] = get_args(Kind)
 
 @dataclass(frozen=True)
 class Beat:
-    """What a rank says of itself.
+    """What a rank reports about itself.
 
     Attributes:
-        rank: in the job.
+        rank: its rank in the job.
         host: name of its host.
         node: number of its node.
-        life: drawn by the process, whose datagrams count up from 1.
+        life: random id of the process. Its datagrams count up from 1.
         count: events passed.
-        stage: where it is.
-        state: how it is.
-        text: why, where it failed or was stopped.
-        code: exit code of the others where it failed.
+        stage: where it is in training.
+        state: its state.
+        text: why it failed or was stopped.
+        code: exit code for the other ranks if it failed.
     """
 
     rank: int
@@ -60,10 +60,11 @@ class Verdict:
     """Why the job ends.
 
     Attributes:
-        line: in words, naming the ranks.
+        line: the reason in words, with the ranks.
         code: exit code.
         ranks: the ranks at fault.
-        kind: own: they end by themselves, with their own message; stuck: their stacks tell more.
+        kind: own: these ranks end by themselves with their own message; stuck: they also print
+            their stacks; silent: a rank is not heard.
     """
 
     line: str
@@ -78,7 +79,7 @@ class Reply:
 
     Attributes:
         of: rank 0's own beat.
-        got: state of the beat that it answers.
+        got: state in the beat that it answers.
         verdict: None while all is well.
     """
 
@@ -93,7 +94,7 @@ def encode(message: Beat | Reply) -> bytes:
 
 
 def one_line(text: str) -> str:
-    """The text as others take it: what a terminal would not show as a character becomes ``?``."""
+    """The text in the form that other ranks accept: unprintable characters become ``?``."""
     return "".join(one if one.isprintable() else "?" for one in text)
 
 

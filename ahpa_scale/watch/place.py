@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a rank stands in its job, and where rank 0 listens."""
+"""A rank's place in its job, and where rank 0 listens."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Place:
-    """Where a rank stands, and where rank 0 listens.
+    """A rank's place in its job, and where rank 0 listens.
 
     Attributes:
-        rank, world, per_node, node: ranks and nodes from 0.
+        rank: this rank, from 0.
+        world: number of ranks.
+        per_node: ranks on each node.
+        node: this node, from 0.
         address: host of rank 0.
-        port: UDP port on it.
-        store_port: TCP port on it, where torch's store listens.
+        port: UDP port of the watch on that host.
+        store_port: TCP port of torch's store on that host.
     """
 
     rank: int
@@ -30,21 +33,21 @@ class Place:
 
     @property
     def on_loopback(self) -> bool:
-        """Whether all ranks reach rank 0 without leaving their host. A name doesn't tell: operators
-        give rank 0 alone ``localhost``.
+        """Whether all ranks run on rank 0's host. A host name doesn't tell: operators give
+        ``localhost`` to rank 0 only.
         """
         return self.address == LOOPBACK
 
 
 def place_from(environment: Mapping[str, str], port: int | None) -> Place | None:
-    """This rank's place, by the variables that Composer's launcher and torchrun set.
+    """This rank's place, from the variables that Composer's launcher and torchrun set.
 
     Args:
         environment: the environment.
-        port: UDP port of rank 0; None: the number of MASTER_PORT, which is a TCP port.
+        port: UDP port of rank 0; None: the same number as the TCP port MASTER_PORT.
 
     Returns:
-        None where there is one rank, or none knows of another.
+        None for a single rank, or if RANK is not set.
     """
     world = int(environment.get("WORLD_SIZE", "1"))
     if world == 1 or "RANK" not in environment:
@@ -56,7 +59,7 @@ def place_from(environment: Mapping[str, str], port: int | None) -> Place | None
         world=world,
         per_node=per_node,
         node=int(environment.get("NODE_RANK", rank // per_node)),
-        # On one host nothing needs to leave it, whatever the host calls itself.
+        # On one host loopback is enough, whatever the name of the host.
         address=LOOPBACK if world == per_node else environment["MASTER_ADDR"],
         port=port or store_port,
         store_port=store_port,

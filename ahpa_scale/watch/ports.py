@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rank 0's two ports: UDP for the watch, TCP for torch's store. No other host reaches them where
-all ranks are on one.
+"""Rank 0's two ports: UDP for the watch, TCP for torch's store. If all ranks are on one host, other
+hosts can't reach them.
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ from contextlib import closing, suppress
 from ahpa_scale.errors import UserError
 from ahpa_scale.watch.place import LOOPBACK, Place
 
-#: A process that ended just now may leave its port taken until its loader processes have gone.
+#: Seconds: after a process ends, its loader processes may still hold its port for a while.
 _PATIENCE = 10.0
 _BETWEEN_TRIES = 0.5
-#: Asks who listens on a UDP port: a watch answers, and what a dead job left doesn't.
+#: Asks who listens on a UDP port. A watch answers; leftovers of a dead job don't.
 QUESTION, ANSWER = b"AHPA who is there?", b"AHPA a watch"
 _UDP, _TCP = socket.SOCK_DGRAM, socket.SOCK_STREAM
 
 
 class PortError(UserError):
-    """A port of rank 0's can't be had."""
+    """Rank 0 can't open one of its ports."""
 
 
 def udp_port(place: Place) -> socket.socket:
-    """The watch's port.
+    """A socket bound to the watch's port.
 
     Raises:
-        PortError: it can't be had.
+        PortError: the port can't be opened.
     """
     return _patiently(place, place.port, _UDP, "watch.port: UDP port")
 
 
 def tcp_port(place: Place) -> socket.socket:
-    """The store's port, which listens.
+    """A socket that listens on the store's port.
 
     Raises:
-        PortError: it can't be had.
+        PortError: the port can't be opened.
     """
     return _patiently(place, place.store_port, _TCP, "MASTER_PORT: TCP port")
 
@@ -70,7 +70,7 @@ def _bound(port: int, kind: socket.SocketKind, *, loopback: bool) -> socket.sock
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise
-            # A kernel that knows IPv6 and has it switched off.
+            # The kernel supports IPv6, but it is switched off.
     return _bound_to(socket.AF_INET, "", port, kind)
 
 
@@ -82,7 +82,7 @@ def _bound_to(
         if family == socket.AF_INET6:
             found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         if kind == _TCP:
-            # Connections of a job that has ended are no reason to wait.
+            # Old connections of an ended job must not block the port.
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind((host, port))
         if kind == _TCP:
@@ -94,7 +94,7 @@ def _bound_to(
 
 
 def _watch_answers(port: int) -> bool:
-    """Whether the watch of a job that lives is on this host's port."""
+    """Whether the watch of a live job answers on this port of this host."""
     with closing(socket.socket(socket.AF_INET, _UDP)) as asking, suppress(OSError):
         asking.settimeout(_BETWEEN_TRIES)
         asking.connect((LOOPBACK, port))

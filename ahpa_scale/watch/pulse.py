@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far the main thread has got: written by it alone, read by other threads."""
+"""The main thread's progress. Only the main thread writes it; other threads read it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import time
 
 
 class Pulse:
-    """Counters, a clock and two words; marking one event costs well under a microsecond.
+    """Counters, a clock and an event name. Marking an event costs well under a microsecond.
 
     Attributes:
-        batch: batches that have been trained at the last event.
+        batch: batches trained at the last event.
         count: events passed since the start.
-        met: whether the ranks have met, so that all of them must be there.
-        dropped: datagrams that the watch has dropped; written by its thread.
-        marked: time of the last event on the monotonic clock, in seconds; before the first one,
-            that of the start.
+        met: whether the ranks have met. From then on all of them must be there.
+        dropped: datagrams that the watch has dropped; the watch's thread writes it.
+        marked: monotonic time of the last event, in seconds; of the start before the first event.
     """
 
     __slots__ = ("_event", "batch", "count", "dropped", "marked", "met")
@@ -29,18 +28,18 @@ class Pulse:
         """Notes that the main thread has passed an event.
 
         Args:
-            event: its name.
-            batch: batches that have been trained.
+            event: name of the event.
+            batch: batches trained.
         """
         self.batch, self._event = batch, event
         self.marked = time.monotonic()
         self.count += 1
 
     def saves(self) -> None:
-        """Notes that the main thread waits for an upload that goes on."""
+        """Notes that the main thread waits for a running upload."""
         self.mark("waits for the upload of a checkpoint", self.batch)
 
     @property
     def stage(self) -> str:
-        """Where the main thread was last, such as ``batch 12: before_forward``."""
+        """The last known position of the main thread, such as ``batch 12: before_forward``."""
         return f"batch {self.batch}: {self._event}" if self._event else "its start"

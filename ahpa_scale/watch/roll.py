@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The roll of all ranks on rank 0: who was heard when, and what follows from it.
+"""Rank 0's list of all ranks: when each was last heard, and what follows from it.
 
-Free of sockets and clocks: seconds come in as arguments.
+Uses no sockets or clocks: times come in as arguments, in seconds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FIREWALL = "open it between the nodes, name another with watch.port, or set watc
 
 @dataclass
 class _Entry:
-    """One rank: its last beat, and when it came."""
+    """One rank's last beat, and when it came."""
 
     beat: Beat
     heard: float
@@ -27,12 +27,12 @@ class Roll:
     """Judges the ranks by their beats.
 
     Args:
-        world: ranks of the job.
+        world: number of ranks in the job.
         per_node: ranks on each node.
         silence: seconds without a beat after which a rank counts as gone.
         hang: seconds without progress of any rank after which the job counts as stuck; None: never.
         interval: seconds between the beats of one rank.
-        port: UDP port, for messages.
+        port: UDP port, named in messages.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Roll:
         self._stops: dict[int, float] = {}
 
     def heard(self, beat: Beat, now: float) -> None:
-        """Takes in a beat that belongs to this job."""
+        """Records a beat of this job."""
         known = self._entries.get(beat.rank)
         if known is None or beat.count > known.beat.count:
             self._progress = now
@@ -62,17 +62,17 @@ class Roll:
         self._entries[beat.rank] = _Entry(beat, now)
 
     def met(self, now: float) -> None:
-        """Notes that the ranks have met, so that each of them must have been heard by now."""
+        """Notes that the ranks have met. From now on all must be heard."""
         self._met = now if self._met is None else self._met
 
     def through(self, states: Iterable[str]) -> bool:
-        """Whether every rank but rank 0 has come, and says one of `states`."""
+        """Whether every rank except rank 0 has been heard and is in one of `states`."""
         wanted = set(states)
         others = [entry for rank, entry in self._entries.items() if rank != 0]
         return len(others) == self.world - 1 and all(e.beat.state in wanted for e in others)
 
     def judge(self, now: float) -> Verdict | None:
-        """What has gone wrong, the most telling first; None while all is well."""
+        """What has gone wrong, by the most informative rule; None while all is well."""
         return (
             self._failed()
             or self._stopped(now)
@@ -93,7 +93,7 @@ class Roll:
         return None
 
     def _stopped(self, now: float) -> Verdict | None:
-        """Launchers stop the ranks beside one that was killed: that one is the cause."""
+        """Launchers stop the ranks beside a killed one. Then the verdict names the killed one."""
         for rank, since in self._stops.items():
             if now - since < 3 * self.interval:
                 continue
@@ -110,7 +110,7 @@ class Roll:
         ages = [(now - entry.heard, entry) for entry in self._present()]
         if not ages or max(age for age, _ in ages) < self.silence:
             return None
-        # The ranks of one host fall silent together, and are named together.
+        # Ranks of one host fall silent almost together, so they are named together.
         late = self.silence - 3 * self.interval
         return self._silence_of([entry for age, entry in ages if age > late], now)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Authentic datagrams: a header, a body and an HMAC-SHA256 over both under the job's key.
+"""Authentic datagrams: a header, a body, and an HMAC-SHA256 of both with the job's key.
 
-Each sender counts its datagrams, so that one that was recorded is worth nothing a second time.
+Each sender counts its datagrams, so that a recorded one can't be replayed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 from typing import Literal
 
-#: Bytes of the largest datagram that is read; a message takes some hundred.
+#: Size in bytes of the largest datagram accepted. A message has some hundred bytes.
 MOST_BYTES = 8_192
 _MAGIC = b"AHPA\x02"
 _TAG = 32
@@ -25,19 +25,19 @@ def job_key(secret: str, token: str) -> bytes:
     """The key of one job.
 
     Args:
-        secret: that the ranks alone know; empty where there is none.
-        token: that was drawn for this start of the job, so that no two have the same key.
+        secret: secret that only the ranks know; empty if there is none.
+        token: random token of this start of the job, so that no two starts share a key.
     """
     return hmac.digest(secret.encode(), f"ahpa_scale watch {token}".encode(), "sha256")
 
 
 @dataclass(frozen=True)
 class Opened:
-    """What a datagram held that came from this job.
+    """The content of an authentic datagram of this job.
 
     Attributes:
-        rank: that sent a beat, or that a reply is for.
-        number: of the datagram among those of its sender, from 1.
+        rank: rank that sent the beat, or that the reply is for.
+        number: number of the datagram, counted by its sender from 1.
         body: the message.
     """
 
@@ -47,10 +47,10 @@ class Opened:
 
 
 class Seal:
-    """Closes messages of this job, and opens them.
+    """Seals messages of this job, and opens them.
 
     Args:
-        key: of the job.
+        key: key of the job.
     """
 
     def __init__(self, key: bytes) -> None:
@@ -58,18 +58,18 @@ class Seal:
         self._sent = 0
 
     def close(self, kind: Kind, rank: int, body: bytes) -> bytes:
-        """A datagram that says who it is from, or for."""
+        """A sealed datagram with the rank that a beat is from, or a reply is for."""
         self._sent += 1
         told = _HEADER.pack(_MAGIC, _KINDS[kind], rank, self._sent) + body
         return told + self._tag(told)
 
     def open(self, kind: Kind, datagram: bytes) -> Opened | None:
-        """What is in a datagram; None for one of another job, kind or origin."""
+        """The content of a datagram; None if it has another kind or is not of this job."""
         if not _HEADER.size + _TAG < len(datagram) <= MOST_BYTES:
             return None
         told, tag = datagram[:-_TAG], datagram[-_TAG:]
         magic, mark, rank, number = _HEADER.unpack_from(told)
-        # What costs least comes first: a flood is for the most part no message of ours at all.
+        # The cheapest check comes first: most datagrams of a flood fail it.
         if magic != _MAGIC or mark != _KINDS[kind]:
             return None
         if not hmac.compare_digest(tag, self._tag(told)):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What rank 0's side and the others' side of the watch share: a thread, a clock, a way out."""
+"""What both sides of the watch (rank 0 and the others) share: a thread, a clock, an exit."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from ahpa_scale.watch.place import Place
 from ahpa_scale.watch.pulse import Pulse
 from ahpa_scale.watch.seal import MOST_BYTES, Seal
 
-#: A thread that did not run for longer, in a paused machine or an overloaded one, has not listened
-#: either: that time is no one's silence.
+#: Longest step in seconds that the watch's clock counts. On a paused or overloaded machine this
+#: thread did not listen, so the rest does not count as silence of other ranks.
 _LONGEST_STEP = 2.0
 _LISTEN = 0.2
 _YIELD = 5.0
-#: Datagrams taken at once, so that a flood of them can't keep the thread from judging.
+#: Most datagrams read at once, so that a flood can't keep the thread from judging.
 _MOST = 1_000
 _log = logging.getLogger(__name__)
 
 
 class Station(threading.Thread, ABC):
-    """The watch's thread of one rank. The main thread's collectives can't hold it up.
+    """The watch's thread on one rank. Collectives of the main thread can't block it.
 
     Args:
-        place: of this rank.
-        key: of the job.
-        pulse: of its main thread.
+        place: place of this rank.
+        key: key of the job.
+        pulse: pulse of this rank's main thread.
         silence: seconds without a sign of life after which a rank counts as gone.
     """
 
@@ -57,13 +57,13 @@ class Station(threading.Thread, ABC):
         self._told_drop = -math.inf
 
     def say(self, state: State, text: str = "", code: int = TRY_AGAIN) -> None:
-        """Has the thread tell the others how this rank is; `heeded` is set once they know."""
+        """Makes the thread report this rank's state. `heeded` is set once the others know."""
         self.heeded.clear()
         self._word = (state, one_line(text[:MOST_TEXT]), code)
 
     def run(self) -> None:
-        """Beats, listens and judges until the rank leaves or the job ends. A fault of its own ends
-        the process: training on unwatched, the rank would count as one that has hung.
+        """Beats, listens and judges until the rank leaves or the job ends. If the watch itself
+        fails, it ends the process: without beats, the rank would count as gone.
         """
         try:
             while self.step():
@@ -84,11 +84,11 @@ class Station(threading.Thread, ABC):
 
     @property
     def state(self) -> State:
-        """What this rank says of itself."""
+        """The state that this rank reports."""
         return self._word[0]
 
     def beat(self) -> Beat:
-        """What this rank has to say now."""
+        """This rank's current beat."""
         state, text, code = self._word
         place, pulse = self.place, self.pulse
         stage = one_line(pulse.stage)
@@ -97,7 +97,7 @@ class Station(threading.Thread, ABC):
         )
 
     def drop(self, sender: tuple[str, int]) -> None:
-        """Counts a datagram that is none of this job's, or that came before; tells of some."""
+        """Counts a datagram that is not of this job, or not new. Logs some of them."""
         self.pulse.dropped += 1
         if _log.isEnabledFor(logging.DEBUG) and self.clock - self._told_drop >= self.interval:
             self._told_drop = self.clock
@@ -106,8 +106,8 @@ class Station(threading.Thread, ABC):
             console.shout(text, level=logging.DEBUG)
 
     def leave(self, verdict: Verdict) -> None:
-        """Ends this process with the verdict's line and code; the main thread may be stuck for
-        good.
+        """Ends this process with the verdict's line and code, because the main thread may be
+        stuck for ever.
         """
         stuck = verdict.kind == "stuck" and self.place.rank in verdict.ranks
         told: dict[str, object] = {"exit_code": verdict.code, "batch": self.pulse.batch}
@@ -117,13 +117,13 @@ class Station(threading.Thread, ABC):
         if stuck and not console.is_json() and console.takes_writes():
             faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
         if verdict.kind == "own":
-            # Composer's launcher takes the exit code of a rank that ends first: not this one's.
+            # Composer's launcher takes the code of the first rank to end. Let another be the first.
             time.sleep(_YIELD)
         os._exit(verdict.code)
 
 
 def listen(sock: socket.socket) -> list[tuple[bytes, tuple[str, int]]]:
-    """The datagrams that are there, after at most a fifth of a second of waiting."""
+    """The datagrams that have arrived, after a wait of at most 0.2 s."""
     found: list[tuple[bytes, tuple[str, int]]] = []
     sock.settimeout(_LISTEN)
     while len(found) < _MOST:
@@ -132,7 +132,7 @@ def listen(sock: socket.socket) -> list[tuple[bytes, tuple[str, int]]]:
         except (TimeoutError, BlockingIOError):
             return found
         except OSError:
-            # A link that is down, or a port that nobody has opened yet.
+            # The link is down, or nobody has opened the port yet.
             time.sleep(_LISTEN)
             return found
         sock.setblocking(False)
@@ -140,7 +140,7 @@ def listen(sock: socket.socket) -> list[tuple[bytes, tuple[str, int]]]:
 
 
 def send(sock: socket.socket, datagram: bytes, to: tuple[str, int]) -> None:
-    """Sends, or doesn't: what does not arrive is what the other side measures."""
+    """Sends and ignores errors: the other side measures what does not arrive."""
     try:
         sock.sendto(datagram, to)
     except OSError:
@@ -148,7 +148,7 @@ def send(sock: socket.socket, datagram: bytes, to: tuple[str, int]) -> None:
 
 
 def _stacks() -> str:
-    """Those of all threads, as faulthandler has them, which only writes to files."""
+    """The stacks of all threads. faulthandler can only write them to a file."""
     try:
         with tempfile.TemporaryFile() as file:
             faulthandler.dump_traceback(file=file, all_threads=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AHPA as a Composer algorithm. What needs torch or Composer loads on first use, so that the
+"""AHPA as a Composer algorithm. Parts that need torch or Composer load on first use, so the
 configuration can read the kinds' defaults without them.
 """
 

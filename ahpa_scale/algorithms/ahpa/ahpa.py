@@ -36,18 +36,18 @@ class AHPA(Algorithm):
     :class:`~ahpa_scale.models.generator.DiffusionGenerator` and adds its parameters to the
     optimizer; on ``Event.BATCH_START`` it sets the alignment's weight for this batch; on
     ``Event.BATCH_END`` it closes the batch's statistics and, every `log_interval`, logs them.
-    Nothing of it is needed for sampling: ``generator.detach("alignment")`` leaves the plain model.
+    Sampling needs none of it: ``generator.detach("alignment")`` leaves the plain model.
 
     Args:
         levels: name -> channels of every prior level that the batches bring, fine to coarse.
-        settings: what is aligned, how and how long; None takes the `options`.
+        settings: what is aligned, how and how long; None takes the defaults.
         statistics: what whitening needs: ``<level>.mean`` and ``<level>.covariance``.
         gap_map: what the router's objective ``gap`` follows; None measures the gap while training.
         log_interval: Composer time string between two reports of the router; each waits for the
             device once, and the measured release is decided then.
         loss_interval: Composer time string between two logged values of the alignment loss of a
             batch, ``loss/train/alignment``; each waits for the device once.
-        options: in place of `settings`, fields of :class:`~ahpa_scale.method.AlignmentSettings`.
+        options: fields of :class:`~ahpa_scale.method.AlignmentSettings`; they override `settings`.
 
     Raises:
         UserError: unknown kind, a group that names a level which the batches don't bring, or both
@@ -78,15 +78,15 @@ class AHPA(Algorithm):
 
     @property
     def tap(self) -> int | Mapping[str, int] | None:
-        """The block that is aligned, or one per group; None where the DiT's depth will tell."""
+        """The block that is aligned, or one per group; None until the DiT's depth is known."""
         return self.design.tap
 
     def build(self, dit: DiT) -> PriorAlignment:
-        """Builds the auxiliary alone, see :meth:`Design.build`."""
+        """Builds only the auxiliary module, see :meth:`Design.build`."""
         return self.design.build(dit)
 
     def match(self, event: Event, state: State) -> bool:
-        """Acts when the model is there and around each batch."""
+        """Acts once the model exists, around batches, and at the end of epochs and training."""
         return event in (
             Event.INIT,
             Event.BATCH_START,
@@ -96,7 +96,7 @@ class AHPA(Algorithm):
         )
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Attaches, weighs or reports, see the class."""
+        """Attaches, sets the weight or reports, see the class."""
         if event == Event.INIT:
             self._attach(state)
         elif event == Event.BATCH_START:
@@ -110,7 +110,7 @@ class AHPA(Algorithm):
         tap = self.design.tap
         assert tap is not None, "building has chosen it"
         taps = alignment.blocks if isinstance(tap, Mapping) else tap
-        # As a key of Composer's losses it would have the host wait in every batch.
+        # As a key of Composer's losses it would make the host wait in every batch.
         generator.attach(NAME, alignment, taps, self.weight, logged=False)
         for optimizer in state.optimizers:
             optimizer.add_param_group({"params": list(alignment.parameters())})
@@ -161,9 +161,7 @@ class AHPA(Algorithm):
         return alignment
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must agree on to be resumed, the alignment's shape, and how far its
-        release has come.
-        """
+        """The alignment's shape, which a resumed run must match, and the release's progress."""
         trend = {} if self._alignment is None else {"trend": self._alignment.trend.state()}
         return {"shape": self.design.shape(), "release": self.schedule.state(), **trend}
 

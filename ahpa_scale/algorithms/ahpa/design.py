@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What AHPA aligns: the choices of one alignment, and the auxiliary that they make for a DiT."""
+"""What AHPA aligns: the choices of one alignment, and the auxiliary module built from them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Design:
         if settings.router.ceiling != "anywhere" and gap_map is None:
             raise UserError(f"ceiling {settings.router.ceiling!r} needs a gap_map")
         self.channels = dict(levels)
-        # Those of kind self depend on the DiT's depth and follow when it is there.
+        # The groups of kind self depend on the DiT's depth: `build` fills them.
         self.groups: dict[str, tuple[str, ...]] = {}
         if settings.groups or settings.kind != "self":
             chosen = settings.groups or default_groups(self._encoder_levels())
@@ -132,7 +132,7 @@ class Design:
         return UniformRouter(count)
 
     def shape(self) -> dict[str, Any]:
-        """What a run and the checkpoint that it goes on from must agree on, as plain values."""
+        """What a run and the checkpoint it resumes must agree on, as plain values."""
         grid = self.settings.grid
         return {
             "kind": self.settings.kind,

@@ -12,7 +12,7 @@ from ahpa_scale import storage, typed_json
 from ahpa_scale.errors import UserError
 from ahpa_scale.method import GapMap
 
-#: Bytes of a map; one of 32 levels, 64 blocks and 100 bins has 4 million.
+#: Most bytes of a map; 32 levels, 64 blocks and 100 bins take 4 million.
 _LIMIT = 64 << 20
 
 
@@ -29,7 +29,7 @@ def read_gap_map(url: str | os.PathLike[str]) -> GapMap:
     """Read a ``recoverability.json`` at a local path or any fsspec URL.
 
     Raises:
-        UserError: there is none, or it is not a whole map of numbers.
+        UserError: there is no file, or it isn't a complete map of numbers.
     """
     try:
         content = storage.read_bytes(url, _LIMIT)
@@ -38,7 +38,7 @@ def read_gap_map(url: str | os.PathLike[str]) -> GapMap:
     told = typed_json.parse_as(_Told, content, f"{url} is not a recoverability map: it", _LIMIT)
     levels, blocks = tuple(told.levels), tuple(told.blocks)
     shape = (len(levels), len(blocks), told.bins)
-    # float32 ends where Python's numbers go on.
+    # A finite Python float can be infinite in float32.
     if 0 not in shape and _has_shape(told.r2_LDT, shape):
         r2_LDT = torch.tensor(told.r2_LDT, dtype=torch.float32)
         if bool(r2_LDT.isfinite().all()):

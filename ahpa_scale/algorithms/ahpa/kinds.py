@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kinds of alignment that one line of YAML chooses between, and what each means unless told
-otherwise.
+"""The kinds of alignment that one line of YAML selects, with their defaults.
 
 Imports nothing heavy: the configuration reads its defaults from here.
 """
@@ -46,7 +45,7 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    # A quarter of the depth: block 7 of XL is the paper's, 3 of B the independent re-run's.
+    # A quarter of the depth: block 7 of XL as in the paper, 3 of B as in the independent re-run.
     "ahpa": Kind(router="dynamic"),
     "uniform": Kind(router="uniform"),
     "scheduled": Kind(router="scheduled"),
@@ -75,23 +74,23 @@ class RouterDefaults:
     prior_weight: float
 
 
-#: The literal router is the paper's bare statement; nothing is added that would hold it up.
+#: The literal router is only what the paper states; nothing is added to stabilise it.
 ROUTERS: dict[str, RouterDefaults] = {
     "standardised": RouterDefaults(floor=0.05, snr_prior=1.0, prior_weight=0.5),
     "literal": RouterDefaults(floor=0.0, snr_prior=0.0, prior_weight=0.0),
-    # Both know the weights they are to reach: nothing walks off, and no prior is needed to hold it.
+    # Both train to known weights: nothing drifts away, so no prior is needed.
     "gap": RouterDefaults(floor=0.05, snr_prior=0.0, prior_weight=0.0),
     "agreement": RouterDefaults(floor=0.05, snr_prior=0.0, prior_weight=0.0),
 }
 
 
 def filled(settings: AlignmentSettings) -> AlignmentSettings:
-    """Settings with the defaults of their kind and of their router's objective, but for the tap,
-    which the DiT's depth will tell.
+    """Settings with the defaults of their kind and of their router's objective filled in. The tap
+    stays as it is: its default depends on the DiT's depth.
 
     Raises:
-        UserError: an unknown kind or objective, both a weight and a gradient ratio, or a router's
-            choice without what it needs.
+        UserError: an unknown kind or objective, both a weight and a gradient ratio, or
+            ``gap_strength`` without the objective ``gap``.
     """
     chosen, router = settings, settings.router
     for what, value, known in (
@@ -120,8 +119,8 @@ def filled(settings: AlignmentSettings) -> AlignmentSettings:
 
 
 def self_groups(depth: int, tap: int) -> dict[str, tuple[str, ...]]:
-    """The groups of kind ``self``: one per block at a half, two thirds and the last but one of the
-    depth, as far as they lie behind the tap; the last block where none does.
+    """The groups of kind ``self``, one per block: those at half and two thirds of the depth and the
+    last but one, if they lie behind the tap; the last block if none does.
 
     Args:
         depth: blocks of the DiT.
@@ -148,7 +147,7 @@ def kind_groups(
         level: for ``single``, the name of a group or of a level.
 
     Raises:
-        UserError: a single level that is neither.
+        UserError: kind ``single`` with a `level` that is neither.
     """
     fixed = KINDS[kind].level
     if fixed is not None:

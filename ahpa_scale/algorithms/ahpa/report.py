@@ -50,7 +50,7 @@ class Reporter:
         if entropy is None:
             return
         logger.log_metrics({"alignment/router_entropy": entropy})
-        # With a floor a router that picks one level still has this much.
+        # With a floor, a router that picks one level still has this much entropy.
         rest = [router.floor] * (router.num_levels - 1)
         least = relative_entropy([[weight] for weight in (1 - sum(rest), *rest)])
         assert least is not None

@@ -48,7 +48,7 @@ class Schedule:
         return 0.5 + 0.5 * math.cos(math.pi * max(0.0, gone / self._fall["length"]))
 
     def begin(self, state: State, ramp: str | None, measured: bool = True) -> None:
-        """Begins the release, for good where it was `measured`."""
+        """Begins the release; a `measured` one is final."""
         length = Time.from_timestring(ramp or "0ba")
         amount, unit = float(length.value), length.unit
         if unit == TimeUnit.DURATION:
@@ -66,7 +66,7 @@ class Schedule:
         return self._fall
 
     def load(self, state: Mapping[str, Any] | None) -> None:
-        """Goes on with a release that a checkpoint was in."""
+        """Goes on with a checkpoint's release."""
         self._fall = None if state is None else dict(state)
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exponential moving average of the weights, whole or sharded as they are.
+"""Exponential moving average of the weights, whole or sharded like them.
 
-`update_ema` is the mathematics; `EMA` decides when, and lends the average to the model.
+`update_ema` is the formula; `EMA` decides when to use it, and lends the average to the model.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class EMA(Algorithm):
     """Keep a moving average of the backbone; evaluate and sample with it.
 
     Args:
-        decay: share of the old average kept per update, in [0, 1); None is 0.9999, or what
-            ``half_life`` makes it.
+        decay: share of the old average kept per update, in [0, 1); None is 0.9999, unless
+            ``half_life`` is given.
         half_life: in place of ``decay``, the time string (samples, batches or epochs) after which a
             value's weight has halved. In samples it means the same for any batch size.
         update_interval: time string between updates.
@@ -93,7 +93,7 @@ class EMA(Algorithm):
         self.shadow: dict[str, Tensor] = {}
         self.updates = 0
         self._clock: float | None = None  # time of the last update, in the half life's unit
-        self._loaded = False  # the averages were read, so the weights must not replace them
+        self._loaded = False  # the averages came from a checkpoint: weights must not replace them
         self._lent: tuple[list[Tensor], list[Tensor]] | None = None  # weights and their copies
         self._shards: Shards | None = None  # where ZeRO keeps the weights
 
@@ -118,7 +118,7 @@ class EMA(Algorithm):
             # loading, so that a sharded checkpoint finds tensors to load into.
             self._bind(state.model)
         elif event == Event.FIT_START:
-            self._take_back(state.model)  # an evaluation that raised has left the averages in
+            self._take_back(state.model)  # a failed evaluation leaves the averages in
             self._bind(state.model)
             self._clock = self._now(state) if self._clock is None else self._clock
         else:
@@ -144,8 +144,8 @@ class EMA(Algorithm):
             self._take_back(model)
 
     def averages(self) -> dict[str, Tensor]:
-        """The present averages by the DiT's own parameter names: the live tensors, which training
-        goes on to move; not to be written to.
+        """The current averages by the DiT's own parameter names: live tensors, which training
+        still changes. Do not write to them.
 
         Raises:
             UserError: there are none yet (before training starts), or none of a DiT.
@@ -161,23 +161,23 @@ class EMA(Algorithm):
 
     def parts(self) -> Mapping[str, Tensor]:
         """The live averages by plain parameter name as they lie on this rank: whole, rows of
-        DTensors, or ZeRO's stretches. Whoever writes to them has :meth:`go_on` follow.
+        DTensors, or ZeRO's stretches. Call :meth:`go_on` after writing to them.
         """
         return self.shadow
 
     def progress(self) -> dict[str, Any]:
-        """Numbers and strings: all but the averages themselves."""
+        """The state without the averages: numbers and strings."""
         return {"updates": self.updates, "clock": self._clock, "clock_unit": self._unit}
 
     def go_on(self, progress: Mapping[str, Any]) -> None:
-        """Takes up what `progress` told, once the averages are in their :meth:`parts`."""
+        """Restores what `progress` gave, once the averages are in :meth:`parts`."""
         self.updates = int(progress["updates"])
         self._clock = progress["clock"] if progress["clock_unit"] == self._unit else None
         self._loaded = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Numbers, strings and the whole averages by plain parameter name: the live tensors, or,
-        where they are sharded, copies on rank 0 and none elsewhere (every rank must call it).
+        """Numbers, strings and the whole averages by plain parameter name: the live tensors,
+        or, if sharded, copies on rank 0 and none elsewhere. Every rank must call it.
         """
         return {**self.progress(), "shadow": whole(self.shadow, self._shards)}
 
@@ -202,7 +202,7 @@ class EMA(Algorithm):
         return "ba" if self.half_life is None else str(self.half_life.unit.value)
 
     def _bind(self, model: nn.Module) -> None:
-        """Give every followed parameter an average on its own device and with its own sharding."""
+        """Give every followed parameter an average on the same device with the same sharding."""
         old, keep = self.shadow, self._loaded or self.updates > 0
         params = tracked_parameters(model, self.exclude)
         self._shards = shards_of(model)

@@ -38,7 +38,7 @@ class Shards(Protocol):
         """This rank's part of a whole tensor."""
 
     def publish(self) -> None:
-        """Has the model compute with the parts as they are now; every rank calls it."""
+        """Makes the model compute with the current parts; every rank calls it."""
 
 
 def shards_of(model: nn.Module) -> Shards | None:
@@ -76,7 +76,7 @@ def reshard(model: nn.Module) -> None:
     """Drop gathered copies of FSDP2 parameters, so that the model holds the shards themselves.
 
     A module may stay gathered after a forward without backward; writing to the shards would then
-    not reach the next forward. Free where nothing is gathered.
+    not reach the next forward. Costs nothing where nothing is gathered.
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):

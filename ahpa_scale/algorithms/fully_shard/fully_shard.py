@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters, gradients, optimizer state and averages sharded over the ranks by torch's
-``fully_shard`` (FSDP2), inside a node only and replicated across nodes (HSDP) where asked for.
+"""Shards parameters, gradients, optimizer state and averages over the ranks by torch's
+``fully_shard`` (FSDP2); HSDP shards inside a node and replicates across nodes.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ REPLICATE, SHARD = "replicate", "shard"
 class FullyShard(Algorithm):
     """Shards a `DiffusionGenerator` with FSDP2 before a checkpoint is loaded.
 
-    Composer's own FSDP2 path is not used: it is reached by an object under one key only (any other
-    spelling trains with DDP and says nothing), overwrites a two-dimensional mesh, and shards
-    containers that have no forward pass. Acting between Composer's ``INIT`` and its loading needs
-    none of its internals: it leaves a model that is sharded already unwrapped.
+    Composer's own FSDP2 path is not used. It needs an object under one exact key (any other
+    spelling silently trains with DDP), overwrites a two-dimensional mesh, and shards containers
+    that have no forward pass. Acting between Composer's ``INIT`` and its loading needs none of its
+    internals: Composer does not wrap a model that is already sharded.
 
     Every block is one group of parameters, so that the next block's weights arrive while one
-    computes; the backbone's other layers are a group, and each attachment is one, in float32.
+    computes. The backbone's other layers are one group. Each attachment is one, in float32.
 
     Args:
         replicate_degree: copies of the sharded model; above 1 this is HSDP, and each set of
@@ -80,8 +80,8 @@ def shard_generator(
 ) -> None:
     """Shards a generator's backbone block by block, and each of its attachments, in place.
 
-    The generator itself stays plain: its backbone is also called directly, by samplers, and must
-    gather its own weights there.
+    The generator itself is not sharded: samplers also call its backbone directly, which must then
+    gather its own weights.
 
     Args:
         generator: has ``dit`` (with ``blocks``, where there are any) and ``attachments``.
@@ -107,8 +107,8 @@ def shard_generator(
 def _start_alike(model: nn.Module) -> None:
     """Gives every rank rank 0's weights and buffers, as DDP and DeepSpeed do.
 
-    Composer seeds each rank differently, so what was attached at ``INIT`` differs between them, and
-    shards of different models would make no model.
+    Composer seeds each rank differently, so modules attached at ``INIT`` differ between ranks, and
+    shards of different models do not make one model.
     """
     for tensor in (*model.parameters(), *model.buffers()):
         dist.broadcast(tensor, src=0)

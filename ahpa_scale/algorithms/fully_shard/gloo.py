@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FSDP2 and HSDP on gloo and the CPU: two faults of torch 2.7.0, mended where they are.
+"""FSDP2 and HSDP on gloo and the CPU: fixes for two faults of torch 2.7.0.
 
-FSDP2 asks its collectives for the mean (``ReduceOp.AVG``). gloo's reduce-scatter takes that for a
-sum and says nothing, so gradients come out too large by the number of ranks, and its all-reduce
-(HSDP) refuses it. FSDP2 has another way already for a backend without a mean (MTIA's): divide, sum,
-divide. It is chosen by a device name and has no option, so the one function that chooses is
-replaced.
+FSDP2 asks its collectives for the mean (``ReduceOp.AVG``). gloo's reduce-scatter silently computes
+the sum instead, so gradients are too large by the number of ranks. Its all-reduce (HSDP) refuses
+the mean. FSDP2 already has another way, for a backend without a mean (MTIA): divide, sum, divide. A
+device name chooses it, and there is no option, so the function that chooses is replaced.
 
-HSDP keeps the tensor that it all-reduces alive until a device event, and insists on the event,
-which a CPU doesn't have. Where there is none, there is nothing to wait for and nothing to keep.
+HSDP keeps its all-reduced tensor alive until a device event, and requires that event. A CPU has no
+events, so there is nothing to wait for and nothing to keep.
 """
 
 from __future__ import annotations
@@ -48,8 +47,6 @@ def _reduce(*args: Any, **kwargs: Any) -> Any:
 
 
 def mend_gloo() -> None:
-    """Makes FSDP2's gradients the mean over ranks on gloo, and HSDP work there; repeats
-    harmlessly.
-    """
+    """Makes FSDP2's gradients the mean over ranks on gloo, and HSDP work there. Safe to repeat."""
     collectives._get_gradient_divide_factors = _divide_factors
     param_group.foreach_reduce = _reduce

@@ -57,7 +57,7 @@ def gradient_norms(groups: Mapping[str, Sequence[nn.Parameter]]) -> dict[str, Te
 
 
 def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """``backbone`` and one group per attachment of a `DiffusionGenerator`, else one of everything.
+    """``backbone`` and one group per attachment of a `DiffusionGenerator`; else one for all.
 
     Sees through DDP.
     """
@@ -80,8 +80,8 @@ class GradClip(Algorithm):
     ``grad_norm/attachments``.
 
     Args:
-        max_norm: bound of the backbone's norm and of each attachment's, above 0; None: only
-            measured.
+        max_norm: bound of the backbone's norm and of each attachment's, above 0; None only
+            measures them.
         log_interval: time string between two logged norms; reading one waits for the device, so it
             is not done for every batch.
 

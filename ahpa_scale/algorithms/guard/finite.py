@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is everything finite? Asked and answered on the device, without the host waiting."""
+"""Checks on the device whether everything is finite, without a host sync."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from ahpa_scale.algorithms.grad_clip import GradClip, gradient_norms, parameter_
 
 @torch.no_grad()
 def nonfinite_flag(numbers: Iterable[Tensor]) -> Tensor:
-    """1.0 where one of some scalars is infinite or not a number, else 0.0: a float32 scalar on
-    their device. No host sync.
+    """1.0 if any of the scalars is infinite or not a number, else 0.0: a float32 scalar on their
+    device. No host sync.
     """
     stacked_N = torch.stack([number.detach().float().reshape(()) for number in numbers])
     return stacked_N.isfinite().all().logical_not().float()
 
 
 def keeps_own_gradients(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether an optimizer measures its gradients and leaves out bad steps by itself, as ZeRO does.
+    """Whether an optimizer measures its gradients and skips bad steps by itself, as ZeRO does.
 
-    The sign is its attribute ``last_norms``: the norms of the step just taken, scalar tensors or
-    numbers, the same on every rank; not finite where the step was left out.
+    Such an optimizer has ``last_norms``: the norms of its last step, scalar tensors or numbers, the
+    same on every rank; not finite where the step was skipped.
     """
     return hasattr(optimizer, "last_norms")
 
 
 def scales_loss(state: State) -> bool:
-    """Whether Composer scales the loss; then its scaler leaves out steps, and looks for the scale
-    by overflowing now and then.
+    """Whether Composer scales the loss. Its scaler then skips steps by itself, and overflows now
+    and then to find the scale.
     """
     return bool(state.precision == Precision.AMP_FP16)
 
 
 def batch_norms(state: State) -> dict[str, Tensor]:
-    """The gradients' norms of this batch by parameter group, as `GradClip` found them, else
-    measured here; empty where others look after the gradients.
+    """This batch's gradient norms by parameter group, from `GradClip` or else measured here; empty
+    where Composer's scaler or the optimizer checks the gradients.
     """
     if scales_loss(state) or any(keeps_own_gradients(one) for one in state.optimizers):
         return {}
@@ -69,7 +69,7 @@ def hold_step(state: State, flag: Tensor) -> None:
     for optimizer in state.optimizers:
         if keeps_own_gradients(optimizer):
             continue
-        # torch's fused SGD takes the flag too, but leaving out its first step so spoils momentum.
+        # Not torch's fused SGD, which takes the flag too: a skipped first step spoils its momentum.
         if isinstance(optimizer, torch.optim.Adam) and _is_fused(optimizer):
             optimizer.found_inf = flag  # type: ignore[attr-defined]
         elif bool(flag):
@@ -77,7 +77,7 @@ def hold_step(state: State, flag: Tensor) -> None:
 
 
 def let_step(state: State) -> None:
-    """Takes the flag off the optimizers again."""
+    """Removes the flag from the optimizers."""
     for optimizer in state.optimizers:
         if "found_inf" in vars(optimizer):
             del optimizer.found_inf

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks at every batch once: bad numbers, loss spikes, the time that is left."""
+"""Checks every batch once: bad numbers, loss spikes, time left."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ class Guard(Algorithm):
     """Keeps bad batches out of the weights, watches the loss, and ends a run in time.
 
     A batch whose loss or gradient norm is not finite, on any rank, changes neither weights nor
-    moments. That is found on the device; the host reads the answer once, at the end of the batch.
-    Give it to the Trainer before `GradClip`, whose norms it then takes over.
+    moments. The device checks that; the host reads the answer once, at the end of the batch. Give
+    it to the Trainer before `GradClip`, so that it can reuse those norms.
 
     Args:
         output_dir: local folder for ``guard.jsonl``; None writes to Python's log alone.
         nonfinite: after such a batch ``skip`` goes on, ``stop`` ends the run, ``rollback`` asks for
-            a restart from the last checkpoint; ``none`` doesn't look.
+            a restart from the last checkpoint; ``none`` doesn't check.
         patience: bad batches in a row after which ``skip`` ends the run as well.
-        spikes: what counts as a loss spike and what follows; None doesn't look.
+        spikes: what counts as a loss spike and what follows; None doesn't check.
         save_folder: folder or URL of the checkpoints; needed by ``rollback``.
-        rollbacks: rollbacks to one checkpoint; the next one ends the run.
-        time_limit: seconds, from the start of the process, after which training ends at the next
-            batch's end as it does at its full length, checkpoint included; rank 0's clock decides.
-        requests: what each rank is asked from outside; all agree on it once a batch, and leave as
-            they do when time is up.
+        rollbacks: rollbacks allowed to one checkpoint; the next one ends the run.
+        time_limit: seconds from the start of the process. Then training ends after the next batch
+            as it does at full length, checkpoint included; rank 0's clock decides.
+        requests: what each rank is asked from outside. All ranks agree on it once a batch, and
+            leave as when time is up.
 
     Raises:
         UserError: an option out of range, or a rollback without a save_folder.
@@ -103,9 +103,9 @@ class Guard(Algorithm):
         )
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Gathers, judges on the device, reads the judgement, acts on it."""
+        """Sums the loss, checks on the device, reads the flags, acts on them."""
         if event == Event.BEFORE_TRAIN_BATCH:
-            self._loss = None  # a batch that ran out of memory begins anew
+            self._loss = None  # a batch that ran out of memory is retried
         elif event == Event.AFTER_LOSS:
             self._gather(state)
         elif event == Event.AFTER_TRAIN_BATCH:
@@ -113,11 +113,11 @@ class Guard(Algorithm):
         elif event == Event.BATCH_END:
             self._act(state, logger)
         elif self._late:
-            # Here and no earlier: it moves the run's length, which others count by until now.
+            # Not earlier: it changes the run's length, which others still use up to here.
             state.stop_training()
 
     def state_dict(self) -> dict[str, Any]:
-        """Rows of bad batches and the losses looked back on: numbers alone."""
+        """Bad batches in a row, and the losses in the spike window: only numbers."""
         spikes = {} if self._watch is None else {"spikes": self._watch.state()}
         return {"bad_in_row": self._bad_in_row, **spikes}
 
@@ -137,14 +137,14 @@ class Guard(Algorithm):
         assert self._loss is not None
         asked = self.requests
         told = (self._out_of_time(), bool(asked and asked.leave), bool(asked and asked.save))
-        # Filled on the device: a tensor of the host's numbers would be copied there.
+        # Filled on the device: a tensor built from host numbers would need a copy.
         flags = [self._loss.new_full((), float(one)) for one in (False, *told)]
         if self.nonfinite != "none":
             norms = batch_norms(state)
             self._norms = norms
             flags[0] = nonfinite_flag([self._loss, *norms.values()])
         self._flags_4 = torch.stack(flags)
-        # One answer for all ranks, for all questions in one message.
+        # All ranks get the same answers, in one message.
         dist.all_reduce(self._flags_4, reduce_operation="MAX")
         if self.nonfinite != "none":
             hold_step(state, self._flags_4[0])
@@ -231,7 +231,7 @@ class Guard(Algorithm):
             raise RunStoppedError(text)
 
     def _losses_by_rank(self) -> list[float | None]:
-        """Sum of the micro-batches' losses on each rank: who it was that had the bad one."""
+        """Sum of the micro-batches' losses on each rank: shows which rank had the bad one."""
         assert self._loss is not None
         gathered: list[float | None] = dist.all_gather_object(finite_or_none(self._loss))
         return gathered
@@ -248,8 +248,8 @@ class Guard(Algorithm):
 
 
 def _total(loss: Any) -> Tensor:
-    """A model's loss, given in any of Composer's forms, as one scalar: a copy, because Composer
-    goes on to scale the very tensor in place.
+    """A model's loss, in any of Composer's forms, as one scalar: a copy, because Composer later
+    scales the same tensor in place.
     """
     if isinstance(loss, Mapping):
         loss = loss["total"] if "total" in loss else tuple(loss.values())
@@ -264,7 +264,7 @@ def _batch(state: State) -> int:
 
 def _samples_of_all_ranks(state: State) -> list[int] | None:
     """``batch["index"]`` of all ranks in order, None where batches have none; waits for the
-    device, so only for a batch that is written down.
+    device, so only called for a batch that is recorded.
     """
     batch = state.batch
     index_B = batch.get("index") if isinstance(batch, Mapping) else None

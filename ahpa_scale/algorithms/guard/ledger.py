@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a guard leaves behind: lines of `guard.jsonl` for people, and the count of rollbacks beside
-the checkpoints, where the next process finds it.
+"""What a guard writes: lines of `guard.jsonl` for people, and the rollbacks so far, beside the
+checkpoints, where the next process finds them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ahpa_scale.log_files import append_line
 
 GUARD_FILE = "guard.jsonl"
 ROLLBACKS_FILE = "rollbacks.json"
-#: Bytes of the latter.
+#: Most bytes of the latter.
 _LIMIT = 1 << 20
 _Batches = list[Annotated[int, Field(strict=True, ge=0)]]
 _log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Journal:
         self.path = None if output_dir is None else Path(output_dir) / GUARD_FILE
 
     def note(self, text: str, record: dict[str, Any]) -> None:
-        """One line in each; whole on disk before it returns, where the disk takes it."""
+        """Writes one line to each; on return it is on disk, if the disk takes it."""
         if dist.get_global_rank() != 0:
             return
         told: dict[str, object] = {
@@ -54,10 +54,10 @@ class Journal:
 
 
 def may_roll_back(state: State, save_folder: str, most: int) -> bool:
-    """Whether the run may go back once more, and if so, notes that it does; for all ranks alike.
+    """Whether the run may roll back once more; if so, notes it. All ranks get the same answer.
 
-    A rollback counts from the checkpoint that it goes back to: at most `most` times training starts
-    again from one and the same checkpoint, so a batch that is bad each time ends the run.
+    Rollbacks count per checkpoint: training restarts at most `most` times from the same checkpoint,
+    so a batch that is bad each time ends the run.
 
     Args:
         state: at the end of the bad batch.
@@ -94,15 +94,15 @@ def _rolled_back(path: str) -> _Batches:
 
 
 def last_saved_batch(state: State) -> int:
-    """Batches trained at the newest checkpoint of this run, once no upload is under way; 0 without
-    one. Every rank must call it.
+    """Batches trained at this run's newest checkpoint; 0 without one. Waits for uploads. Every rank
+    must call it.
     """
     found = 0
     for one in state.callbacks:
         if isinstance(one, CheckpointSaver):
             times = one.all_saved_checkpoints_to_timestamp.values()
             found = max([found, *(int(time.batch.value) for time in times)])
-        elif hasattr(one, "last_saved_batch"):  # ours, which this floor doesn't know
+        elif hasattr(one, "last_saved_batch"):  # our Saver, not imported here
             one.wait()
             found = max(found, one.last_saved_batch)
     return found

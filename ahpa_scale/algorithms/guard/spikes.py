@@ -24,10 +24,10 @@ class Spikes:
 
     Attributes:
         action: ``warn``, ``stop`` or ``rollback``, after `patience` spikes in a row.
-        window: batches that are looked back on; nothing is a spike until it is full.
+        window: past batches to compare with; nothing is a spike until it is full.
         threshold: how far above the median, in robust standard deviations.
         patience: spikes in a row before anything is done; at most half of the window, because more
-            would be its median themselves.
+            spikes would become its median.
 
     Raises:
         UserError: an option out of range.
@@ -52,8 +52,8 @@ class Spikes:
 def spike_level(losses: Sequence[float], threshold: float) -> float:
     """The loss above which the next one is a spike: ``median + threshold * 1.4826 * MAD``.
 
-    MAD is the median absolute deviation. Both hold still as long as fewer than half of the losses
-    are wild, where a mean and a standard deviation would follow the first spike.
+    MAD is the median absolute deviation. Both stay stable while fewer than half of the losses are
+    outliers; a mean and a standard deviation would follow the first spike.
 
     Args:
         losses: finite, at least one.
@@ -61,7 +61,7 @@ def spike_level(losses: Sequence[float], threshold: float) -> float:
     """
     middle = statistics.median(losses)
     spread = statistics.median(abs(loss - middle) for loss in losses)
-    # Losses that are all but equal, as a tiny test set gives, have no spread to measure by.
+    # Almost equal losses, as a tiny test set gives, have no spread to measure by.
     return middle + threshold * max(_NORMAL * spread, 1e-6 * abs(middle))
 
 
@@ -78,7 +78,7 @@ class SpikeWatch:
         self.streak = 0
 
     def see(self, loss: float) -> float | None:
-        """Takes in one batch's loss; those that aren't finite are another guard's business.
+        """Takes in one batch's loss. A loss that isn't finite is ignored: `finite` handles it.
 
         Returns:
             The level that was passed, if this was a spike; else None.
@@ -93,7 +93,7 @@ class SpikeWatch:
         return level if self.streak else None
 
     def due(self) -> bool:
-        """Whether patience has just run out: once per row of spikes."""
+        """Whether patience has just run out: true once per run of spikes."""
         return self.streak == self.rule.patience
 
     def state(self) -> dict[str, Any]:

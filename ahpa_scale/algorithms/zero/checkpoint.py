@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints of a ZeRO run: whole tensors by name, as an unsharded run writes and reads them.
 
-Composer 0.32.1 asks its State for both state dicts and has no idea of ZeRO; the four methods that
-it asks are replaced on the one State that trains so.
+Composer 0.32.1 asks its State for both state dicts and does not know ZeRO. So the four methods that
+it calls are replaced, on the State of this run only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ahpa_scale.errors import UserError
 
 
 def save_as_whole(state: State, partition: Partition) -> None:
-    """Has `state` read and write whole tensors; what it writes is filled on rank 0 only.
+    """Makes `state` read and write whole tensors; on saving, only rank 0 holds them.
 
     Every rank must save and load together.
     """
@@ -64,7 +64,7 @@ def weights(model: nn.Module, partition: Partition) -> dict[str, Any]:
 def load_weights(
     model: nn.Module, partition: Partition, saved: Mapping[str, Any], strict: bool
 ) -> None:
-    """Takes whole weights into the shards.
+    """Copies whole weights into the shards.
 
     Raises:
         UserError: names that don't fit, if `strict`.
@@ -113,7 +113,7 @@ def moments(optimizer: ZeroStep, partition: Partition) -> dict[str, Any]:
 def load_moments(
     optimizer: ZeroStep, partition: Partition, saved: Mapping[str, Any] | None
 ) -> None:
-    """Takes an optimizer's whole state into the shards.
+    """Copies an optimizer's whole state into the shards.
 
     Raises:
         UserError: the checkpoint has no state for one of the parameters.
@@ -142,8 +142,8 @@ def load_moments(
 def _whole_value(partition: Partition, name: str, flat: Tensor, value: Any) -> Any:
     if isinstance(value, Tensor) and value.shape == flat.shape:
         return partition.whole(name, partition.cut(name, value)).cpu()
-    # A copy: parameters of one shard would otherwise share one step count, and whoever loads them
-    # would count it up once for each.
+    # A copy: otherwise the parameters of one shard share one step count, and an optimizer that
+    # loads them counts it up once for each.
     return value.detach().cpu().clone() if isinstance(value, Tensor) else value
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Offloaded state in files on a fast local disk, mapped into memory.
 
-DeepSpeed's own way to NVMe reads and writes through an operator that has to be compiled, and takes
-float32 weights and moments away between steps, so that averages and checkpoints could not read them
-either. A mapped file is a tensor like any other: the kernel writes what has not been used for long,
-and reads it when it is. Linux only, as DeepSpeed is.
+DeepSpeed's own NVMe offload needs a compiled operator. It also takes float32 weights and moments
+away between steps, so averages and checkpoints could not read them. A mapped file is a tensor like
+any other: the kernel writes out what is long unused, and reads it back on use. Linux only, as
+DeepSpeed is.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch import Tensor
 
 from ahpa_scale.errors import UserError
 
-#: Of each parameter that this rank updates: float32 weight, and two moments.
+#: Bytes per parameter that this rank updates: a float32 weight and two moments.
 _BYTES = 12
 
 
 class MappedFiles:
-    """Moves tensors into files without a name: they go when the process goes, however it ends.
+    """Moves tensors into files without a name: they vanish with the process, however it ends.
 
     Args:
         folder: on a local disk; made where it is missing.
@@ -43,13 +43,13 @@ class MappedFiles:
             raise UserError(f"offload_folder {folder}: {error.strerror}") from None
 
     def check_room(self, numel: int) -> None:
-        """Refuses, before anything is trained, a disk that is too small for this node's ranks.
+        """Refuses a disk that is too small for this node's ranks, before training starts.
 
         Args:
             numel: elements that this rank updates.
 
         Raises:
-            UserError: it is.
+            UserError: the disk is too small.
         """
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         wanted, free = ranks * _BYTES * numel, shutil.disk_usage(self.folder).free
@@ -61,24 +61,24 @@ class MappedFiles:
 
     @torch.no_grad()
     def move(self, tensor: Tensor) -> None:
-        """Has a tensor of the host keep its values in a file; all else about it stays.
+        """Moves a host tensor's values into a file; all else about it stays.
 
         Raises:
             OSError: the disk is full.
         """
         numbytes = tensor.numel() * tensor.element_size()
         with tempfile.TemporaryFile(dir=self.folder) as file:
-            # Reserved, because a full disk would otherwise end the process by a signal, some day.
+            # Reserved now: otherwise a disk that fills up later kills the process by a signal.
             os.posix_fallocate(file.fileno(), 0, numbytes)
             path = f"/proc/self/fd/{file.fileno()}"
             storage = torch.UntypedStorage.from_file(path, shared=True, nbytes=numbytes)
-        # torch's stubs know no storage of UntypedStorage.from_file.
+        # torch's stubs don't accept what UntypedStorage.from_file returns.
         empty = torch.empty(0, dtype=tensor.dtype)
         mapped = empty.set_(storage).view(tensor.shape)  # type: ignore[arg-type]
         tensor.data = mapped.copy_(tensor)
 
     def move_state(self, optimizer: torch.optim.Optimizer) -> None:
-        """Moves what an optimizer has made for its steps, where it isn't in a file yet."""
+        """Moves the tensors of an optimizer's state that aren't in a file yet."""
         for entry in optimizer.state.values():
             for value in entry.values():
                 if isinstance(value, Tensor) and value.dim() > 0 and not in_file(value):
@@ -86,7 +86,7 @@ class MappedFiles:
 
 
 def in_file(tensor: Tensor) -> bool:
-    """Whether a tensor's values are those of a mapped file."""
+    """Whether a tensor's values lie in a mapped file."""
     return tensor.untyped_storage().filename is not None
 
 
@@ -95,7 +95,7 @@ def keep_in_files(zero: Any, files: MappedFiles, flats: list[Tensor], parameters
 
     Args:
         zero: the optimizer, configured to offload to the host's memory.
-        files: where to.
+        files: the target.
         flats: its float32 shards.
         parameters: whether weights that compute are offloaded as well (stage 3).
 
@@ -111,11 +111,11 @@ def keep_in_files(zero: Any, files: MappedFiles, flats: list[Tensor], parameters
         files.move(flat)
         if working is None or not (one or parameters):
             continue
-        if one:  # on a CPU what computes and what is updated are the same
+        if one:  # on a CPU the weights that compute are the float32 shards
             working.data = flat.data
         else:
             files.move(working)
-        zero._unflatten_partitioned_parameters(number)  # its parameters are views of it
+        zero._unflatten_partitioned_parameters(number)  # parameters are views of the shard
     if parameters:
         zero.param_groups_fp16_flat_cpu_memory.clear()
     # Stage 3 steps shard by shard, so no more than one shard's new moments are in memory.

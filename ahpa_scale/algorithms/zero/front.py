@@ -12,7 +12,7 @@ from ahpa_scale.algorithms.zero.partition import Partition
 
 
 class ZeroFront(nn.Module):
-    """A module whose forward pass is the engine's; as under DDP the model itself is ``module``.
+    """A module whose forward pass is the engine's; ``module`` is the model itself, as under DDP.
 
     Args:
         model: the model that the engine wraps.
@@ -38,10 +38,10 @@ class ZeroFront(nn.Module):
 
 
 def leave_front_alone() -> None:
-    """Keeps Composer's Trainer from wrapping a `ZeroFront` in DDP; repeats harmlessly.
+    """Keeps Composer's Trainer from wrapping a `ZeroFront` in DDP; safe to repeat.
 
-    Composer 0.32.1 wraps every model that is not FSDP's as soon as there are two ranks. No option
-    or event comes between, so the one function that wraps is replaced in the module that calls it.
+    With two or more ranks, Composer 0.32.1 wraps every model that is not FSDP's. No option or event
+    prevents it, so the wrapping function is replaced in the module that calls it.
     """
     original = composer.trainer.trainer.prepare_ddp_module
     if getattr(original, "knows_zero", False):

@@ -13,7 +13,7 @@ from ahpa_scale.algorithms.zero.scaling import LossScale
 
 
 class ZeroStep(torch.optim.Optimizer):
-    """An optimizer whose groups and state are those that DeepSpeed updates.
+    """An optimizer that shows the groups and state that DeepSpeed updates.
 
     Gradients are clipped group by group, as `GradClip` does: DeepSpeed's one norm over everything
     would let an alignment head's gradient shorten the backbone's step.
@@ -25,12 +25,12 @@ class ZeroStep(torch.optim.Optimizer):
 
     Attributes:
         last_norms: gradient norm of each group before clipping, in the last step: scalar tensors;
-            not finite where DeepSpeed left the step out. Empty where it did so because the loss's
-            scale was too large, which is how a scale is found and no fault of the batch.
+            not finite where DeepSpeed skipped the step. Empty where it skipped because the loss
+            scale was too large: that is how a scale is found, and no fault of the batch.
     """
 
     def __init__(self, engine: Any, stage: int, scale: LossScale | None = None) -> None:
-        # No super().__init__(): the groups are another optimizer's, and stay that one's.
+        # No super().__init__(): the groups belong to the inner optimizer.
         self.engine = engine
         self.scale = scale
         self.last_norms: list[Tensor] = []
@@ -54,7 +54,7 @@ class ZeroStep(torch.optim.Optimizer):
         return defaults
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Nothing: the engine frees gradients after its step and while it reduces them."""
+        """Does nothing: the engine frees gradients after its step and while it reduces them."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -77,8 +77,8 @@ class ZeroStep(torch.optim.Optimizer):
 class _GroupNorms:
     """Has DeepSpeed clip each optimizer group by its own norm.
 
-    DeepSpeed measures every shard by itself, combines all norms, and scales shard by shard by the
-    combined one. Here what it measures is noted, and what it scales by is the group's own.
+    DeepSpeed measures each shard's norm, combines all norms, and scales each shard by the combined
+    one. Here the measured norms are noted, and each shard is scaled by its group's norm.
     """
 
     def __init__(self, zero: Any, stage: int) -> None:
@@ -97,7 +97,7 @@ class _GroupNorms:
     def norms(self) -> list[Tensor]:
         """Norm of each group, infinite where a shard's is not a number."""
         groups = self._group_of_shard()
-        if len(self._measured) != len(groups):  # left out before anything was measured
+        if len(self._measured) != len(groups):  # skipped before anything was measured
             return [torch.tensor(float("inf"))] * (max(groups) + 1)
         return [self._norm(group) for group in range(max(groups) + 1)]
 

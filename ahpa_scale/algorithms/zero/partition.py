@@ -2,7 +2,7 @@
 """This rank's part of every parameter under ZeRO, by name: a view of DeepSpeed's flat shards.
 
 DeepSpeed 0.19.8 keeps float32 shards in flat tensors, one per optimizer group (stages 1 and 2) or
-sub-group (stage 3), in which a parameter's part is a stretch. All knowledge of that layout is here.
+sub-group (stage 3). A parameter's part is a stretch of it. Only this file knows that layout.
 """
 
 from __future__ import annotations
@@ -78,17 +78,17 @@ class Partition:
         return {name: self.cut(name, flats[one.flat]) for name, one in self.stretches.items()}
 
     def cut(self, name: str, flat: Tensor) -> Tensor:
-        """The part of `name` in a flat tensor laid out as its shard is."""
+        """The part of `name` in a flat tensor with the layout of its shard."""
         one = self.stretches[name]
         return flat.detach().narrow(0, one.start, one.numel)
 
     @torch.no_grad()
     def whole(self, name: str, part_n: Tensor) -> Tensor:
-        """The whole tensor of which each rank gives its part; every rank must call it."""
+        """The whole tensor, joined from each rank's part; every rank must call it."""
         one = self.stretches[name]
         whole = torch.zeros(one.shape.numel(), dtype=part_n.dtype, device=self._device)
         whole[one.first : one.first + one.numel].copy_(part_n)
-        dist.all_reduce(whole)  # every element has one owner: zeros are all that is added
+        dist.all_reduce(whole)  # each element has one owner; other ranks add zero
         return whole.view(one.shape)
 
     def part(self, name: str, whole: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class Partition:
 
     def memory(self) -> dict[str, int]:
         """Bytes that this rank holds in memory: ``weights``, ``gradients`` and ``optimizer``
-        (moments, and float32 shards where they are no part of the weights).
+        (moments, and float32 shards where they are not the weights themselves).
         """
         weights, gradients, optimizer = self._held()
         return {
@@ -113,7 +113,7 @@ class Partition:
         return _bytes(one for one in [*weights, *optimizer] if in_file(one))
 
     def _held(self) -> tuple[list[Tensor], list[int], list[Tensor]]:
-        """Weights that compute; numbers of gradients; what the optimizer keeps."""
+        """Weights that compute; gradient counts; tensors that the optimizer keeps."""
         zero, flats = self._optimizer, self.flats
         if self.stage == 3:
             weights = list(zero.fp16_partitioned_groups_flat)
@@ -132,7 +132,7 @@ class Partition:
     def publish(self) -> None:
         """Makes the model compute with the float32 shards as they are now; every rank must call it.
 
-        The last lines of DeepSpeed's own step, which for stage 3 has no door of its own.
+        These are the last lines of DeepSpeed's own step; stage 3 has no function for them.
         """
         zero = self._optimizer
         if self.stage < 3:

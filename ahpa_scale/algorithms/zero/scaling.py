@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dynamic loss scaling for ZeRO in float16, without a word to the Trainer.
+"""Dynamic loss scaling for ZeRO in float16, hidden from the Trainer.
 
-Composer 0.32.1 calls ``backward`` itself and scales a loss only under its own float16 precision,
-which it refuses on the CPU and whose scaler looks for gradients that ZeRO keeps to itself.
-DeepSpeed 0.19.8 would scale by a torch scaler of its own, but insists on being the caller, steps
-and counts once per shard, and clips the gradients before it has unscaled them. So the gradient is
-multiplied here where it starts, in the loss, and DeepSpeed is told what to divide by.
+Composer 0.32.1 calls ``backward`` itself and scales a loss only under its own float16 precision. It
+refuses that precision on the CPU, and its scaler needs gradients that ZeRO keeps to itself.
+DeepSpeed 0.19.8 has a torch scaler of its own, but it must be the caller, steps and counts once per
+shard, and clips gradients before it unscales them. So the gradient is multiplied here, where it
+starts, in the loss, and DeepSpeed is told what to divide by.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 START = 2.0**16
 GROWTH_INTERVAL = 2000
-#: DeepSpeed's own floor. What overflows at 1 is not finite without any scaling.
+#: DeepSpeed's own floor. A gradient that overflows at 1 is not finite without scaling either.
 SMALLEST = 1.0
 
 
@@ -50,10 +50,10 @@ class LossScale:
         return loss
 
     def update(self, overflow: bool) -> bool:
-        """Takes in how a step went.
+        """Adjusts the scale after a step.
 
         Returns:
-            Whether an overflow was the scale's doing: there was one, and the scale could give way.
+            Whether the scale caused an overflow: there was one, and the scale could still shrink.
         """
         if overflow:
             self._sound_in_row = 0
@@ -67,22 +67,22 @@ class LossScale:
         return False
 
     def state_dict(self) -> dict[str, float]:
-        """Numbers alone."""
+        """Only numbers."""
         return {"loss_scale": self.value, "sound_in_row": self._sound_in_row}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Goes on from a checkpoint; keeps what it has where the checkpoint is another engine's."""
+        """Goes on from a checkpoint; keeps its scale if another engine wrote it."""
         self.value = float(state.get("loss_scale", self.value))
         self._sound_in_row = int(state.get("sound_in_row", 0))
 
 
 class _ScaledGradient(torch.autograd.Function):
-    """The identity, whose gradient is multiplied: what is logged stays the loss itself."""
+    """The identity with a multiplied gradient: the logged loss does not change."""
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, scale: float) -> Tensor:
         ctx.scale = scale
-        return loss.clone()  # Composer goes on to weigh the micro-batch in place
+        return loss.clone()  # Composer later weighs the micro-batch's loss in place
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our options, checked, -> the dictionary that DeepSpeed is configured by."""
+"""Our options, checked -> the dictionary that configures DeepSpeed."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class ZeroSettings:
 
     Attributes:
         stage: 1 shards the optimizer's state, 2 gradients as well, 3 parameters as well.
-        bucket: elements that one reduction or gathering takes together.
-        offload: what lies in the host's memory between its uses: ``optimizer`` (moments and float32
-            weights), ``parameters`` as well (stage 3), or None.
-        autocast: type of matrix products, torch.bfloat16, or torch.float16 with the loss's gradient
-            scaled, or None for float32 throughout.
+        bucket: elements per reduction or gathering.
+        offload: what moves to the host's memory between uses: ``optimizer`` (moments and float32
+            weights), ``parameters`` (those as well, stage 3), or None.
+        autocast: type of matrix products: torch.bfloat16, torch.float16 (with loss scaling), or
+            None for float32 throughout.
         low_precision_traffic: send gradients (stage 3: and weights) of matrix products in the
             autocast type; the shards stay float32.
-        offload_folder: where offloaded tensors lie in files that are mapped into memory, on a local
-            NVMe disk, or None for the host's memory alone.
+        offload_folder: folder on a local NVMe disk for memory-mapped files of offloaded tensors;
+            None keeps them in the host's memory.
 
     Raises:
-        UserError: an option out of range, or one that this stage has no use for.
+        UserError: an option out of range, or one that this stage can't use.
     """
 
     stage: int = 2
@@ -65,10 +65,10 @@ class ZeroSettings:
     def deepspeed(self, max_norm: float | None) -> dict[str, Any]:
         """DeepSpeed's configuration.
 
-        Composer owns micro-batches and calls ``backward`` itself, so DeepSpeed is told of one
-        micro-batch per step and of a caller who says when the step is: only so do gradients come
-        out at exactly their size (with its own accumulation they are divided once more). What has a
-        default that would change a result is written out.
+        Composer owns micro-batches and calls ``backward`` itself. So DeepSpeed is told that a step
+        has one micro-batch and that the caller decides when to step; its own accumulation would
+        divide the gradients once more. Options whose defaults would change a result are written
+        out.
         """
         zero: dict[str, Any] = {
             "stage": self.stage,
@@ -77,7 +77,7 @@ class ZeroSettings:
             "contiguous_gradients": True,
         }
         if self.stage == 3:
-            # It would replace torch's linear function by one that rounds otherwise under autocast.
+            # It would replace torch's linear by one that rounds differently under autocast.
             zero["memory_efficient_linear"] = False
             zero["stage3_prefetch_bucket_size"] = self.bucket
         else:
@@ -89,7 +89,7 @@ class ZeroSettings:
             "managed_gradient_accumulation": False,
             "gradient_clipping": max_norm or 0.0,
             "steps_per_print": 2**31,
-            # Any torch optimizer, and no replacement of it where it is offloaded.
+            # Allow any torch optimizer, and do not replace it where it is offloaded.
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "zero_optimization": zero,
@@ -101,14 +101,14 @@ class ZeroSettings:
             return {}
         autocast: dict[str, Any] = {"enabled": True, "dtype": str(self.autocast).split(".")[1]}
         if not self.low_precision_traffic:
-            # By default the weights of linear layers and convolutions are "safe" to be sent in it.
+            # DeepSpeed's default sends weights of linear layers and convolutions in this type.
             autocast["lower_precision_safe_modules"] = []
         return {"torch_autocast": autocast}
 
     def _offload(self) -> dict[str, Any]:
         if self.offload is None:
             return {}
-        # What is pinned can't go to a disk.
+        # Pinned memory can't be moved to a disk.
         pin = torch.cuda.is_available() and self.offload_folder is None
         place: dict[str, Any] = {"device": "cpu", "pin_memory": pin}
         chosen = {"offload_optimizer": place}

@@ -29,23 +29,23 @@ from ahpa_scale.errors import UserError
 class ZeRO(Algorithm):
     """Shards training by DeepSpeed ZeRO, which left Composer in 0.28.
 
-    After everything is attached and before anything is loaded, the model is handed to a DeepSpeed
-    engine, which then stands in ``state.model`` where DDP's wrapper would. Composer goes on to own
-    batches, micro-batches, schedulers, events and ``backward``. Checkpoints hold whole tensors by
-    name, as those of an unsharded run do.
+    After everything is attached and before anything is loaded, the model goes to a DeepSpeed
+    engine, which takes the place of DDP's wrapper in ``state.model``. Composer still owns batches,
+    micro-batches, schedulers, events and ``backward``. Checkpoints hold whole tensors by name, as
+    in an unsharded run.
 
     Args:
         settings: stage and options.
         max_norm: bound of the gradient norm of each optimizer group, or None; DeepSpeed keeps
-            ZeRO's gradients to itself, so `GradClip` can't.
+            ZeRO's gradients to itself, so `GradClip` can't clip them.
         log_interval: time string between logged norms, as `GradClip` logs them.
 
     Attributes:
-        scale: of the loss's gradient under float16, else None; part of the checkpoint.
+        scale: the loss scale under float16, else None; part of the checkpoint.
 
     Raises:
-        UserError: on ``BEFORE_LOAD``: no process group, a precision that Composer would scale the
-            loss for, or an offload folder that can't be written to or is too small.
+        UserError: on ``BEFORE_LOAD``: no process group, a precision for which Composer scales
+            the loss, or an offload folder that can't be written to or is too small.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class ZeRO(Algorithm):
             log_norms(dict(zip(self._names, optimizer.last_norms, strict=True)), logger)
 
     def state_dict(self) -> dict[str, Any]:
-        """The scale of the loss, where there is one: numbers alone."""
+        """The loss scale, if there is one: only numbers."""
         return {} if self.scale is None else dict(self.scale.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -125,30 +125,30 @@ class ZeRO(Algorithm):
 def _initialize(
     model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any], on_cpu: bool
 ) -> Any:
-    # Imported here: it takes seconds, and looks for compilers and devices.
+    # Imported here: the import takes seconds and looks for compilers and devices.
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if "torch._inductor" not in sys.modules:
-        # DeepSpeed's optimizers that nobody asked for would start compilers, a process per rank.
+        # DeepSpeed's unused optimizers would start a compiler process on each rank.
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     import deepspeed
 
     if on_cpu:
-        # For ranks of one host it would first compile a kernel that does what gloo does.
+        # For ranks on one host DeepSpeed would first compile a kernel that does what gloo does.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-    # Its scaler for float16 comes to every later engine of the process as well; see `scaling`.
+    # DeepSpeed gives its float16 scaler to every later engine of the process too; see `scaling`.
     engine.optimizer.torch_autocast_gradscaler = None
     _share_float32_shards(engine.optimizer)
     return engine
 
 
 def _share_float32_shards(zero: Any) -> None:
-    """Has stage 3 keep its float32 shards once.
+    """Makes stage 3 keep its float32 shards once.
 
-    DeepSpeed means to let the shards that compute and those that are updated be the same where both
-    are float32 on one device, but compares a device with its name (0.19.8) and so copies them.
+    Where both are float32 on one device, DeepSpeed wants one copy of the shards for computing and
+    updating. But version 0.19.8 compares a device with its name, and so keeps two.
     """
     for working, master in zip(
         getattr(zero, "fp16_partitioned_groups_flat", ()),
@@ -165,7 +165,7 @@ def _group_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str
     """What each optimizer group holds: the backbone, or which attachment.
 
     Raises:
-        UserError: a group mixes them, so that they could not be clipped apart.
+        UserError: a group mixes them, so they could not be clipped separately.
     """
     owner = {p: name for name, group in parameter_groups(model).items() for p in group}
     names = []

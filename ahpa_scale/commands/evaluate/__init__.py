@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ahpa-scale evaluate`: figures of a run's checkpoints, beside its training or after it."""
+"""`ahpa-scale evaluate`: measures a run's checkpoints, during its training or after it."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `ahpa-scale evaluate`. Heavy imports wait inside it."""
+"""The command `ahpa-scale evaluate`. Heavy imports are inside it."""
 
 from __future__ import annotations
 

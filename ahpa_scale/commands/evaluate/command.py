@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The work of `ahpa-scale evaluate`: checkpoints as they come, a row for each."""
+"""The work of `ahpa-scale evaluate`: evaluates checkpoints as they come, and adds their rows."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ Say = Callable[[str], None]
 
 
 class CutShortError(RuntimeError):
-    """A disk failed on the way: the same command goes on from the rows there are."""
+    """A disk failed on the way: the same command goes on from the existing rows."""
 
 
 def evaluate(wanted: Evaluation, say: Say, tell: Say) -> Rows:
     """Evaluates the checkpoints that have no row yet.
 
     Args:
-        wanted: what and how.
+        wanted: what to evaluate, and how.
         say: prints a line of the table.
         tell: prints a warning, or what is being waited for.
 
     Returns:
-        All rows, those of before included.
+        All rows, earlier ones included.
 
     Raises:
-        UserError: bad input, or not one checkpoint is whole.
+        UserError: bad input, or no checkpoint is whole.
         OSError: a file that isn't there, or a folder that can't be written to.
         UnreachableError: a store does not answer.
         CutShortError: a disk fails on the way.
@@ -77,7 +77,7 @@ def evaluate(wanted: Evaluation, say: Say, tell: Say) -> Rows:
 
 
 def _first_look(wanted: Evaluation, tell: Say) -> tuple[DatasetCard, Rows]:
-    """The held-out data's card and the rows of before, once every place has been looked at."""
+    """Checks every place; returns the held-out data's card and the earlier rows."""
     url = wanted.checkpoints
     card = read_card(wanted.data)
     if card.kind != "latents":
@@ -110,13 +110,13 @@ class _Work:
         self._settings: Settings = {}
         self._real: RealPictures | None = None
         self._inception: Inception | None = None
-        if wanted.inception is not None:  # a file that is none is told at once
+        if wanted.inception is not None:  # reports a wrong file at once
             self._inception = Inception(wanted.inception, torch.device(wanted.device))
         self._table = Table()
         self._duration: str | None = None
 
     def run(self) -> None:
-        """To the last checkpoint."""
+        """Works until the last checkpoint."""
         wanted, pace = self._wanted, None
         if wanted.follow:
             pace = Pace(wanted.poll_seconds, wanted.idle_seconds, self._is_last)
@@ -142,12 +142,12 @@ class _Work:
         return one.manifest is None or not self._rows.holds(one.manifest)
 
     def _is_last(self, newest: Found) -> bool:
-        """Whether the run, or what was asked for, ends with this checkpoint."""
+        """Whether this checkpoint is the run's last one, or that of --until."""
         batches = self._wanted.last_batch
         if batches is not None and newest.batch >= batches:
             return True
         told = newest.manifest
-        # It may have been made longer since; and the last one's manifest may be damaged.
+        # The run may have been made longer since; and this manifest may be damaged.
         self._duration = told.config.get("max_duration") if told else self._duration
         if self._duration is None:
             return False
@@ -158,7 +158,7 @@ class _Work:
         return reached.get(unit, -1) >= value
 
     def _prepared(self, one: Found) -> Subject:
-        """All that can be refused is, before a checkpoint is copied."""
+        """Makes all checks that can refuse something, before a checkpoint is copied."""
         config = told_config(one)
         if config is None:
             raise UserError(f"{one.url} does not tell its configuration: no model can be made")
@@ -181,7 +181,7 @@ class _Work:
             kind = chosen_kind(folder, subject.kind)
             subject.take(backbone_of(read_weights(folder, kind)), one.url)
         except CheckpointError as error:
-            if content.overtaken(one):  # a local one is read where it lies
+            if content.overtaken(one):  # a local one is read in place
                 return
             raise CheckpointError(f"{one.url}: {error}") from None
         row: Row = {
@@ -222,7 +222,7 @@ class _Work:
 
 
 class Table:
-    """Rows as people read them, one by one as they come."""
+    """Formats rows for people, one by one as they come."""
 
     _WIDTHS: ClassVar = {
         "name": 10,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One run's model, and the figures of whatever weights are put into it.
+"""One run's model, and measurements of the weights that are put into it.
 
 Shapes: N generated pictures, B batch, S the picture's side.
 """
@@ -49,7 +49,7 @@ _FIRST_CLASSES = 8
 
 
 class Decoder:
-    """The VAE in float32, whatever the model runs in: its rounding would count as the model's."""
+    """The VAE in float32, whatever the model runs in: its rounding would count as model error."""
 
     def __init__(self, vae: FrozenVAE) -> None:
         self._vae = vae
@@ -64,11 +64,11 @@ class Subject:
     """What all checkpoints of a run have in common.
 
     Args:
-        wanted: what the command was told.
-        config: the run's.
-        card: of the held-out data.
-        told: what the checkpoint tells of the run's own data; None where it doesn't.
-        before: settings of rows that are there already; what the command was not told is theirs.
+        wanted: the command's options.
+        config: the run's configuration.
+        card: card of the held-out data.
+        told: the checkpoint's facts about the run's own data; None if it has none.
+        before: settings of existing rows; they fill in options that were not given.
         room: local folder for copies of the data.
         tell: prints a line for people.
 
@@ -128,7 +128,7 @@ class Subject:
         """Builds the model and opens the data: the slow part, once all is known to fit.
 
         Raises:
-            UserError: the VAE isn't there, or is another one than the data's.
+            UserError: the VAE isn't there, or is not the one of the data.
         """
         device = torch.device(self._wanted.device)
         vae = FrozenVAE.from_pretrained(self._config.vae.path)
@@ -169,7 +169,7 @@ class Subject:
         return image_grid(images_B3SS, columns, [names[label] for label in self._classes])
 
     def real(self, inception: Inception) -> RealPictures:
-        """What all checkpoints' pictures are compared with."""
+        """The real pictures that those of all checkpoints are compared with."""
         if self._real is None:
             assert self._wanted.reference_statistics is not None
             return read_statistics(self._wanted.reference_statistics)
@@ -182,7 +182,7 @@ class Subject:
         return real
 
     def features(self, inception: Inception) -> Tensor:
-        """Inception's, float32 [N, F], of generated pictures, as many of each class."""
+        """Inception's features, float32 [N, F], of generated pictures, equally many per class."""
         return inception.features(self._generated())
 
     def _generated(self) -> Iterator[Tensor]:
@@ -192,7 +192,7 @@ class Subject:
         batches = sample_batches(*self._drawn_by(), labels_N, **self._sampler())
         with self._bar(total, "samples") as bar:
             while True:
-                # Left before each yield: what is done with the pictures keeps its own precision.
+                # Left before each yield, so that the caller keeps its own precision.
                 with self._precision():
                     images_B3SS = next(batches, None)
                 if images_B3SS is None:
@@ -201,7 +201,7 @@ class Subject:
                 bar.update(len(images_B3SS))
 
     def _held_out(self) -> Iterator[Mapping[str, Tensor]]:
-        """The first pictures in order: a preparation has shuffled them already."""
+        """The first pictures in order: `prepare` has shuffled them already."""
         left = self._pictures
         with self._bar(left, "held-out loss") as bar:
             for batch in self._loader:
@@ -230,7 +230,7 @@ class Subject:
         return {**options, "batch_size": self._wanted.batch_size}
 
     def _precision(self) -> AbstractContextManager[None]:
-        """As in training: bfloat16 on GPUs. On a CPU the measures do so themselves."""
+        """As in training: bfloat16 on GPUs. On a CPU the measurements choose their own."""
         kind = torch.device(self._wanted.device).type
         return torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda")
 
@@ -248,7 +248,7 @@ def _kind(config: Config, wanted: Evaluation, before: Settings | None) -> Kind:
 
 
 def _as_told(config: Config, wanted: Evaluation, before: Settings | None) -> Config:
-    """The run's configuration, its samples drawn as the command says, or as rows before were."""
+    """The run's configuration, with the sampling that the command or the earlier rows ask for."""
     known = (
         {} if before is None else {n: before[n] for n in (*_SAMPLING, "classes", "num_per_class")}
     )

@@ -25,7 +25,7 @@ _Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
 class _Settings(BaseModel):
-    """Those that a later call of the command takes over; the others are compared only."""
+    """Settings that a later call of the command takes over; the others are only compared."""
 
     model_config = {**typed_json.STRICT, "extra": "ignore"}
 
@@ -43,7 +43,7 @@ class _Settings(BaseModel):
 
 
 class _Row(BaseModel):
-    """What is read of a row: to find its checkpoint, to be compared, to be drawn."""
+    """The parts of a row that are read: to find its checkpoint, to compare and to draw."""
 
     model_config = {**typed_json.STRICT, "extra": "ignore"}
 
@@ -64,7 +64,7 @@ class Rows:
         out: the folder or URL; the file need not be there.
 
     Raises:
-        UserError: the file is there, and is none of this command's.
+        UserError: the file exists, and this command did not write it.
         OSError: the store can't be reached.
     """
 
@@ -86,15 +86,15 @@ class Rows:
         return next((row["settings"] for row in self), None)
 
     def holds(self, manifest: Manifest) -> bool:
-        """Whether there is a row of this very checkpoint: one that was saved anew since is not."""
+        """Whether there is a row of exactly this checkpoint: one saved again since is another."""
         row = self._rows.get(manifest.batch)
         return row is not None and row["checkpoint"] == checkpoint_digest(manifest)
 
     def check(self, settings: Settings) -> None:
-        """Refuse to put rows beside others that can't be compared with them.
+        """Refuse to add rows to others that can't be compared with them.
 
         Raises:
-            UserError: naming the first setting that differs.
+            UserError: it names the first setting that differs.
         """
         before = self.settings
         if before is None or before == settings:
@@ -107,12 +107,12 @@ class Rows:
         )
 
     def add(self, row: Row) -> None:
-        """Put a row in its place, or in that of an earlier one of the same batch.
+        """Add a row in its place; it replaces an earlier one of the same batch.
 
         Raises:
             OSError: the disk or the store refused.
         """
-        # Another process may have come between; what it has written stays.
+        # Another process may have written meanwhile; its rows stay.
         self._read()
         self._rows[row["batch"]] = row
         text = b"".join(encode_row(one) for one in self)
@@ -145,12 +145,12 @@ def _check_row(row: Any, place: str) -> None:
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:
-    """Tells settings apart."""
+    """A hash that identifies settings."""
     return _digest(json.dumps(settings, sort_keys=True))
 
 
 def checkpoint_digest(manifest: Manifest) -> str:
-    """Tells a checkpoint from another of the same batch, wherever it lies."""
+    """A hash that tells checkpoints of the same batch apart, wherever they are stored."""
     return _digest(manifest.to_json())
 
 

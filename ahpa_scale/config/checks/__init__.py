@@ -1,4 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a configuration can work, before anything starts: alone, with its engine, its levels, its
-data and its folders. Free of torch.
+"""Checks before anything starts whether a configuration can work: by itself, and with its engine,
+its levels, its data and its folders. Free of torch.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys of the alignment section that speak of groups, or that need one another."""
+"""Checks of alignment keys that refer to groups, or that need one another."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ahpa_scale.level_names import is_self_level
 
 
 def check_remedies(config: Config, groups: Mapping[str, Sequence[str]] | None) -> None:
-    """Check blocks and grids per group, whitening, and what the router is trained to.
+    """Check blocks and grids per group, whitening, the window, and the router's ceiling.
 
     Args:
         config: the configuration.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration against the data set that it names: what would otherwise fail, or train
+"""Checks the configuration against its data set. Such mistakes would otherwise fail, or train
 nonsense, much later.
 """
 
@@ -30,7 +30,7 @@ from ahpa_scale.models.vae_config import (
 if TYPE_CHECKING:
     from ahpa_scale.data.card import DatasetCard
 
-#: Stands in the shipped YAMLs where only the user knows the name.
+#: In the shipped YAMLs, in place of a name that only the user knows.
 PLACEHOLDER = "YOUR-BUCKET"
 
 
@@ -38,7 +38,7 @@ def read_data_card(config: Config) -> DatasetCard:
     """Read the card of the data set that `config` names, from its store if it has one.
 
     Raises:
-        ConfigError: there is no whole data set; the line says how to prepare one.
+        ConfigError: there is no whole data set; the message says how to prepare one.
     """
     from ahpa_scale.data.card import read_card
 
@@ -53,10 +53,10 @@ def read_data_card(config: Config) -> DatasetCard:
 
 
 def check_placeholders(config: Config) -> None:
-    """Refuse the names of places that only the user knows.
+    """Refuse places that still have the placeholder of the shipped YAMLs.
 
     Raises:
-        ConfigError: one still stands there.
+        ConfigError: one has it.
     """
     places = {
         "data.local": config.data.local,
@@ -69,8 +69,8 @@ def check_placeholders(config: Config) -> None:
 
 
 def check_data(config: Config, card: DatasetCard) -> None:
-    """Check a configuration against its data set's card. The VAE's weights are for
-    `check_vae_weights`, once it is loaded.
+    """Check a configuration against its data set's card. `check_vae_weights` checks the VAE's
+    weights, once it is loaded.
 
     Raises:
         ConfigError: the first mismatch found.

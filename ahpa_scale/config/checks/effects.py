@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No option is accepted and ignored: a key that would have no effect beside the others is refused.
+"""Refuses a key that would have no effect beside the others: no option is accepted and ignored.
 
-One case is told apart: a switch on the command line, such as ``alignment.kind=none``, idles keys of
-the file. These go back to their defaults, so that a baseline is one override away and the saved
+There is one exception: a switch on the command line, such as ``alignment.kind=none``, makes keys of
+the file idle. These go back to their defaults. So a baseline needs only one override, and the saved
 configuration says what was really used.
 """
 
@@ -35,9 +35,9 @@ class Idle:
     """A key, or a whole section, without effect in a run.
 
     Attributes:
-        key: dotted.
-        switch: the key that idles it.
-        why: in words.
+        key: dotted key.
+        switch: the key that makes it idle.
+        why: the reason in words.
     """
 
     key: str
@@ -50,10 +50,10 @@ class Idle:
 
 
 def settle_effects(config: Config) -> Config:
-    """Refuse keys that would do nothing; reset those of the file that the command line idled.
+    """Refuse keys that would do nothing; reset keys of the file that the command line made idle.
 
     Raises:
-        ConfigError: naming the key and what it would need.
+        ConfigError: it names the key and why it would do nothing.
     """
     rules = list(_idle(config))
     for key, value, default in _leaves(config):
@@ -105,7 +105,7 @@ def _idle(config: Config) -> Iterator[Idle]:
     if not config.watch.enabled:
         names, why = ["silence", "port"], "watch.enabled is false"
         if config.logging.metrics_port is None:
-            names.append("hang")  # /healthz goes by it
+            names.append("hang")  # /healthz uses it
         yield from (Idle(f"watch.{name}", "watch.enabled", why) for name in names)
     if not config.logging.wandb:
         yield Idle("logging.wandb_project", "logging.wandb", "logging.wandb is false")

@@ -11,7 +11,7 @@ from ahpa_scale.config.errors import ConfigError
 from ahpa_scale.config.schema import Config
 from ahpa_scale.config.schema.parallelism import SHARDED_BY_TORCH, SHARDED_BY_ZERO
 
-#: A key without effect beside another, and why: key, switch, reason.
+#: A key without effect, the key that makes it idle, and the reason.
 Idle = tuple[str, str, str]
 
 
@@ -19,7 +19,7 @@ def world_size() -> int:
     """Number of processes that the launcher has announced.
 
     Raises:
-        ConfigError: it announced something else.
+        ConfigError: it announced no whole number of at least 1.
     """
     return _announced("WORLD_SIZE", 1)
 
@@ -43,7 +43,7 @@ def check_engine(config: Config, depth: int) -> None:
 
 
 def idle_keys(config: Config) -> Iterator[Idle]:
-    """Keys of the section that its engine has no use for."""
+    """Keys of the section that its engine does not use."""
     chosen = config.parallelism
     owners = {
         "replicate_degree": ("hsdp",),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folders and stores that a run writes to, tried before anything is built."""
+"""Tries the folders and stores that a run writes to, before anything is built."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ahpa_scale.errors import UserError
 from ahpa_scale.unreachable import UnreachableError
 from ahpa_scale.writable import try_to_write
 
-#: Bytes of a socket's path on Linux, and of "/pymp-12345678/listener-12345678" below TMPDIR.
+#: Most bytes of a socket's path on Linux; bytes of "/pymp-12345678/listener-12345678" below TMPDIR.
 _SOCKET_PATH, _SOCKET_NAME = 107, 32
 
 
@@ -23,8 +23,8 @@ def check_folders(config: Config) -> None:
     """Writes to every place that the run will write to, from this host. Nothing is left there.
 
     Raises:
-        ConfigError: a place that nobody has named yet.
-        HostError: a place takes nothing, or TMPDIR's name is too long for loaders' workers.
+        ConfigError: a place still has the placeholder of the shipped YAMLs.
+        HostError: a place can't be written to, or TMPDIR is too long for loaders' workers.
         UnreachableError: a store does not answer.
     """
     check_placeholders(config)
@@ -43,13 +43,13 @@ def check_folders(config: Config) -> None:
 
 
 def _written(config: Config) -> Iterator[tuple[str, str]]:
-    """Keys and what they name."""
+    """Keys and the places that they name."""
     yield "output_dir", config.output_dir
     saved = config.checkpoint.save_folder
     if saved is not None:
         yield "checkpoint.save_folder", saved
         if storage.is_remote(saved):
-            # Files lie there on their way to the store.
+            # Files wait there before their upload to the store.
             yield "TMPDIR", _spool()
     if config.data.remote is not None:
         yield "data.local", str(config.data.local)
@@ -73,5 +73,5 @@ def _check_socket_paths() -> None:
 def _spool() -> str:
     try:
         return tempfile.gettempdir()
-    except FileNotFoundError:  # it has tried some, and not one takes a file
+    except FileNotFoundError:  # no candidate takes a file
         return os.environ.get("TMPDIR", "/tmp")

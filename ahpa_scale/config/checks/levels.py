@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which targets the alignment section names: levels and groups, checked against what the VAE
-has.
+"""Finds the levels and groups that the alignment section names, and checks them against the
+VAE.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def alignment_groups(config: Config, available: Sequence[str]) -> Groups:
 
 
 def stored_levels(groups: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """The levels of `groups` that a data set's columns or a VAE must bring, each once."""
+    """The levels of `groups` that a data set's columns or a VAE must provide, each once."""
     named = dict.fromkeys(level for levels in groups.values() for level in levels)
     return tuple(level for level in named if level != LATENT and not is_self_level(level))
 
@@ -65,7 +65,7 @@ def _groups(config: Config, available: Sequence[str]) -> Groups:
     levels = chosen.levels or available
     own = [level for level in levels if is_self_level(level)]
     others = [level for level in levels if level not in own]
-    # Two blocks are no finer and coarser halves of one thing, as neighbouring encoder levels are.
+    # Neighbouring encoder levels belong together in a group; blocks of the model do not.
     return {**(default_groups(others) if others else {}), **{level: (level,) for level in own}}
 
 
@@ -98,7 +98,7 @@ def check_level_names(config: Config, available: Sequence[str] | None) -> None:
     _check_groups(config, available)
     if kind == "single":
         _check_single(config, available)
-    # A VAE that is not known yet leaves only the groups of kind self known.
+    # While the VAE is unknown, only the groups of kind self are known.
     if available is None and kind != "self":
         return
     groups = _groups(config, available or ())
@@ -191,7 +191,7 @@ def _check_names(
     available: Sequence[str] | None,
     listed: Sequence[str] | None = None,
 ) -> None:
-    """Every name must be in alignment.levels, where that is given, else be a level that exists."""
+    """Every name must be in alignment.levels, if that is listed, else be an existing level."""
     for name in filter(is_self_level, names):
         check_block(config, key, name)
     options = listed
@@ -217,7 +217,7 @@ def _check_external(config: Config, key: str, names: Sequence[str]) -> None:
 def _check_order(
     config: Config, key: str, names: Sequence[str], available: Sequence[str] | None
 ) -> None:
-    """The SNR prior and the schedule read the order: fine to coarse."""
+    """The SNR prior and the schedule rely on the order from fine to coarse."""
     places = [available.index(name) for name in names if name in available] if available else []
     if places != sorted(places):
         raise _error(config, key, "must run from fine to coarse, as the encoder does")

@@ -23,7 +23,7 @@ def aligns_own_blocks(alignment: Alignment) -> bool:
 
 
 def check_block(config: Config, key: str, level: str) -> None:
-    """Check that a name that begins as a self level does names a block.
+    """Check that a self level names an existing block.
 
     Raises:
         ConfigError: it does not.
@@ -61,7 +61,7 @@ def check_self_groups(config: Config, groups: Mapping[str, Sequence[str]]) -> No
 
 
 def tap_of(config: Config, group: str) -> int:
-    """The block that a group aligns, its default filled in."""
+    """The block that a group aligns: as configured, or the kind's default."""
     tap, kind = config.alignment.tap, config.alignment.kind
     if isinstance(tap, dict):
         tap = tap.get(group)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the schema alone can't see: keys that must fit one another, the machine, the VAE and the
+"""Checks that the schema alone can't make: keys must fit one another, the machine, the VAE and the
 data set.
 
 `check_static` reads nothing but the configuration, the environment and a local VAE's config.json;
@@ -59,7 +59,7 @@ def geometry(config: Config) -> DiTGeometry:
     try:
         return model.geometry()
     except UserError as error:
-        # What the name alone allows, a number beside it has spoilt.
+        # If the name alone is valid, the width or heads beside it is wrong.
         given = [name for name in ("width", "heads") if getattr(model, name) is not None]
         try:
             resolve_geometry(model.name, input_size=model.input_size)
@@ -219,7 +219,7 @@ def _check_vae(config: Config) -> None:
         problem = f"{config.vae.path!r} is neither a folder here nor a hub id; {hint}"
         raise config_error(config, "vae.path", problem)
     if vae is None:
-        # A hub id that this version has never heard of: check_data compares with the card instead.
+        # A hub id that this version does not know: check_data compares with the card instead.
         check_level_names(config, None)
         check_remedies(config, None)
         return

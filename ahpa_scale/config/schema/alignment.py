@@ -30,7 +30,7 @@ def _block(value: Any) -> int | dict[str, int]:
 
 
 _Count = Annotated[int, Field(ge=1)]
-# A union would name each of its branches in an error; one validator names the key.
+# Errors of a union would name each of its branches; one validator names only the key.
 Block = Annotated[
     int | dict[str, int],
     PlainValidator(_block, json_schema_input_type=_Count | dict[str, _Count]),

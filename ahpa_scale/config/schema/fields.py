@@ -111,11 +111,11 @@ def _name(text: str) -> str:
 TotalTime = Annotated[str, AfterValidator(_time(("ep", "ba", "sp"), zero=False))]
 """How long a run takes."""
 HalfLife = TotalTime
-"""A stretch of training that can't be a share of it."""
+"""A stretch of training; it can't be a share of the run."""
 Interval = TotalTime
-"""Every so often."""
+"""How often something is done."""
 BatchInterval = Annotated[str, AfterValidator(_time(("ba",), zero=False))]
-"""Every so many batches."""
+"""How often something is done, in batches."""
 Moment = Annotated[str, AfterValidator(_time(("ep", "ba", "sp", "dur"), zero=True))]
 """A point of the run, counted from its start."""
 Duration = Annotated[str, AfterValidator(_duration)]

@@ -65,9 +65,9 @@ class Config(Section):
     sampling: Sampling = Field(Sampling(), description="Sample grids.")
     watch: Watch = Field(Watch(), description="Watch over the ranks.")
 
-    # Where each key was written, so that a check made later can still say so.
+    # Where each key was written, so that later checks can still say so.
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
-    # Values with ${...}, by their place, as they stood before they were resolved.
+    # Values with ${...}, by their place, as written before they were resolved.
     _written: dict[tuple[Any, ...], str] = PrivateAttr(default_factory=dict)
 
     def source_of(self, key: str) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How it is trained and watched: optimizer, EMA, checkpoints, logging, sample grids."""
+"""How a run is trained and watched: optimizer, EMA, checkpoints, logging, sample grids."""
 
 from __future__ import annotations
 
