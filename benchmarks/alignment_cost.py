@@ -3,9 +3,9 @@
 
     python benchmarks/alignment_cost.py --model B/2 --input-size 32 --batch-size 32
 
-All variants take turns step by step in one process, so that a busy machine slows them alike; the
+All variants take turns step by step in one process, so that a busy machine slows all of them; the
 ratio is taken round by round. Targets are random: with cached priors the cost does not depend on
-them. The gradient of the whole, the clipping and the optimizer's step are included.
+them. The whole backward pass, the clipping and the optimizer's step are included.
 
 Legend: B batch, C channels, H W latent sides, g token grid.
 """

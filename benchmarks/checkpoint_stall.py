@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         proxy = stack.enter_context(proxy_process(server.endpoint))
         os.environ.update({**server.environment, "S3_ENDPOINT_URL": proxy.url})
         for number in range(given.rounds):
-            # Each kind takes each place in a round, as a busy machine gets busier or less so.
+            # Each kind takes each place in a round, because the machine's load changes over time.
             turn = number % len(KINDS)
             timed = {}
             for kind in (*KINDS[turn:], *KINDS[:turn]):
@@ -90,13 +90,13 @@ class Timed:
     Args:
         given: the command line.
         proxy: the line to the store.
-        url: where one checkpoint is saved; None: nowhere.
+        url: where one checkpoint is saved; None saves none.
 
     Attributes:
         total: seconds of the batches after the first ones.
-        held: seconds of it that the main thread was inside the saver.
+        held: seconds of `total` that the main thread spent in the saver.
         copy: seconds of one copy of weights, optimizer and averages, outside `total`.
-        size: bytes of these.
+        size: bytes of weights, optimizer and averages.
     """
 
     def __init__(self, given: argparse.Namespace, proxy: ProxyProcess, url: str | None) -> None:
@@ -130,7 +130,7 @@ class Timed:
 
 
 def tensors_of(state: State, ema: EMA) -> list[Tensor]:
-    """Weights, averages and what the optimizer keeps."""
+    """Weights, averages and the optimizer's state."""
     tensors = [*state.model.state_dict().values(), *ema.shadow.values()]
     for entry in state.optimizers[0].state.values():
         tensors += entry.values()
@@ -138,7 +138,7 @@ def tensors_of(state: State, ema: EMA) -> list[Tensor]:
 
 
 class Clock(Callback):
-    """Times the batches from one's end to the last one's end; then lets the upload go."""
+    """Times from the end of the warm-up to the end of the last batch; then frees the line."""
 
     def __init__(self, batches: int, proxy: ProxyProcess) -> None:
         self.batches = batches
@@ -146,14 +146,14 @@ class Clock(Callback):
         self.first = self.last = self.held = self.entered = self.copy = 0.0
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """Before any save after this batch."""
+        """Called before any save after this batch."""
         del logger
         batch = state.timestamp.batch.value
         if batch == WARM_UP:
             self.first = time.perf_counter()
         elif batch == WARM_UP + self.batches:
             self.last = time.perf_counter()
-            # Nobody waits for the slow line, and the end of the run is not timed.
+            # The end of the run is not timed, so the rest of the upload may be fast.
             self.proxy.set_put_rate(None)
 
 
@@ -164,20 +164,20 @@ class Asker(Callback):
         self.requests = requests
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """The saver looks right after it."""
+        """The saver checks for requests right after this."""
         del logger
         self.requests.saving = state.timestamp.batch.value == WARM_UP + 1
 
 
 class Before(Callback):
-    """Stands before the saver."""
+    """Runs before the saver."""
 
     def __init__(self, clock: Clock, ema: EMA) -> None:
         self.clock = clock
         self.ema = ema
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        """The main thread enters it; before the save itself it copies the state once."""
+        """Times one copy of the state before the save; then the main thread enters the saver."""
         del logger
         if state.timestamp.batch.value == WARM_UP + 1:
             begun = time.perf_counter()
@@ -188,17 +188,17 @@ class Before(Callback):
 
 
 class After(Before):
-    """Stands behind the saver."""
+    """Runs after the saver."""
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        """The main thread is out of it."""
+        """The main thread has left the saver."""
         del logger
         if state.timestamp.batch.value < WARM_UP + self.clock.batches:
             self.clock.held += time.perf_counter() - self.clock.entered
 
 
 class Waiting(ComposerModel):
-    """Layers as a transformer's, of which all learn in the first batch, and the head in all."""
+    """Layers as in a transformer. All learn in the first batch; after it, only the head learns."""
 
     def __init__(self, given: argparse.Namespace) -> None:
         super().__init__()
@@ -209,16 +209,16 @@ class Waiting(ComposerModel):
         self.begun = False
 
     def forward(self, batch: Tensor) -> Tensor:
-        """Waits as for a device."""
+        """Sleeps, as if it waited for a device."""
         time.sleep(self.seconds)
         out: Tensor = self.head(batch)
-        if not self.begun:  # AdamW makes its state for what has a gradient
+        if not self.begun:  # AdamW makes state only for weights with a gradient
             self.begun = True
             out = out + sum(weight.mean() for weight in self.weights)
         return out
 
     def loss(self, outputs: Tensor, batch: Tensor, *args: object) -> Tensor:
-        """Any."""
+        """Any loss will do."""
         del batch, args
         return outputs.square().mean()
 

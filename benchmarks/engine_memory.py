@@ -25,7 +25,7 @@ BOUNDED = ("fsdp2", "zero3")
 
 
 def measure(engines: Sequence[str], ranks: int, width: int) -> dict[str, dict[str, int]]:
-    """Bytes of rank 0 by engine and kind."""
+    """Bytes of rank 0, by engine and kind."""
     tasks = [Task(engine=engine, steps=2, width=width) for engine in ("ddp", *engines)]
     with TemporaryDirectory() as folder:
         results = run_tasks(tasks, ranks, Path(folder))

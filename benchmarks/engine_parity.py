@@ -34,7 +34,7 @@ AVERAGE_BOUND, LOG_BOUND, SAMPLE_BOUND = 1e-6, 1e-4, 1e-3
 
 @dataclass(frozen=True)
 class Row:
-    """One engine against the single process."""
+    """One engine compared with the single process."""
 
     task: Task
     weights: float
@@ -76,7 +76,7 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 
 def logged_distance(a: Sequence[float], b: Sequence[float]) -> float:
-    """The largest relative difference of two logged series; infinite where lengths differ."""
+    """The largest relative difference of two logged series; infinite if their lengths differ."""
     if len(a) != len(b) or not a:
         return float("inf")
     return max(abs(one - other) / abs(one) for one, other in zip(a, b, strict=True))

@@ -4,11 +4,11 @@
     python benchmarks/loop_overhead.py --batch-size 16 --microbatch 8
 
 Both train the same model on the same batches with the same micro-batches, AdamW, clipping and
-moving average, batch by batch in turns in one process, so that a busy machine slows them alike; the
-ratio is taken batch by batch, by the clock and, on the CPU, by processor time, which others on the
-machine hardly touch. Composer's side has all that a run by train.py has: the guard, the
-metrics file, its own clocks and all-reduces; the bare side has nothing besides. At the end both
-must hold the same weights, or the comparison is refused.
+moving average. They take turns batch by batch in one process, so that a busy machine slows both.
+The ratio is taken batch by batch, by the clock and, on the CPU, by processor time, which other
+processes hardly change. Composer's side has all parts of a train.py run: the guard, the metrics
+file, its own clocks and all-reduces. The bare side has nothing else. At the end both must hold the
+same weights, or the comparison is refused.
 
 Legend: B batch, C channels, H W latent sides, g token grid.
 """
@@ -116,7 +116,7 @@ class BareLoop:
 
 
 class Turns(LoggerDestination):
-    """Stands last at the end of each of Composer's batches and runs the bare loop's there.
+    """Runs last at the end of each of Composer's batches, and then runs the bare loop's batch.
 
     Attributes:
         composer, bare: seconds of each batch after the first ones, by the clock and of the
@@ -130,13 +130,13 @@ class Turns(LoggerDestination):
         self._resumed_2 = _now()
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Composer's first batch begins, from weights that both share."""
+        """Composer's first batch begins; both loops start from the same weights."""
         del logger
         self.loop.generator.load_state_dict(state.model.state_dict())
         self._resumed_2 = _now()
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """Composer's batch has ended; the bare loop's turn."""
+        """Composer's batch has ended; now the bare loop trains one."""
         del logger
         begun_2 = _now()
         self.loop.step()
@@ -148,7 +148,7 @@ class Turns(LoggerDestination):
 
 
 class Latents(Dataset[dict[str, Any]]):
-    """Random cached latents, with the priors of every level where they are aligned to."""
+    """Random cached latents, with the priors of every level if the model is aligned."""
 
     def __init__(self, given: argparse.Namespace) -> None:
         self.given = given
@@ -202,7 +202,7 @@ def _forever(loader: DataLoader[dict[str, Any]]) -> Iterator[dict[str, Tensor]]:
 
 
 def _now() -> Tensor:
-    """Seconds by the clock, and seconds of the processor in all threads of this process."""
+    """Seconds by the clock, and processor seconds of all threads of this process."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return torch.tensor([time.perf_counter(), time.process_time()], dtype=torch.float64)

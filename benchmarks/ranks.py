@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small trainings by every engine, on gloo ranks of this machine; what came out of them as files.
+"""Small trainings by every engine, on gloo ranks of this machine; their results are files.
 
 Legend: C latent channels, g token grid.
 """
@@ -37,10 +37,10 @@ class Task:
         compile: compile the blocks.
         width: of the DiT; 6 heads of depth 3.
         offload: ``optimizer`` or ``parameters`` (ZeRO), or None.
-        offload_folder: where that lies in files, or None.
-        save: folder of checkpoints, of which one is written at the end; None: none.
-        start: checkpoint to go on from, up to `steps`; None: from scratch.
-        autocast: torch type of matrix products (ZeRO), such as ``float16``, or None.
+        offload_folder: folder for offloaded tensors as files, or None.
+        save: folder for one checkpoint at the end; None: no checkpoint.
+        start: checkpoint to resume from, up to `steps`; None: from scratch.
+        autocast: torch dtype of matrix products (ZeRO), such as ``float16``, or None.
     """
 
     engine: str
@@ -59,7 +59,7 @@ class Task:
 
 
 class Latents(Dataset[dict[str, Any]]):
-    """Cached latents with priors that can be predicted from them; sample i is the same anywhere."""
+    """Cached latents with priors that can be predicted from them; sample i is always the same."""
 
     def __len__(self) -> int:
         return 64
@@ -86,7 +86,7 @@ def run_tasks(tasks: Sequence[Task], ranks: int, folder: Path) -> list[dict[str,
     Returns:
         For each: ``weights`` and ``average`` (whole tensors by name), ``norms`` and ``losses`` by
         batch, ``samples`` (latents drawn from the average), ``memory`` (bytes of rank 0 by kind)
-        and ``line``, what the engine says of itself.
+        and ``line``, the line that the engine prints.
     """
     folder.mkdir(parents=True, exist_ok=True)
     told = json.dumps([asdict(task) for task in tasks])
@@ -124,12 +124,12 @@ def _work(rank: int, ranks: int, port: int, told: str, folder: str) -> None:
         if rank == 0:
             torch.save(result, Path(folder) / f"{number}.pt")
     torch.distributed.barrier()
-    # gloo's destructors can hang at the interpreter's end.
+    # gloo's destructors can hang when the interpreter exits.
     os._exit(0)
 
 
 def train(task: Task, folder: Path) -> dict[str, Any]:
-    """One training in this process, as one rank of those that are there."""
+    """One training in this process, which is one of the ranks."""
     from composer import Trainer
     from composer.utils import dist
 
@@ -146,7 +146,7 @@ def train(task: Task, folder: Path) -> dict[str, Any]:
     ranks = dist.get_world_size()
     trainer = Trainer(
         model=generator,
-        # Of each global batch, every rank takes every n-th sample.
+        # Each of n ranks takes every n-th sample of a global batch.
         train_dataloader=DataLoader(
             data, batch_size=GLOBAL_BATCH // ranks, sampler=dist.get_sampler(data, shuffle=False)
         ),
@@ -209,7 +209,7 @@ def _checkpoints(task: Task, folder: Path) -> list[Any]:
 
 
 def zero_options(task: Task) -> dict[str, Any]:
-    """Options that only ZeRO has; empty where none is asked for."""
+    """Options that only ZeRO has; empty if none is set."""
     options: dict[str, Any] = {} if task.offload is None else {"offload": task.offload}
     if task.offload_folder is not None:
         options["offload_folder"] = task.offload_folder
@@ -236,7 +236,7 @@ def draw(generator: Any) -> torch.Tensor:
 
 
 def build_generator(task: Task) -> Any:
-    """A DiT whose zero-initialised layers are not zero, so that every weight learns at once."""
+    """A DiT without its zero-initialised layers' zeros, so that every weight learns at once."""
     from ahpa_scale.models.dit import build_dit
     from ahpa_scale.models.generator import DiffusionGenerator
     from ahpa_scale.models.vae_config import LatentScaling

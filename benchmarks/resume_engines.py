@@ -25,12 +25,12 @@ from benchmarks.ranks import ENGINES, Task, run_tasks
 BOUND = 1e-4
 SAVED_ON = 2
 
-#: (engine that saved, engine that goes on, its ranks) -> largest relative difference of a loss.
+#: (engine that saved, engine that resumed, its ranks) -> largest relative difference of a loss.
 Distances = dict[tuple[str, str, int], float]
 
 
 def possible(engine: str, ranks: int) -> bool:
-    """Whether an engine has something to do: two copies of the model need two ranks."""
+    """Whether an engine can run on these ranks: two copies of the model need two ranks."""
     return ranks >= 2 or engine != "hsdp"
 
 
@@ -58,7 +58,7 @@ def measure(engines: Sequence[str], ranks: Sequence[int], steps: int) -> Distanc
 
 
 def table(found: Distances, engines: Iterable[str], ranks: Sequence[int]) -> str:
-    """Rows: who saved; columns: who goes on, on how many ranks."""
+    """Rows: engine that saved; columns: engine that resumed, and its number of ranks."""
     columns = [(other, count) for other in engines for count in ranks if possible(other, count)]
     lines = [
         "| saved by | " + " | ".join(f"{other} {count}" for other, count in columns) + " |",

@@ -63,7 +63,7 @@ def run_rank(rank: int, ranks: int, port: int, log: str, words: list[str]) -> No
 
     train(words)
     sys.stdout.flush()
-    os._exit(0)  # gloo's destructors can hang at the interpreter's end
+    os._exit(0)  # gloo's destructors can hang when the interpreter exits
 
 
 class Ranks:
@@ -80,16 +80,16 @@ class Ranks:
             process.start()
 
     def poll(self) -> int | None:
-        """The first exit code there is."""
+        """The first rank's exit code that is known; None while all run."""
         return next((p.exitcode for p in self.processes if p.exitcode is not None), None)
 
     def kill(self) -> None:
-        """SIGKILL to all of them."""
+        """Sends SIGKILL to all of them."""
         for process in self.processes:
             process.kill()
 
     def wait(self) -> int:
-        """Until all have ended; 0 if they all ended well."""
+        """Waits until all have ended; returns 0 if all ended well."""
         for process in self.processes:
             process.join()
         return next((p.exitcode for p in self.processes if p.exitcode), 0)
@@ -145,15 +145,15 @@ class Job:
         return ["yamls/demo-ahpa.yaml", *(f"{key}={value}" for key, value in settings.items())]
 
     def log(self, name: str) -> Path:
-        """What a run says."""
+        """The run's log file."""
         return self.folder / f"{name}.log"
 
     def start(self, name: str) -> Ranks:
-        """Starts a run, or goes on with it."""
+        """Starts a run, or resumes it."""
         return Ranks(self.ranks, self.log(name), self.words(name))
 
     def launch(self, name: str) -> subprocess.Popen[bytes]:
-        """The same through the launcher."""
+        """Starts or resumes a run through the launcher."""
         with self.log(name).open("ab") as log:
             command = [str(BIN / "ahpa-scale"), "launch", "--nproc", str(self.ranks), "train.py"]
             return subprocess.Popen(
@@ -164,19 +164,19 @@ class Job:
             )
 
     def finish(self, name: str) -> None:
-        """Runs to the end."""
+        """Trains a run to its end."""
         if self.start(name).wait() != 0:
             raise RuntimeError(self.log(name).read_text()[-3000:])
 
     def wait_for_batch(self, name: str, process: Ranks | subprocess.Popen[bytes]) -> None:
-        """Until the first batch is logged."""
+        """Waits until the first batch is logged."""
         while not self.rows(name):
             if process.poll() is not None:
                 raise RuntimeError(self.log(name).read_text()[-3000:])
             time.sleep(0.02)
 
     def difference(self, name: str, other: str) -> str | None:
-        """The first tensor in which the ends of two runs differ; None if there is none."""
+        """The first tensor that differs at the end of two runs; None if there is none."""
         cache = self.folder / "cache"
         a, b = (open_checkpoint(f"{self.url(n)}/ba{self.steps}", cache / n) for n in (name, other))
         with Reader(a.folder) as one, Reader(b.folder) as two:
@@ -192,7 +192,7 @@ class Job:
 
 
 def kill_trial(job: Job, number: int, seconds: float, rng: random.Random) -> str | None:
-    """One SIGKILL at a random moment within `seconds` of the first batch, and what came of it."""
+    """One SIGKILL at a random moment within `seconds` after the first batch; the difference."""
     name = f"killed{number}"
     process = job.start(name)
     job.wait_for_batch(name, process)
@@ -210,7 +210,7 @@ def kill_trial(job: Job, number: int, seconds: float, rng: random.Random) -> str
 
 
 def leave_trial(job: Job, seconds: float, rng: random.Random) -> str | None:
-    """One SIGTERM to the launcher, and what came of it."""
+    """One SIGTERM to the launcher; returns the problem, or None."""
     name = "asked"
     process = job.launch(name)
     job.wait_for_batch(name, process)
@@ -231,7 +231,7 @@ def leave_trial(job: Job, seconds: float, rng: random.Random) -> str | None:
 
 
 def measure(job: Job, trials: int, rng: random.Random) -> list[str]:
-    """All trials of one engine; what went wrong."""
+    """Runs all trials of one engine; returns the problems."""
     begun = time.monotonic()
     job.finish("straight")
     rows = job.rows("straight")
@@ -245,7 +245,7 @@ def measure(job: Job, trials: int, rng: random.Random) -> list[str]:
 
 
 def say(job: Job, text: str) -> None:
-    """A line of progress, which is the result as well."""
+    """Prints a line of progress; the lines are also the result."""
     print(f"{job.engine}, {job.ranks} ranks: {text}", flush=True)
 
 
@@ -269,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         words = [str(BIN / "ahpa-scale"), "prepare", "demo", *size, "--out", str(folder / "data")]
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
         with s3_server(folder / "store") as server:
-            # Before the process is there that ranks are forked from: it keeps its environment.
+            # Set before the fork server starts, because it keeps its environment.
             os.environ.update(server.environment)
             os.environ |= {"DS_ACCELERATOR": "cpu", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
             os.environ["OMP_NUM_THREADS"] = "1"

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Studies: variants x seeds x data sets, run by one command and told in one report."""
+"""Studies: variants x seeds x data sets, run by one command and shown in one report."""

@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("results", nargs="+", type=Path, help="rows, and YAML files with verdicts")
     report.add_argument("--out", type=Path, required=True, help="folder to write")
     for name in ("build", "cell"):
-        # What `run` starts; of no use by hand.
+        # `run` starts these; they are of no use by hand.
         worker = commands.add_parser(name)
         _common(worker)
         worker.add_argument("--cell", required=True)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cells that another study has run already.
 
-Studies share their controls. One configuration, seed and build of the data set makes one result, so
-its rows are taken over instead of being computed again.
+Studies share their controls. The same configuration, seed and build of the data set give the same
+result, so its rows are taken over instead of computed again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from experiments.study import Study
 def adopt(study: Study, plans: Iterable[Plan], file: ResultFile) -> int:
     """Take over the judged checkpoints that the other files of the folder hold.
 
-    Maps are not: what they are drawn of is the study's own.
+    Maps are not taken over, because their levels and pictures are the study's own settings.
 
     Args:
         study: the study.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stored results, asked for values, curves and paired differences."""
+"""Values, curves and paired differences from stored results."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ class Group:
         return {seed: mine[seed] - other[seed] for seed in mine if seed in other}
 
     def last_compared(self, variant: str, against: str, metric: str) -> int | None:
-        """The last step at which enough seeds, or as many as at any step, have both; None without.
+        """The last step at which enough seeds, or as many as at any step, have both; else None.
 
-        A long study comes in seed by seed: its first one at a new checkpoint decides nothing yet.
+        A long study grows seed by seed: the first seed at a new checkpoint decides nothing yet.
         """
         pairs = {step: self.differences(variant, against, metric, step) for step in self.steps()}
         enough = min(ENOUGH_SEEDS, max(map(len, pairs.values()), default=0))
@@ -115,11 +115,12 @@ def load_results(paths: Iterable[str | Path]) -> Results:
     """Read result files.
 
     Args:
-        paths: JSONL files, of one study each; a study may lie in several.
+        paths: JSONL files with one study each; a study may be in several files.
 
     Raises:
-        ConfigError: a file cannot be read, holds no rows or rows of two studies; a row is broken,
-            there twice, or contradicts another; a seed was judged by two builds of its data set.
+        ConfigError: a file cannot be read, or holds no rows or rows of two studies; a row is
+            broken, is there twice, or contradicts another; two builds of its data set judged a
+            seed.
     """
     rows: list[Row] = []
     for path in sorted({Path(path) for path in paths}):
@@ -127,7 +128,7 @@ def load_results(paths: Iterable[str | Path]) -> Results:
     if not rows:
         raise ConfigError("results", "", "no result files given")
     runs = _unique([r for r in rows if isinstance(r, Run)], _run_key, twice_is_wrong=True)
-    # A study in several files may bring the floors of its data sets with each of them.
+    # If a study is in several files, each may hold the floors of its data sets.
     floors = _unique([r for r in rows if isinstance(r, Floor)], _floor_key, twice_is_wrong=False)
     maps = _unique([r for r in rows if isinstance(r, RecoverabilityMap)], _run_key, True)
     _check_digests(runs)

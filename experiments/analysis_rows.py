@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Result rows as they lie in files: one JSON object a line, read and checked one by one.
+"""Result rows as they are stored: one JSON object a line, each read and checked.
 
 A row is a run at a checkpoint, a floor, or a recoverability map. A file holds one study.
 Legend: G levels of a router, L levels of a map, D blocks, T t-bins.
@@ -57,7 +57,7 @@ class Floor:
 
 @dataclass(frozen=True)
 class RecoverabilityMap:
-    """Share of each level that a linear readout of each block recovers, per t-bin."""
+    """The share of each level that a linear readout of each block recovers, per t-bin."""
 
     study: str
     dataset: str

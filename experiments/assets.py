@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The trained parts of a data set that the repository keeps: autoencoder, teacher and judges.
 
-Trained anew on another kind of processor they come out a little different, and so do all scores.
-Kept, they let a study go on anywhere, and one of its cells be run again years later.
+If they are trained anew on another kind of processor they come out a little different, and so do
+all scores. With the kept parts a study can go on anywhere, and any of its cells can be run again
+years later.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from pathlib import Path
 
 from ahpa_scale import storage
 
-#: Stages whose outcome is trained; all others follow from these and the pictures.
+#: Stages that are trained; all others follow from these and the pictures.
 TRAINED = ("vae", "teacher", "reference", "demo-reference")
 KEPT = Path(__file__).parent / "assets"
 
 
 def take_kept(root: Path, stage: str) -> bool:
-    """Copy a stage's kept outcome into a data set's folder; False where none is kept.
+    """Copy a stage's kept result into a data set's folder; False if none is kept.
 
-    What is trained sees pictures, never tokens: the same data set on another grid will do.
+    The trained parts see pictures, never tokens, so those of another token grid fit as well.
     """
     other_grids = f"{root.name.rsplit('-g', 1)[0]}-g*"
     found = [KEPT / root.name / stage, *sorted(KEPT.glob(f"{other_grids}/{stage}"))]
@@ -34,7 +35,7 @@ def take_kept(root: Path, stage: str) -> bool:
 
 
 def keep(root: Path) -> list[Path]:
-    """Keep a built data set's trained parts, in place of those kept before.
+    """Keep a built data set's trained parts; they replace those kept before.
 
     Returns:
         The folders written.
@@ -47,7 +48,7 @@ def keep(root: Path) -> list[Path]:
 
 
 def trained_digest(root: Path) -> str:
-    """8 hex over all files of a data set's trained parts."""
+    """8 hex digits of the hash over all files of a data set's trained parts."""
     digest = hashlib.sha256()
     for stage in TRAINED:
         for path in sorted((root / stage).rglob("*")):

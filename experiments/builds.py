@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which build of a data set judged a row.
 
-A recipe's autoencoder and judges are trained anew where the repository keeps none of it. On another
-kind of processor they come out a little different, and so do all scores; two variants may be
-compared only where one build judged both.
+A recipe's autoencoder and judges are trained anew if the repository doesn't keep them. On another
+kind of processor they come out a little different, and so do all scores. So two variants may be
+compared only if one build judged both.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from experiments.rows import Row, key_of
 
 
 def build_of(data: DataFolder) -> str:
-    """8 hex that name this build of a whole data set: by its trained parts."""
+    """8 hex digits that name this build of a whole data set, taken from its trained parts."""
     return trained_digest(data.root)
 
 
 def strangers(rows: Iterable[Row], plans: Iterable[Plan]) -> dict[tuple[Any, ...], Row]:
-    """Rows of the data sets and seeds of these plans that another build judged, by their keys."""
+    """Key -> row, for rows of these plans' data sets and seeds that another build judged."""
     builds: dict[tuple[Any, Any], str] = {
         (plan.cell.dataset, plan.cell.seed): build_of(plan.data) for plan in plans
     }

@@ -24,7 +24,7 @@ from experiments.datasets import DataFolder, data_folder
 from experiments.recipes import VaeRecipe
 from experiments.study import Cell, Overrides, Study
 
-#: What says where a run lies or how it is watched, and nothing about what it computes.
+#: Keys that say where a run lies or how it is watched. They don't change what it computes.
 _PLACES = (
     "run_name",
     "seed",
@@ -37,7 +37,7 @@ _PLACES = (
 )
 #: Tokens that a readout's fit needs per channel of the model, see evaluation/recoverability.py.
 READOUT_TOKENS = 2
-#: Its other keys trade memory for traffic, and compute the same.
+#: Keys of `parallelism` that matter. Its other keys trade memory for traffic, and compute the same.
 _ENGINE = ("engine", "compile")
 _DATA_PLACES = ("remote", "local", "num_workers", "predownload", "cache_limit")
 
@@ -51,7 +51,7 @@ class Plan:
         config: the product's configuration.
         data: its data set.
         folder: of the run: checkpoints, metrics, log.
-        told: what the digest is taken over: everything that the result depends on.
+        told: everything that the result depends on; the digest is taken over it.
     """
 
     cell: Cell
@@ -62,12 +62,12 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """16 hex; the same for all seeds of a variant in a data set."""
+        """16 hex digits; the same for all seeds of a variant on a data set."""
         return digest_of(self.told)
 
 
 def digest_of(told: Mapping[str, Any]) -> str:
-    """16 hex over a plain structure."""
+    """16 hex digits of the hash of a plain structure."""
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -84,7 +84,7 @@ class Planner:
         self._digests: dict[tuple[str, int], DataFolder] = {}
 
     def plan(self, cell: Cell) -> Plan:
-        """Check a cell and say all about it.
+        """Check a cell and make its plan.
 
         Raises:
             UserError: the cell's configuration is wrong; the line names the cell and the key.
@@ -97,7 +97,7 @@ class Planner:
             raise UserError(f"{self.study.path}: cell {cell}: {problem}") from None
         self._check(cell, config)
         data = self._data(cell.dataset, config.model.geometry().grid)
-        # The folder is known only now: it is named by the grid as well.
+        # The folder is known only now, because its name contains the grid.
         named = config.data.model_copy(update={"local": str(data.train)})
         vae = config.vae.model_copy(update={"path": data.vae})
         config = config.model_copy(update={"data": named, "vae": vae})
@@ -123,10 +123,10 @@ class Planner:
             base.write_text(shared, encoding="utf-8")
             architecture.mkdir()
             (architecture / "config.json").write_text(json.dumps(vae), encoding="utf-8")
-            # Before it is trained an autoencoder is known by its architecture alone.
+            # Before training, only the architecture of the autoencoder is known.
             trained = isinstance(recipe.vae, VaeRecipe)
             own = {
-                # Said once more, so that keys of the file which this kind doesn't use are idled.
+                # Repeated here, so that the file's keys which this kind doesn't use are idled.
                 "alignment.kind": kind,
                 **self.study.overrides(cell),
                 **_runner(study, cell, folder),
@@ -136,7 +136,7 @@ class Planner:
             return load_yaml(base, [f"{key}={json.dumps(value)}" for key, value in own.items()])
 
     def _facts(self, dataset: str, vae: Mapping[str, Any]) -> Overrides:
-        """What follows from the data set, and the study may still override."""
+        """Keys that follow from the data set; the study may still override them."""
         recipe = self.study.datasets[dataset]
         return {
             "model.input_size": recipe.latent_size,
@@ -164,7 +164,7 @@ class Planner:
         self._check_maps(cell, config, where)
 
     def _check_maps(self, cell: Cell, config: Config, where: str) -> None:
-        """Too few pictures would be noticed only when the map is drawn."""
+        """Find too few pictures now, and not only when the map is drawn."""
         geometry = config.model.geometry()
         least = 4 * math.ceil(READOUT_TOKENS * geometry.width / geometry.grid**2)
         for step in self.study.checkpoints:
@@ -191,7 +191,7 @@ class Planner:
             told["max_duration"] = config.max_duration
         gap_map = told["alignment"]["router"].get("gap_map")
         if gap_map is not None:
-            # A measured map says what it says wherever it lies.
+            # The content of a measured map counts, not its place.
             content = storage.read_bytes(gap_map)
             told["alignment"]["router"]["gap_map"] = hashlib.sha256(content).hexdigest()[:16]
         return told
@@ -200,8 +200,8 @@ class Planner:
 def _shared(base: Path, facts: Overrides, overrides: Overrides) -> tuple[str, str]:
     """The base YAML with the data set's own keys in it, as text, and its kind of alignment.
 
-    They become part of the file, and not of the command line, so that a variant may idle them as
-    it may idle any key of the file.
+    They are put into the file, not on the command line, so that a variant may idle them like any
+    other key of the file.
     """
     content = OmegaConf.create(base.read_text("utf-8"))
     for key, value in {**facts, **overrides}.items():
@@ -211,7 +211,7 @@ def _shared(base: Path, facts: Overrides, overrides: Overrides) -> tuple[str, st
 
 
 def _runner(study: Study, cell: Cell, folder: Path) -> Overrides:
-    """What the runner itself decides."""
+    """Keys that the runner itself sets."""
     return {
         "run_name": re.sub(r"[^A-Za-z0-9._-]", "_", f"{study.name}-{cell}"),
         "seed": cell.seed,
@@ -228,7 +228,7 @@ def _runner(study: Study, cell: Cell, folder: Path) -> Overrides:
 
 
 def _shares_of_the_run(value: Any) -> bool:
-    """Whether a time in it is a share of the run, so that its length matters."""
+    """Whether a time in it is a share of the run, so that the run's length matters."""
     if isinstance(value, dict):
         return any(_shares_of_the_run(part) for part in value.values())
     if isinstance(value, list):
@@ -239,7 +239,7 @@ def _shares_of_the_run(value: Any) -> bool:
 def difference(then: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str | None:
     """The first key that differs, in words; None where there is none.
 
-    A key that the product has learnt since, at its default, is no difference.
+    A key that is new in the product and has its default is no difference.
     """
     if then is None:
         return "it is not recorded beside them"

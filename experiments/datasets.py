@@ -66,7 +66,7 @@ class DataFolder:
 
     @property
     def vae(self) -> str:
-        """What `vae.path` of a run says."""
+        """The value of a run's `vae.path`."""
         if isinstance(self.recipe.vae, VaeRecipe):
             return str(self.root / "vae")
         return self.recipe.vae
@@ -89,7 +89,7 @@ class DataFolder:
 
 
 def data_folder(study: Study, name: str, work: Path, grid: int) -> DataFolder:
-    """The folder of one data set, named by what its recipe says and its input holds.
+    """The folder of one data set, named by its recipe and the content of its input.
 
     Raises:
         UserError: the recipe's input is not there.
@@ -103,15 +103,15 @@ def data_folder(study: Study, name: str, work: Path, grid: int) -> DataFolder:
 
 
 def build(data: DataFolder, say: Callable[[str], None], *, floor_count: int) -> None:
-    """Build what is not there yet.
+    """Build the stages that are not there yet.
 
     Args:
         data: where.
-        say: told what is being done.
-        floor_count: pictures that the floors are measured on, the studies' number of samples.
+        say: called with a line for each stage.
+        floor_count: pictures on which the floors are measured: the study's number of samples.
 
     Raises:
-        UserError: input that does not fit.
+        UserError: the input does not fit.
     """
     stages: list[tuple[str, Callable[[DataFolder], None]]] = [
         ("pictures", _build_pictures),
@@ -167,7 +167,7 @@ def _build_vae(data: DataFolder) -> None:
         lr=recipe.lr,
         kl_weight=recipe.kl_weight,
         seed=data.recipe.seed,
-        # As the judges: a cell is run again on trained parts of its own, and they must be the same.
+        # Like the judges: when a cell is run again, its own trained parts must come out the same.
         precision="fp32",
     )
     source = ArraySource(train.images_NHWC, train.labels_N, data.classes)
@@ -175,7 +175,7 @@ def _build_vae(data: DataFolder) -> None:
 
 
 def _build_teacher(data: DataFolder) -> None:
-    """A classifier of another make than the judge, where no oracle says what is in the pictures."""
+    """A classifier with another architecture than the judge, for pictures without an oracle."""
     train = data.part("train")
     if train.oracle_NCgg is not None or data.recipe.teacher_steps == 0:
         return
@@ -283,7 +283,7 @@ def _build_demo_reference(data: DataFolder) -> None:
 
     own = {"steps": recipe.factor_steps, "pictures": recipe.factor_pictures}
     given = {name: value for name, value in own.items() if value is not None}
-    # Its pictures are of its own seed, which no data set uses.
+    # The judge's pictures have their own seed, which no data set uses.
     build_demo_reference(recipe.demo_spec(), data.demo_reference, progress=True, **given)
 
 

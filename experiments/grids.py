@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures to look at: 8 x 8 of a variant's samples, or of the real ones, as one PNG.
 
-They lie in ``samples/STUDY`` beside the rows.
+They are in ``samples/STUDY`` beside the rows.
 
 Shapes: N pictures, S their sides.
 """
@@ -32,14 +32,14 @@ def real_grid_name(dataset: str) -> str:
 
 
 def save_grid(images_N3SS: Tensor, path: Path) -> None:
-    """The first pictures, uint8 [N, 3, S, S], as one."""
+    """Write the first pictures, uint8 [N, 3, S, S], as one PNG."""
     from ahpa_scale.sampling import image_grid, save_image
 
     save_image(image_grid(images_N3SS[: GRID_SIDE**2], GRID_SIDE), path)
 
 
 def save_real_grid(real: Pictures, path: Path) -> None:
-    """Pictures of a data set, spread evenly over its order, as one."""
+    """Write pictures of a data set, spread evenly over its order, as one PNG."""
     from experiments.judges import to_pictures
 
     count = min(GRID_SIDE**2, len(real))

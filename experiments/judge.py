@@ -35,21 +35,21 @@ from experiments.scoring import sample_labels, scorer
 from experiments.study import Maps, Study
 
 _BATCH = 64
-# Each held-out picture is used at so many noise levels.
+# Noise levels at which each held-out picture is used.
 _DRAWS = 4
 
 
 class Judge(Callback):
     """Appends a row at each checkpoint that has none yet.
 
-    Judging draws no number from the global generators, so a run that is judged more often trains
+    Judging doesn't change the global random generators, so a run that is judged more often trains
     to the same weights.
 
     Args:
         study: the study.
         plan: the cell's plan.
-        digest: of the stored rows.
-        missing: rows that the cell owes, kind and checkpoint.
+        digest: the digest of the stored rows.
+        missing: rows that the cell still needs: kind and checkpoint.
         append: takes a row.
         show: takes the last checkpoint's first samples, uint8 [N, 3, S, S].
     """
@@ -88,7 +88,7 @@ class Judge(Callback):
         self._append(state, "run", "map")
 
     def map_what_was_trained(self, state: State) -> None:
-        """The map of the checkpoint that the run was taken up at, where it was asked for later."""
+        """Append the map of the checkpoint that the run resumed from, if it was asked for later."""
         self._append(state, "map")
 
     def _append(self, state: State, *kinds: str) -> None:
@@ -99,8 +99,8 @@ class Judge(Callback):
         generator = unwrap(state.model)
         assert isinstance(generator, DiffusionGenerator)
         averages = next(one for one in state.algorithms if isinstance(one, EMA))
-        # Compiled or not, all are judged by the same arithmetic; and no batch size of the judging
-        # is worth a compilation.
+        # Compiled or not, all runs are judged by the same arithmetic. Compiling for the batch sizes
+        # of the judging isn't worth its time.
         eager = torch.compiler.set_stance("force_eager")
         with (
             eager,
@@ -181,7 +181,7 @@ class JudgingRoom:
         return {**metrics, "flow": flow["flow"]}, flow["flow_t"], images_N3SS
 
     def map(self, generator: DiffusionGenerator, wanted: Maps) -> dict[str, Any]:
-        """What a linear readout of each block finds of each level at each noise."""
+        """How well a linear readout of each block recovers each level at each noise."""
         card = read_card(self.data.heldout)
         levels = wanted.levels or (*card.level_names, LATENT, EXTERNAL)
         stored = tuple(one for one in levels if one == EXTERNAL or one in card.level_names)
@@ -189,7 +189,7 @@ class JudgingRoom:
         return recoverability(generator, batches, levels, bins=self.study.flow_bins).to_dict()
 
     def heldout(self, levels: tuple[str, ...] = ()) -> Iterator[dict[str, Tensor]]:
-        """The held-out latents and these maps, in order."""
+        """The held-out latents and the maps of these levels, in order."""
         loader = build_loader(
             str(self.data.heldout), batch_size=_BATCH, levels=levels, shuffle=False, drop_last=False
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A few worker processes at a time, each on cores of its own, until all is done."""
+"""Runs worker processes, a few at a time, each on its own cores, until all are done."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Task:
     Attributes:
         name: for people.
         words: arguments of ``python -m experiments``.
-        log: file that takes all it prints.
-        threads: cores that it computes on. Training takes one: threads that share a busy core spin
-            while they wait for one another.
+        log: file for everything it prints.
+        threads: cores that it computes on. Training takes one, because threads that share a busy
+            core spin while they wait for one another.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Task:
 
 @dataclass
 class Outcome:
-    """How a pool's work went: names of tasks by how they ended."""
+    """Names of a pool's tasks by how they ended."""
 
     done: list[str]
     failed: list[str]
@@ -57,14 +57,14 @@ def run_tasks(
     Args:
         tasks: what to run.
         jobs: processes at a time.
-        deadline: time.monotonic() at which the running ones are ended and no more are begun.
-        tick: called about twice a second with the names of the running ones.
+        deadline: time.monotonic() at which running tasks are ended and no more are begun.
+        tick: called about twice a second with the names of the running tasks.
         ended: called with each task that ends and its exit status.
 
     Returns:
-        Which ended well, which failed, which are left.
+        Which tasks ended well, which failed, which are left.
     """
-    # A runner that is asked to end takes its workers with it.
+    # On SIGTERM the runner ends its workers, too.
     before = signal.signal(signal.SIGTERM, _leave)
     waiting, running = list(tasks), dict[str, tuple[Task, subprocess.Popen[bytes]]]()
     outcome = Outcome([], [], [])
@@ -100,7 +100,7 @@ def _start(task: Task) -> subprocess.Popen[bytes]:
         "PYTHONPATH": os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH")))),
         "OMP_NUM_THREADS": str(task.threads),
         "MKL_NUM_THREADS": str(task.threads),
-        # Their bars go into a log.
+        # Progress bars go into a log file.
         "TQDM_MININTERVAL": "20",
         # Compilers started by the workers would take the cores from their neighbours.
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
@@ -128,7 +128,7 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def last_line(log: Path) -> str:
-    """The last line that a worker printed, for its epitaph."""
+    """The last line that a worker printed, to say why it failed."""
     if not log.exists():
         return "it printed nothing"
     lines = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]

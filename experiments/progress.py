@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-# callbacks.METRICS_FILE, without the seconds that Composer takes to import.
+# A copy of callbacks.METRICS_FILE, because importing Composer takes seconds.
 METRICS_FILE = "metrics.jsonl"
 _EVERY_SECONDS = 30.0
 
 
 class Progress:
-    """Prints a line now and then, and one whenever a cell ends.
+    """Prints a line at intervals, and one whenever a cell ends.
 
     Args:
         folders: cell -> folder of its run.
@@ -37,12 +37,12 @@ class Progress:
         self._running: list[str] = []
 
     def ended(self, name: str) -> None:
-        """A cell has come to its end."""
+        """Called when a cell has ended."""
         self._finished.add(name)
         self.say(self.line())
 
     def tick(self, running: list[str]) -> None:
-        """Time passes."""
+        """Called often; prints a line if it is time."""
         self._running = running
         if time.monotonic() - self._told >= self.every:
             self._told = time.monotonic()
@@ -68,7 +68,7 @@ class Progress:
 def every(
     report: Callable[[list[str]], object], seconds: float = _EVERY_SECONDS
 ) -> Callable[[list[str]], None]:
-    """`report`, called at most once in so many seconds."""
+    """A function that calls `report` at most once in `seconds`."""
     told = time.monotonic()
 
     def tick(running: list[str]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a study's data sets are made of, and the digest that names each. Free of torch."""
+"""What a study's data sets are made from, and the digest that names each. Free of torch."""
 
 from __future__ import annotations
 
@@ -94,11 +94,11 @@ class Common(Section):
         raise NotImplementedError
 
     def material(self) -> Any:
-        """What stands for the pictures in the digest."""
+        """What represents the pictures in the digest."""
         raise NotImplementedError
 
     def digest(self) -> str:
-        """16 hex that name what this recipe builds, wherever its input lies.
+        """16 hex digits that name what this recipe builds; the place of its input doesn't matter.
 
         Raises:
             UserError: the input is not there.

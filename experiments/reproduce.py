@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One cell of a study from scratch, held against the rows that are stored of it."""
+"""One cell of a study from scratch, compared with its stored rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Comparison:
         step: batches.
         stored: Frechet distance that the repository holds.
         again: Frechet distance of the repetition.
-        interval: where the Frechet distance of one more run of the variant lies with 95 %.
+        interval: contains the Frechet distance of one more run of the variant with 95 %.
     """
 
     step: int
@@ -46,20 +46,20 @@ class Comparison:
 
 
 def reproduce(study: Study, cell: Cell, work: Path, results: Path) -> list[Comparison] | None:
-    """Build the data set, train and judge a cell in a folder of its own, and compare.
+    """Build the data set, train and judge a cell in a new folder, and compare.
 
     Args:
         study: the study.
         cell: which run.
-        work: new folder for everything that is made.
+        work: new folder for everything that is built.
         results: folder of the stored rows.
 
     Returns:
-        Every checkpoint that is stored of the cell; None where the run failed, which has been told.
+        One for every stored checkpoint of the cell; None if the run failed (a line has said so).
 
     Raises:
-        UserError: nothing is stored of the cell, or of its variant one seed only; the folder is
-            not new.
+        UserError: the cell has no stored rows, or its variant has one seed only; the folder is not
+            new.
     """
     stored = load_results([results / f"{study.name}.jsonl"]).group(study.name, cell.dataset)
     steps = [step for step in study.checkpoints if stored.run(cell.variant, cell.seed, step)]
@@ -79,16 +79,16 @@ def reproduce(study: Study, cell: Cell, work: Path, results: Path) -> list[Compa
 
 
 def one_more(stored: Group, cell: Cell, step: int) -> Bounds:
-    """Where one more run of the variant lies with 95 %: Student's prediction interval.
+    """Student's prediction interval at 95 % for one more run of the variant.
 
     Raises:
-        UserError: one seed only.
+        UserError: there is one seed only.
     """
     values = list(stored.values(cell.variant, METRIC, step).values())
     found = estimate(values)
     if found.student is None:
         raise UserError(f"{cell.dataset}/{cell.variant}: one seed at step {step}, no interval")
-    # From the interval of the mean to that of one value: its own scatter comes on top.
+    # From the mean's interval to one value's interval: the value's own scatter is added.
     half = (found.student[1] - found.mean) * math.sqrt(found.count + 1)
     return found.mean - half, found.mean + half
 

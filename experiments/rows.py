@@ -15,7 +15,7 @@ from typing import Any
 from ahpa_scale import storage
 from ahpa_scale.errors import UserError
 
-#: What makes a row one of a kind.
+#: The fields that identify a row of each kind.
 KEYS = {
     "run": ("dataset", "variant", "seed", "step"),
     "map": ("dataset", "variant", "seed", "step"),
@@ -27,12 +27,12 @@ Row = dict[str, Any]
 
 
 def key_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What no two rows of a file share."""
+    """The row's key; no two rows of a file share it."""
     return (row["kind"], *(row[name] for name in KEYS[row["kind"]]))
 
 
 def rounded(value: Any) -> Any:
-    """Floats with 6 significant digits, and None for what is not finite, at any depth."""
+    """Floats with 6 significant digits at any depth; None for a float that is not finite."""
     if isinstance(value, dict):
         return {key: rounded(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -46,7 +46,7 @@ class ResultFile:
     """A study's rows.
 
     Args:
-        path: of the ``.jsonl`` file; it and its folder need not exist.
+        path: the ``.jsonl`` file; it and its folder need not exist.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -73,10 +73,10 @@ class ResultFile:
         return rows
 
     def append(self, row: Row) -> bool:
-        """Add a row, unless one with its key is there; says whether it was added.
+        """Add a row, unless one with its key is there; returns whether it was added.
 
         Raises:
-            UserError: the file holds something else than rows.
+            UserError: a line of the file is no row.
         """
         row = rounded(row)
         line = json.dumps(row, sort_keys=True, allow_nan=False).encode() + b"\n"
@@ -84,13 +84,13 @@ class ResultFile:
             _drop_torn_line(file)
             if any(key_of(one) == key_of(row) for one in self.read()):
                 return False
-            # One write at the end of the file: a kill leaves the whole line or none that counts.
+            # One write at the end of the file: after a kill the line is whole, or torn and dropped.
             os.write(file, line)
             os.fsync(file)
         return True
 
     def remove(self, unwanted: set[tuple[Any, ...]]) -> int:
-        """Take out the rows with these keys, in one move; returns how many there were."""
+        """Remove the rows with these keys atomically; returns how many there were."""
         with self.locked():
             rows = self.read()
             kept = [row for row in rows if key_of(row) not in unwanted]
@@ -101,7 +101,7 @@ class ResultFile:
 
     @contextmanager
     def locked(self) -> Iterator[int]:
-        """The open file, locked; the one that the path names, should it have been replaced."""
+        """The open file, locked; if it was replaced meanwhile, the new file at the path."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)

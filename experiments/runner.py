@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a study: check every cell, build what is missing, train and judge what has no rows yet."""
+"""Run a study: check every cell, build missing data sets, train and judge cells without rows."""
 
 from __future__ import annotations
 
@@ -62,21 +62,22 @@ def run_study(
     replace: bool = False,
     build_only: bool = False,
 ) -> int:
-    """Run what is left of a study.
+    """Run the cells of a study that are not complete.
 
     Args:
         study: the study.
         places: where.
         jobs: worker processes.
         only: patterns ``dataset/variant/seed`` that narrow the cells.
-        limit_minutes: stop cleanly after so long.
+        limit_minutes: stop cleanly after this time.
         dry_run: check and list the cells, nothing else.
-        replace: throw away stored rows of cells whose configuration has changed, and those beside
-            cells to be run that another build of the data set judged.
+        replace: throw away the stored rows of cells whose configuration has changed, and the rows
+            that another build of the data set judged, if they are of the same data set and seed as
+            a cell to be run.
         build_only: build the data sets, and train nothing.
 
     Returns:
-        0: all is there, or the limit came first; 1: a worker failed.
+        0: all rows are there, or the limit came first; 1: a worker failed.
 
     Raises:
         UserError: a mistake in the study, a cell or the stored rows, in one line.
@@ -130,7 +131,7 @@ def _settle(
         if row["kind"] != "floor":
             found.setdefault(cell_of(row), {})[key_of(row)] = row["digest"]
     digests, unwanted = {}, set()
-    # One digest a variant and data set, whichever seed came first.
+    # One digest per variant and data set: that of the first seed with rows.
     adopted: dict[tuple[str, str], str] = {}
     for plan in plans:
         cell, family = plan.cell, (plan.cell.dataset, plan.cell.variant)
@@ -150,7 +151,7 @@ def _settle(
     if not dry_run:
         file.remove(unwanted)
         with file.locked():
-            # Another runner of this study may have added its own since.
+            # Another runner of this study may have added digests since.
             known = _read_json(places.configurations(study)) | known
             text = json.dumps(known, indent=1, sort_keys=True) + "\n"
             storage.write_text(places.configurations(study), text)
@@ -165,10 +166,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _build_data(
     study: Study, plans: Sequence[Plan], places: Places, jobs: int, deadline: float | None
 ) -> bool:
-    """Build data sets side by side; False where one failed or time ran out."""
+    """Build data sets in parallel; False if one failed or time ran out."""
     wanted = {plan.data.root: plan for plan in plans if not plan.data.whole}
     slots = min(jobs, max(1, len(wanted)))
-    # Few data sets share out the cores that as many training runs would take.
+    # Few data sets share the cores that `jobs` training runs would use.
     threads = max(1, jobs // slots)
     tasks = [
         Task(
@@ -201,7 +202,7 @@ def _write_floors(plans: Iterable[Plan], file: ResultFile) -> None:
 
 
 def _show_real(study: Study, plans: Iterable[Plan], places: Places) -> None:
-    """Put the real pictures beside the samples, where whoever looks at these compares them."""
+    """Put the real pictures beside the samples, so that people can compare them."""
     for plan in plans:
         made = plan.data.root / REAL_GRID
         shown = places.results / "samples" / study.name / real_grid_name(plan.cell.dataset)
@@ -211,10 +212,10 @@ def _show_real(study: Study, plans: Iterable[Plan], places: Places) -> None:
 
 
 def _expel_strangers(file: ResultFile, left: Sequence[Plan], replace: bool) -> int:
-    """Whether rows were thrown away that another build judged, beside cells that are to be run.
+    """Remove rows that another build judged, of data sets and seeds to be run; returns how many.
 
     Raises:
-        UserError: there are some, and nobody said to throw them away.
+        UserError: there are such rows, and `replace` is False.
     """
     found = strangers(file.read(), left)
     if found and not replace:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What judges pictures of a built data set, on what labels, and the floors under all scores.
+"""The scores of a built data set's pictures, the labels for samples, and the floors.
 
 Shapes: N pictures, S their sides.
 """
@@ -49,8 +49,8 @@ def sample_labels(data: DataFolder, count: int) -> NDArray[np.int64]:
 
 
 def facts(data: DataFolder, floor_count: int) -> dict[str, Any]:
-    """What a built data set says about itself: sizes, the judge's accuracy, and the floors, which
-    are the scores of `floor_count` test pictures and of their reconstructions.
+    """Facts about a built data set: sizes, the judge's accuracy, and the floors: the scores of
+    `floor_count` test pictures and of their reconstructions.
     """
     test = data.part("test")
     images_N3SS = to_pictures(np.array(test.images_NHWC[:floor_count]))

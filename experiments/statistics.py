@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Intervals over seeds, and how many of the control's steps a variant needs.
 
-Every interval here is at 95 % and for itself alone: nothing corrects for looking at many of them.
+Every interval here is at 95 %, each by itself: nothing corrects for looking at many of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _BOOTSTRAP_SEED = 20_260
 _BISECTIONS = 200
 
 Bounds = tuple[float, float]
-#: Seed -> step -> metric -> value; a value that is not finite is a run that diverged.
+#: Seed -> step -> metric -> value; a value that is not finite means a run that diverged.
 Curves = Mapping[int, Mapping[int, Mapping[str, float]]]
 
 
@@ -45,8 +45,8 @@ class Estimate:
 
     @property
     def sign(self) -> int | None:
-        """-1 or 1 when the whole t-interval lies on that side of zero, 0 when it reaches zero, and
-        None when there is no interval.
+        """-1 or 1 if the whole t-interval lies on that side of zero, 0 if it contains zero, and
+        None without an interval.
         """
         if self.student is None:
             return None
@@ -76,8 +76,8 @@ def estimate(values: Sequence[float]) -> Estimate:
 def bootstrap_bounds(values: Sequence[float], resamples: int = RESAMPLES) -> Bounds:
     """Percentile bootstrap interval of the mean, the same for the same values in any order.
 
-    Below about ten values it is too narrow: of n values it knows no others than these, and for
-    n = 3 it is no more than their range.
+    Below about ten values it is too narrow, because it only resamples these values; for n = 3 it is
+    no more than their range.
 
     Raises:
         UserError: fewer than two values.
@@ -94,10 +94,10 @@ def bootstrap_bounds(values: Sequence[float], resamples: int = RESAMPLES) -> Bou
 
 @lru_cache
 def t_quantile(freedom: int) -> float:
-    """The number that Student's |t| with `freedom` degrees stays under with probability 0.95.
+    """The bound under which Student's |t| with `freedom` degrees stays with probability 0.95.
 
     Raises:
-        UserError: no degree of freedom.
+        UserError: `freedom` is below 1.
     """
     if freedom < 1:
         raise UserError("a t-interval needs two values or more")
@@ -123,19 +123,19 @@ def _inside(t: float, freedom: int) -> float:
 
 @dataclass(frozen=True)
 class StepsRatio:
-    """Steps a variant needs to the control's final value, over the control's final steps.
+    """Steps that a variant needs to reach the control's final value, over the control's steps.
 
     Attributes:
         ratio: geometric mean over the seeds; a lower bound when `censored` is not empty.
         bootstrap: interval from the logarithms; its upper end is inf when a seed is censored, and
-            the whole is None for one seed.
+            it is None for one seed.
         student: t-interval from the logarithms, likewise.
         by_seed: ratio of each seed; for a censored one its last step over the control's.
         censored: seeds in which the variant never reached the value; nothing is extrapolated.
-        early: seeds in which it was there by its first checkpoint, so that the ratio counts as
-            that checkpoint though the truth is smaller.
-        own: the control's ratio by the same rule; below 1 when its curve is not monotone, and
-            then no variant's ratio shows a gain unless it lies below this.
+        early: seeds in which the variant reached the value by its first checkpoint; that checkpoint
+            counts, though the true ratio is smaller.
+        own: the control's ratio by the same rule; below 1 when its curve is not monotone. A
+            variant's ratio shows a gain only if it lies below this.
     """
 
     ratio: float
@@ -158,10 +158,10 @@ class StepsRatio:
 
 
 def steps_ratio(control: Curves, variant: Curves, metric: str = "fd") -> StepsRatio:
-    """How many of the control's steps a variant needs to the control's final value, by seed.
+    """The share of the control's steps that a variant needs to the control's final value, by seed.
 
-    Between checkpoints log(metric) is linear in log(step), along the best value so far. A seed
-    counts when both have it and the control has its last checkpoint there.
+    Between checkpoints log(metric) of the best value so far is taken as linear in log(step). A seed
+    counts if both have it and the control has its last checkpoint there.
 
     Args:
         control: curves of the control.
@@ -203,7 +203,7 @@ def steps_ratio(control: Curves, variant: Curves, metric: str = "fd") -> StepsRa
 def steps_to(curve: Mapping[int, Mapping[str, float]], goal: float, metric: str) -> float | None:
     """The step at which the best value so far reaches `goal`; None when it never does.
 
-    The first checkpoint's step when it is reached there already.
+    If it is reached at the first checkpoint, that checkpoint's step.
     """
     best, previous = math.inf, 0
     for step in sorted(curve):

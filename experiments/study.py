@@ -22,7 +22,7 @@ from ahpa_scale.errors import UserError
 from experiments.recipes import DemoRecipe, FashionRecipe, FolderRecipe
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@=+-]*")
-#: Key of a variant under which overrides for one data set stand.
+#: Key of a variant that holds its overrides for single data sets.
 FOR = "for"
 
 Overrides = dict[str, Any]
@@ -54,14 +54,14 @@ class Samples(Section):
 
 
 class Choice(Section):
-    """Cells picked out of the product; what is left out is not narrowed."""
+    """Cells picked out of the product; a key that is None takes all."""
 
     dataset: str | None = None
     variant: str | None = None
     seeds: List[Seed] | None = None
 
     def takes(self, cell: Cell) -> bool:
-        """Whether the cell is among those meant."""
+        """Whether the choice contains the cell."""
         return (
             self.dataset in (None, cell.dataset)
             and self.variant in (None, cell.variant)
@@ -70,7 +70,7 @@ class Choice(Section):
 
 
 class Maps(Section):
-    """Of which runs recoverability maps are drawn, and of which sources."""
+    """For which runs recoverability maps are drawn, and from which levels and pictures."""
 
     variant: str
     dataset: str | None = None
@@ -80,7 +80,7 @@ class Maps(Section):
     pictures: int = Field(1024, ge=8, description="Held-out pictures.")
 
     def takes(self, cell: Cell, step: int, last: int) -> bool:
-        """Whether this run's checkpoint is meant."""
+        """Whether a map of this run's checkpoint is wanted."""
         chosen = Choice(dataset=self.dataset, variant=self.variant, seeds=self.seeds)
         return chosen.takes(cell) and step in (self.steps or (last,))
 
@@ -120,17 +120,17 @@ class Study(Section):
 
     @property
     def stride(self) -> int:
-        """Batches between two saved checkpoints: the judged ones are among them."""
+        """Batches between two saved checkpoints; all judged checkpoints are saved ones."""
         return math.gcd(*self.checkpoints)
 
     def cells(self, only: Sequence[str] = ()) -> list[Cell]:
-        """The runs, all first seeds before the second ones.
+        """The runs: first all with the first seed, then all with the second, and so on.
 
         Args:
             only: patterns ``dataset/variant/seed``, any part ``*``; () takes all.
 
         Raises:
-            UserError: a pattern that no run fits.
+            UserError: no run fits a pattern.
         """
         every = [
             Cell(dataset, variant, seed)
@@ -150,12 +150,12 @@ class Study(Section):
         return [cell for cell in every if cell in chosen]
 
     def wanted(self, cell: Cell) -> set[tuple[str, int]]:
-        """The rows that a cell owes: kind and checkpoint."""
+        """The rows that a cell must have: kind and checkpoint."""
         runs = {("run", step) for step in self.checkpoints}
         return runs | {("map", step) for step in self.checkpoints if self.maps_of(cell, step)}
 
     def maps_of(self, cell: Cell, step: int) -> Maps | None:
-        """The first entry of `maps` that means this run's checkpoint."""
+        """The first entry of `maps` that wants this run's checkpoint."""
         return next((one for one in self.maps if one.takes(cell, step, self.last)), None)
 
     def overrides(self, cell: Cell) -> Overrides:
@@ -175,11 +175,11 @@ def load_study(path: str | Path) -> Study:
     """Read and check a study's file.
 
     Raises:
-        UserError: any mistake, in one line that names file and key.
+        UserError: any mistake; one line names the file and the key.
     """
     path = Path(path)
     try:
-        # OmegaConf's reader knows 4e-3 as a number, which plain YAML 1.1 takes for text.
+        # OmegaConf reads 4e-3 as a number; plain YAML 1.1 reads it as text.
         content = OmegaConf.to_container(OmegaConf.create(path.read_text("utf-8")), resolve=False)
         study = Study.model_validate(content)
     except OSError as error:
@@ -238,12 +238,13 @@ def _unknown(where: str, name: Any, known: Any) -> Iterator[str]:
 
 
 def _first(error: ValidationError) -> str:
-    """The first finding, in the words of a person."""
+    """The first error, in plain words."""
     found = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     place = [str(part) for part in found["loc"]]
     key = ".".join(place)
     if found["type"] == "extra_forbidden":
-        # Between the data set's name and the key pydantic names the recipe, which nobody wrote.
+        # Between the data set's name and the key, pydantic puts the recipe's name: no key of the
+        # file.
         key = ".".join(
             part for n, part in enumerate(place) if not (place[0] == "datasets" and n == 2)
         )

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 if __name__ == "__main__":
-    # Run as a file, Python looks for packages beside it and not in the repository.
+    # If this runs as a file, Python looks for packages beside it, not in the repository.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ahpa_scale import storage
@@ -38,14 +38,14 @@ from experiments.study import Study, load_study
 
 TEMPLATE = Path(__file__).with_suffix(".yaml")
 CONTROL, VARIANT = "none", "ahpa"
-#: Judged points of a run, in eighths of it.
+#: Judged points of a run, in eighths of the run.
 EIGHTHS = (1, 2, 4, 6, 8)
 METRICS = {"fd": "Frechet distance", "kid": "KID"}
-#: Steps of autoencoder and judge per minute of the budget, up to their own defaults.
+#: Steps of autoencoder and judge per minute of the budget, at most their own defaults.
 STEPS_A_MINUTE = 60
 JUDGE_STEPS = 2400
 PROBE_STEPS = 16
-#: Share of the budget that training gets at least, however long the data set took.
+#: Least share of the budget for training, however long the data set took.
 LEAST_SHARE = 1 / 3
 
 
@@ -154,9 +154,9 @@ def _recipe(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _affordable(given: argparse.Namespace, places: Places, begun: float) -> int:
-    """Steps of a run that fit the minutes, from a short probe of both variants.
+    """Steps of a run that fit into the minutes, from a short probe of both variants.
 
-    Building the data set counts against the minutes, and training gets a third of them at least.
+    Building the data set counts against the minutes, but training gets at least a third of them.
     """
     content = _study(given, PROBE_STEPS)
     content |= {"name": f"{content['name']}-probe", "seeds": [0], "checkpoints": [PROBE_STEPS]}
@@ -174,17 +174,17 @@ def _affordable(given: argparse.Namespace, places: Places, begun: float) -> int:
     seconds = max(row["seconds"] for row in _runs(probe, places))
     budget = 60 * given.minutes
     left = max(budget * LEAST_SHARE, budget - (time.monotonic() - begun))
-    # Beyond training a cell costs its start and its judgements; the probe paid for one of each.
+    # Besides training, a cell costs its start and its judgements; the probe had one of each.
     return steps_within(
         left, 2 * given.seeds, given.jobs, seconds / PROBE_STEPS, max(0.0, wall - seconds)
     )
 
 
 def steps_within(left: float, cells: int, jobs: int, step: float, judgement: float) -> int:
-    """Steps of a run, so that all cells end in time; at least as many as there are eighths.
+    """Steps of a run with which all cells end in time; at least one per eighth.
 
     Args:
-        left: seconds there are.
+        left: seconds that are left.
         cells: runs.
         jobs: runs at a time.
         step: seconds a step takes.

@@ -25,7 +25,7 @@ from experiments.study import Cell, Study
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Exit status of a worker whose cell another process runs already.
+#: Exit status of a worker if another process already runs its cell.
 BUSY = 75
 TOLD = "told.json"
 
@@ -45,14 +45,14 @@ def build_dataset(study: Study, work: Path, cell: Cell) -> None:
 
 
 def run_cell(study: Study, work: Path, results: Path, cell: Cell, digest: str) -> None:
-    """Train a cell from where it stands, and append the rows that are missing.
+    """Train a cell from its newest checkpoint, and append the missing rows.
 
     Args:
         study: the study.
         work: folder of data sets and runs.
         results: the study's ``.jsonl`` file.
         cell: which one.
-        digest: that its rows carry.
+        digest: the digest of its rows.
 
     Raises:
         ValueError: the configuration does not fit the data, or the stored rows are damaged.
@@ -64,7 +64,7 @@ def run_cell(study: Study, work: Path, results: Path, cell: Cell, digest: str) -
         card = read_data_card(plan.config)
         check_data(plan.config, card)
         _start_anew_where_needed(plan, missing)
-        # Only now the seconds that torch and Composer take to import.
+        # Imported only now, because torch and Composer take seconds.
         from ahpa_scale.run.build import build_trainer
         from experiments.judge import Judge
 
@@ -95,9 +95,9 @@ def cell_of(row: Row) -> Cell:
 
 
 def _start_anew_where_needed(plan: Plan, missing: set[tuple[str, int]]) -> None:
-    """Remove a run that is another one, or that has gone past a checkpoint without judging it.
+    """Remove a run of another configuration, or one that is past a checkpoint without its row.
 
-    A map is drawn of a checkpoint as well as in passing; what a run row holds is not all there.
+    A missing map can be drawn later from a checkpoint. A run row can't: not all of it is in there.
     """
     told = plan.folder / TOLD
     then = json.loads(told.read_text("utf-8")) if told.exists() else None
@@ -115,10 +115,10 @@ def _start_anew_where_needed(plan: Plan, missing: set[tuple[str, int]]) -> None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Hold a folder, so that two runners started by mistake don't write into one run.
+    """Lock a folder, so that two runners started by mistake don't write into one run.
 
     Raises:
-        SystemExit: with status BUSY, another process holds it.
+        SystemExit: with status BUSY, if another process holds it.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(exist_ok=True)

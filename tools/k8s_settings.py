@@ -3,8 +3,8 @@
 
     python tools/k8s_settings.py [--check] [FOLDER]
 
-A line of a manifest that ends in `# setting: TEMPLATE` gets TEMPLATE as its value, with ${NAME}
-filled in. The manifests stay plain YAML that needs no template engine, and a change is a diff.
+A manifest line that ends in `# setting: TEMPLATE` gets TEMPLATE as its value, with ${NAME} filled
+in. So the manifests stay plain YAML without a template engine, and every change is a diff.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from string import Template
 ROOT = Path(__file__).parents[1]
 _LINE = re.compile(r"(\s*(?:- )*(?:[\w./-]+: )?)(\S+) # setting: (\S+)")
 _NAME = re.compile(r"[A-Z][A-Z0-9_]*", re.ASCII)
-# Nothing that means something to YAML in the middle of a plain scalar.
+# No character that has a meaning for YAML inside a plain scalar.
 _VALUE = re.compile(r"[\w.:/@+=-]+", re.ASCII)
-#: The run of the CPU overlay, which is the same whatever a user trains.
+#: The run of the CPU overlay, whatever run the user has set.
 _CPU_RUN = "demo-ahpa"
 _CONFIG = """\
 # Written by make k8s from {source}: change that one.
@@ -40,10 +40,10 @@ class SettingsError(ValueError):
 
 
 def read_settings(path: Path) -> dict[str, str]:
-    """Reads settings.env and adds what follows from it.
+    """Reads settings.env and adds the settings that follow from it.
 
     Raises:
-        SettingsError: a line that is no setting, a name given twice, a number that is none.
+        SettingsError: a line is no setting, a name is given twice, or a number is not a number.
     """
     settings: dict[str, str] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
@@ -58,18 +58,18 @@ def read_settings(path: Path) -> dict[str, str]:
     for name in ("NODES", "GPUS"):
         if not re.fullmatch(r"[1-9][0-9]*", settings.get(name, "")):
             raise SettingsError(f"{path.name}: {name} must be a whole number from 1")
-    # A budget over one node would otherwise keep none; of 1 it protects the only one.
+    # With one node the disruption budget would be 0; with 1 it protects the only pod.
     settings["NODES_BUT_ONE"] = str(max(1, int(settings["NODES"]) - 1))
-    # An end that all pods report, such as a last checkpoint that can't be written, counts for each.
+    # If all pods report an error, such as a last checkpoint that can't be written, each one counts.
     settings["RETRIES"] = str(2 * int(settings["NODES"]))
     return settings
 
 
 def filled(text: str, settings: dict[str, str], where: str) -> str:
-    """The manifest with its marked lines set.
+    """The manifest with the settings in its marked lines.
 
     Raises:
-        SettingsError: a mark on a line that can't be read, or with a name that isn't set.
+        SettingsError: a marked line can't be read, or its mark has a name that isn't set.
     """
     lines = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -89,7 +89,7 @@ def filled(text: str, settings: dict[str, str], where: str) -> str:
 
 
 def config_map(run: str, folder: Path, patch: bool = False) -> str:
-    """The ConfigMap that holds yamls/<run>.yaml, or the patch that puts it in another's place.
+    """The ConfigMap that holds yamls/<run>.yaml, or the patch that replaces another run's.
 
     Raises:
         SettingsError: there is no such file.
@@ -109,7 +109,7 @@ def config_map(run: str, folder: Path, patch: bool = False) -> str:
 
 
 def changes(k8s: Path, yamls: Path) -> dict[Path, str]:
-    """What each file of `k8s` is to hold, for those that hold something else."""
+    """New content by file of `k8s`, for the files whose content differs."""
     settings = read_settings(k8s / "settings.env")
     wanted = {
         k8s / "base/20-config.yaml": config_map(settings.get("RUN", ""), yamls),
@@ -127,7 +127,7 @@ def changes(k8s: Path, yamls: Path) -> dict[Path, str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns 0; 1 where --check finds a difference; 2 where a setting can't be used."""
+    """Returns 0; 1 if --check finds a difference; 2 if a setting can't be used."""
     parser = argparse.ArgumentParser(description="k8s/settings.env -> the manifests")
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "k8s")
     parser.add_argument("--check", action="store_true", help="only say what it would write")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two pages of the manual that the code writes: every key, and every command.
+"""Writes the manual's two generated pages: every key, and every command.
 
 python -m tools.reference
 """
@@ -21,7 +21,7 @@ from ahpa_scale.config.schema.fields import Section
 
 _DOCS = Path(__file__).parents[1] / "docs"
 _WRITTEN_BY = "<!-- Written by `python -m tools.reference`; a test holds it to the code. -->\n"
-#: Of a key that does not say otherwise, by `json_schema_extra={"since": ...}`.
+#: First version of a key without `json_schema_extra={"since": ...}`.
 _FIRST = "0.1.0"
 _QUOTES = str.maketrans("'\"", "``")
 _TYPES = {
@@ -79,7 +79,7 @@ def commands_page() -> str:
 
 
 def _sections(kind: type[Section], place: str = "") -> dict[str, tuple[type[Section], str]]:
-    """Every section of the schema that has keys of its own, by its dotted place."""
+    """Every section of the schema that has its own keys, by its dotted place."""
     found = {place: (kind, _cell(kind.__doc__ or ""))}
     for name, info in kind.model_fields.items():
         inner = _section_of(info)

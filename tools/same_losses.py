@@ -3,8 +3,8 @@
 
     python -m tools.same_losses BEFORE [AFTER] [--batches 20] [--only zero2 resumed]
 
-Both commits train in work trees of their own, on two ranks of this machine, with the packages of
-this environment. AFTER is HEAD unless told otherwise. Exit code 1: a loss differs.
+Each commit trains in its own work tree, on two ranks of this machine, with the packages of this
+environment. AFTER is HEAD by default. Exit code 1: a loss differs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ROOT = Path(__file__).parents[1]
 _ENGINES = ("ddp", "fsdp2", "hsdp", "zero1", "zero2", "zero3")
 _KINDS = ("none", "uniform", "scheduled", "latent", "self")
 _BASE = ("global_train_batch_size=16", "logging.interval=1ba", "optimizer.warmup=4ba")
-#: Runs by name: what is added to the demo's command line.
+#: Runs by name: the words added to the demo's command line.
 RUNS: dict[str, tuple[str, ...]] = {
     **{engine: (f"parallelism.engine={engine}", "precision=fp32") for engine in _ENGINES},
     **{f"kind {kind}": (f"alignment.kind={kind}",) for kind in _KINDS},

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The study's judges: small networks, trained once a data set, that score generated pictures. Names
-load on first use.
+"""The study's judges: small networks, trained once per data set, that score generated pictures.
+Names load on first use.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ class Classifier(nn.Module):
         return self.forward(image_B3SS)
 
     def features(self, image_B3SS: Tensor) -> Tensor:
-        """What the last layer sees: float32 [B, F] of pictures that are uint8 or in [-1, 1]."""
+        """The last layer's input, float32 [B, F]; pictures are uint8 or float in [-1, 1]."""
         return self._last_stage(image_B3SS).float().mean(dim=(2, 3))
 
     def maps(self, image_B3SS: Tensor, grid: int) -> Tensor:
@@ -159,13 +159,13 @@ class Classifier(nn.Module):
         """Write weights (safetensors) and configuration (JSON) into a folder, whole or not at all.
 
         Raises:
-            FileExistsError: the folder holds something.
+            FileExistsError: the folder is not empty.
         """
         with atomic_folder(folder) as room:
             self.write(room)
 
     def write(self, room: Path) -> None:
-        """The files of `save`, into a folder that the caller makes appear atomically."""
+        """Write the files of `save` into a folder that the caller puts in place atomically."""
         told = _Told(self.arch, self.num_classes)
         (room / _CONFIG).write_text(
             json.dumps(asdict(told), sort_keys=True) + "\n", encoding="utf-8"
@@ -198,7 +198,7 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class _Told:
-    """What the JSON file holds."""
+    """The content of the JSON file."""
 
     arch: str
     num_classes: Annotated[int, Field(ge=1, le=10**6)]
@@ -215,7 +215,7 @@ def _unreadable(folder: Path, error: Exception) -> UserError:
 def apply_in_batches(
     function: Callable[[Tensor], Tensor], images_N3SS: Tensor, batch_size: int = 256
 ) -> Tensor:
-    """Call a function on consecutive parts of many pictures and join what it returns.
+    """Call a function on consecutive parts of many pictures and join the results.
 
     Args:
         function: for example ``judge.features``.

@@ -36,10 +36,10 @@ _JUDGE, _TENSORS, _FACTS = "factor-judge.safetensors", "demo.safetensors", "demo
 
 @dataclass(frozen=True)
 class DemoReference:
-    """What pictures of one demo spec are judged by.
+    """Judges pictures of one demo spec.
 
     Attributes:
-        spec: of the pictures.
+        spec: the pictures' spec.
         judge: finds the objects; trained on rendered pictures alone.
         layout_4Q: quantiles of x, y, size and count of the objects it finds in real pictures.
         texture_7Q: quantiles of the texture measures of real pictures.
@@ -54,14 +54,14 @@ class DemoReference:
         """Score pictures by the demo's own factors.
 
         ``shape_accuracy`` (higher is better): with labels that name a shape, the share of pictures
-        whose first object has it; the first is the largest one of the hue that the label names, or
-        the largest one. Otherwise the share of objects whose pixels agree on one shape to 80 %; a
-        picture without objects counts as one that doesn't.
+        whose first object has this shape. The first object is the largest one with the label's hue,
+        or, without one, the largest of all. Without such labels, the share of objects whose pixels
+        agree on one shape to 80 %; a picture without objects counts as one object that doesn't.
 
-        ``layout_error`` (lower is better, picture sides): with labels whose rule binds the second
-        object's place, the mean distance of the nearest other object from that place, at most 0.5;
-        pictures whose rule asks for nearly the first object's own place are left out. Otherwise
-        the mean 1-Wasserstein distance to real pictures of x, y, size and relative count.
+        ``layout_error`` (lower is better, picture sides): with labels whose rule sets the second
+        object's place, the mean distance of the nearest other object from that place, at most 0.5.
+        Pictures whose rule asks for nearly the first object's own place are left out. Without such
+        labels, the mean 1-Wasserstein distance to real pictures of x, y, size and relative count.
 
         ``texture_distance`` (lower is better, natural logarithms of energy): mean 1-Wasserstein
         distance to real pictures of local gradient energies and spectra; no network is involved.
@@ -122,20 +122,20 @@ def build_demo_reference(
     seed: int = 1_000_003,
     progress: bool = False,
 ) -> DemoReference:
-    """Train the factor judge of a spec, measure real pictures and keep the result in a folder.
+    """Train the factor judge of a spec, measure real pictures and write the result to a folder.
 
     Args:
-        spec: of the pictures to be judged.
+        spec: spec of the pictures to be judged.
         out: folder to make; it appears complete or not at all.
-        pictures: drawn for training and for the texture; a quarter as many more for the layout,
-            so that the judge measures real pictures that it has not seen.
+        pictures: drawn for training and for the texture. A quarter as many more are drawn for the
+            layout, so that the judge measures real pictures that it has not seen.
         steps: optimizer steps of the judge, of 64 pictures each.
-        seed: of the pictures (this and the next one) and of the training; data sets should use
-            others.
+        seed: seed of the pictures (this and the next number) and of the training; data sets should
+            use other seeds.
         progress: show a bar.
 
     Raises:
-        FileExistsError: `out` holds something.
+        FileExistsError: `out` is not empty.
         UserError: fewer than 4 pictures.
     """
     if pictures < 4 or steps < 1:

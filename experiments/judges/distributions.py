@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distances between samples of single numbers, and the fine structure of pictures as such numbers.
+"""Distances between distributions of numbers, and the texture of pictures as such numbers.
 
 Shapes: N pictures, S the picture's side, P patches, Q quantiles, M measures.
 """
@@ -28,7 +28,7 @@ def quantiles(values_P: Tensor) -> Tensor:
     if not len(values_P):
         raise UserError("there are no values to take quantiles of")
     sorted_P = values_P.double().sort().values
-    # By hand, because torch.quantile refuses more than 16 million values.
+    # Computed here, because torch.quantile refuses more than 16 million values.
     place_Q = (torch.arange(QUANTILES) + 0.5) / QUANTILES * len(sorted_P) - 0.5
     place_Q = place_Q.clamp(0, len(sorted_P) - 1)
     low_Q = place_Q.floor().long()

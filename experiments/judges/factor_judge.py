@@ -2,8 +2,8 @@
 """Finds the objects of demo pictures: where they are, how large, of which shape and hue.
 
 A small convolutional network trained on rendered pictures, whose factors are known. Centres are
-found as in CenterNet (Zhou, Wang and Kraehenbuehl 2019, arXiv 1904.07850): a heat map peaks at
-each object, and the place of the peak tells the rest.
+found as in CenterNet (Zhou, Wang and Kraehenbuehl 2019, arXiv 1904.07850): a heat map peaks at each
+object, and the other maps are read at the peak.
 Shapes: N B pictures, S the picture's side, hw cells (2 pixels each), O object slots, K shapes.
 """
 
@@ -30,12 +30,12 @@ _FIRST_HEAT_LOGIT = -3.0
 
 @dataclass(frozen=True)
 class Objects:
-    """Objects of N pictures in O slots each, the surest first when they were found.
+    """Objects of N pictures in O slots each; found objects are sorted, the surest first.
 
     Attributes:
         there_NO: bool, which slots hold an object.
         place_NO2: float32 centre, x then y, in picture sides.
-        size_NO: float32 size as in the demo's factors, in picture sides.
+        size_NO: float32 size, defined as in the demo's factors, in picture sides.
         hue_NO: float32 in [0, 1), of the colour circle.
         shape_NO: int64, index into the demo's shape names.
     """
@@ -53,7 +53,7 @@ class Objects:
 
 @dataclass(frozen=True)
 class Rendered:
-    """Demo pictures with what is known about them: uint8 [N, 3, S, S], [N, h, w] and objects."""
+    """Demo pictures uint8 [N, 3, S, S] with the known shape of each cell [N, h, w] and objects."""
 
     images_N3SS: Tensor
     labels_N: Tensor
@@ -62,7 +62,7 @@ class Rendered:
 
 
 def render_many(spec: DemoSpec, seed: int, count: int) -> Rendered:
-    """Draw the first pictures of a set; objects that are hardly visible are left out."""
+    """Draw the first `count` pictures of a seed; hardly visible objects are left out."""
     images, labels, shapes = [], [], []
     slots = np.zeros((count, MAX_OBJECTS, 6), np.float32)
     for index in range(count):
@@ -86,7 +86,7 @@ class FactorJudge(nn.Module):
     """Convolutional network with an output for every cell of 2x2 pixels.
 
     Args:
-        num_shapes: shapes that occur.
+        num_shapes: number of shapes that occur.
     """
 
     def __init__(self, num_shapes: int) -> None:
@@ -100,8 +100,8 @@ class FactorJudge(nn.Module):
         self.across1, self.across2 = nn.Conv2d(128, 96, 1), nn.Conv2d(96, 48, 1)
         self.up1, self.up2 = Residual(96, 96, 1), Residual(48, 64, 1)
         self.last = nn.Sequential(nn.BatchNorm2d(64), nn.ReLU())
-        # Every cell: heat, size, offset (2), hue (2), shape of the object centred here, and shape
-        # (0 for none) of what covers the cell.
+        # Per cell: heat, size, offset (2), hue (2), shape of the object centred here, and shape of
+        # the object that covers the cell (0 for none).
         self.out = nn.Conv2d(64, 6 + num_shapes + 1 + num_shapes, 1)
         nn.init.constant_(self.out.bias[:1], _FIRST_HEAT_LOGIT)  # type: ignore[index]
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -124,7 +124,7 @@ class FactorJudge(nn.Module):
         """The objects of uint8 pictures, and the shape that covers each cell.
 
         Returns:
-            At most 8 objects a picture, and int64 [B, h, w]: 0 for none, then 1 + the shape.
+            At most 8 objects per picture, and int64 [B, h, w]: 0 for no object, else 1 + the shape.
         """
         maps = self.forward(image_B3SS)
         heat_B1hw = maps["heat"].sigmoid()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shapes and places of the objects found in demo pictures, against what labels and rules ask for.
+"""Compares shapes and places of the objects found in demo pictures with labels and rules.
 
 Shapes: N pictures, O object slots, K classes, hw cells, Q quantiles.
 """
@@ -15,7 +15,7 @@ from ahpa_scale.data.demo.textures import HUE_NAMES, HUES
 from experiments.judges.distributions import quantiles
 from experiments.judges.factor_judge import Objects
 
-#: Farther off than this is simply elsewhere, so that one lost object doesn't outweigh many others.
+#: Largest counted distance, so that one lost object doesn't outweigh many others.
 FARTHEST = 0.5
 _NEAREST = 0.2
 _SAME_HUE = 0.05
@@ -24,7 +24,7 @@ _REACH = 1.1
 
 
 def first_object(objects: Objects, labels_N: Tensor, spec: DemoSpec) -> Tensor:
-    """Slot [N] of the object that carries the label: the largest of its hue, or else the largest.
+    """Slot [N] of the object that the label names: the largest of its hue, or else the largest.
 
     A picture without objects gets slot 0.
     """
@@ -33,7 +33,7 @@ def first_object(objects: Objects, labels_N: Tensor, spec: DemoSpec) -> Tensor:
     )
     apart_NO = (objects.hue_NO - hues_K[labels_N][:, None]).abs()
     apart_NO = torch.minimum(apart_NO, 1.0 - apart_NO)
-    # Sizes are below 1: any object of the right hue comes before all others.
+    # Sizes are below 1, so + 1 puts any object of the right hue before all others.
     rank_NO = objects.size_NO + 1.0 * (apart_NO < _SAME_HUE)
     return torch.where(objects.there_NO, rank_NO, -1.0).argmax(dim=1)
 
@@ -46,10 +46,10 @@ def named_shape_share(objects: Objects, labels_N: Tensor, first_N: Tensor, spec:
 
 
 def agreeing_share(objects: Objects, cover_Nhw: Tensor) -> float:
-    """Share of objects with one shape on 80 % of the cells that are theirs.
+    """Share of objects that have one shape on 80 % of their cells.
 
-    A covered cell belongs to the object in whose reach it lies deepest. A picture without objects
-    counts as one that disagrees.
+    A covered cell belongs to the object whose reach contains it most deeply. A picture without
+    objects counts as one object that disagrees.
     """
     height, width = cover_Nhw.shape[-2:]
     x_w, y_h = (torch.arange(width) + 0.5) / width, (torch.arange(height) + 0.5) / height
@@ -73,22 +73,22 @@ def agreeing_share(objects: Objects, cover_Nhw: Tensor) -> float:
 
 
 def binds_places(labels_N: Tensor, spec: DemoSpec) -> Tensor:
-    """Which labels' rules say where the second object lies, bool [N]."""
+    """Which labels have a rule that sets the second object's place, bool [N]."""
     rule_N = labels_N % len(RULES)
     across, down = RULES.index("mirrored across"), RULES.index("mirrored down")
     return (rule_N == across) | (rule_N == down) if spec.relations == "label" else rule_N < 0
 
 
 def rule_error(objects: Objects, labels_N: Tensor, first_N: Tensor, spec: DemoSpec) -> float:
-    """Mean distance between the place a rule asks for and the nearest object but the first.
+    """Mean distance from the place that a rule asks for to the nearest object except the first.
 
-    Counts pictures whose label binds a place; in picture sides, at most 0.5, which is also what a
-    missing object costs. Pictures where the asked place lies nearer than 0.2 to the first object
-    say little, as one object may hide the other, and are left out.
+    Counts pictures whose label sets a place. In picture sides, at most 0.5; a missing object counts
+    0.5 as well. Pictures whose asked place is nearer than 0.2 to the first object are left out,
+    because one object may hide the other.
     """
     across_N1 = (labels_N % len(RULES) == RULES.index("mirrored across"))[:, None]
     first_N2 = _pick(objects.place_NO2, first_N)
-    # Across the middle x changes, down the middle y does.
+    # "mirrored across" flips x, "mirrored down" flips y.
     flips_N2 = torch.cat([across_N1, ~across_N1], dim=1)
     asked_N2 = torch.where(flips_N2, 1.0 - first_N2, first_N2)
     apart_NO = (objects.place_NO2 - asked_N2[:, None]).norm(dim=2)
@@ -106,8 +106,8 @@ def rule_error(objects: Objects, labels_N: Tensor, first_N: Tensor, spec: DemoSp
 def layout_quantiles(objects: Objects, spec: DemoSpec) -> Tensor:
     """Distributions of x, y and size of objects and of their number per picture, float64 [4, Q].
 
-    Places and sizes are in picture sides, numbers relative to the most that the spec allows.
-    Where nothing was found, places and sizes are those of one speck in a corner.
+    Places and sizes are in picture sides, numbers are relative to the spec's maximum. If nothing
+    was found, places and sizes are those of one speck in a corner.
     """
     there_NO = objects.there_NO
     values = [objects.place_NO2[..., 0], objects.place_NO2[..., 1], objects.size_NO]

@@ -23,7 +23,7 @@ class FeatureStatistics:
     Attributes:
         mean_F: float64 [F].
         covariance_FF: float64 [F, F], unbiased (divided by count - 1).
-        count: pictures behind them.
+        count: number of pictures.
     """
 
     mean_F: Tensor
@@ -67,7 +67,7 @@ def kernel_distance(x_NF: Tensor, y_MF: Tensor, block: int = 1000) -> float:
     """Kernel distance (KID): unbiased squared MMD with the kernel (x y / F + 1)^3.
 
     Binkowski et al. 2018, arXiv 1801.01401, section 4. The larger set is cut to the smaller one's
-    size; both are split into equal blocks by a fixed permutation, and the blocks' estimates are
+    size. Both are split into equal blocks by a fixed permutation, and the blocks' estimates are
     averaged. The estimate is unbiased, so it can be below zero.
 
     Args:
@@ -99,7 +99,7 @@ def class_accuracy(logits_NK: Tensor, labels_N: Tensor) -> float:
     """Share of pictures whose likeliest class is their label.
 
     Raises:
-        UserError: another number of labels than of pictures.
+        UserError: the numbers of labels and pictures differ.
     """
     if labels_N.shape != logits_NK.shape[:1]:
         raise UserError(

@@ -40,7 +40,7 @@ _KERNEL_SEED = 0
 
 @dataclass(frozen=True)
 class _Facts:
-    """What the JSON file holds."""
+    """The content of the JSON file."""
 
     count: Annotated[int, Field(ge=2, lt=1 << 63)]
     judge_accuracy: Annotated[float, Field(ge=0, le=1)]
@@ -69,14 +69,15 @@ class Reference:
 
     @property
     def num_classes(self) -> int:
-        """Labels that the judge knows."""
+        """Number of labels that the judge knows."""
         return self.judge.num_classes
 
     def score(self, images_N3SS: Tensor, labels_N: Tensor | None = None) -> dict[str, float]:
         """Judge pictures.
 
         The features are computed in float32 and the distances in float64; the same pictures give
-        the same numbers. FD depends on N (few pictures look worse): compare equal counts only.
+        the same numbers. FD depends on N (fewer pictures give a larger FD): compare equal counts
+        only.
 
         Args:
             images_N3SS: uint8 pictures, generated, reconstructed or real.
@@ -84,7 +85,7 @@ class Reference:
 
         Returns:
             ``fd`` (Frechet distance) and ``kid`` (kernel distance) to the real training pictures;
-            with labels also ``accuracy``: the share that the judge puts into the class asked for.
+            with labels also ``accuracy``: the share that the judge puts into the requested class.
 
         Raises:
             UserError: wrong dtype or size, fewer than two pictures, or labels that do not fit.
@@ -120,7 +121,7 @@ def build_reference(
     seed: int = 0,
     progress: bool = False,
 ) -> Reference:
-    """Train the judge on the training part, measure both parts and keep the result in a folder.
+    """Train the judge on the training part, measure both parts and write the result to a folder.
 
     Args:
         images_NSS3: uint8 [N, S, S, 3], the real training pictures.
@@ -128,13 +129,13 @@ def build_reference(
         test_images_NSS3: uint8 [M, S, S, 3], the real test pictures.
         test_labels_N: their classes.
         out: folder to make; it appears complete or not at all.
-        num_classes: labels; None takes the largest training label + 1.
+        num_classes: number of labels; None takes the largest training label + 1.
         steps: optimizer steps of the judge.
-        seed: of the judge's training.
+        seed: seed of the judge's training.
         progress: show a bar.
 
     Raises:
-        FileExistsError: `out` holds something.
+        FileExistsError: `out` is not empty.
         UserError: pictures and labels do not fit together, or the parts' sizes differ.
     """
     images_N3SS, test_images_N3SS = to_pictures(images_NSS3), to_pictures(test_images_NSS3)

@@ -39,10 +39,10 @@ def train_classifier(
 ) -> Classifier:
     """Train a classifier with AdamW and one learning-rate cycle.
 
-    Pictures are shifted by up to two pixels where they come round often, see `largest_shift`. The
-    passes run in float32: bfloat16 convolutions differ from run to run on processors with AMX. So
-    the result depends on the arguments alone, and on a processor of another kind it differs by
-    rounding. The caller's random state is left as it was.
+    Pictures that are seen often are shifted by up to two pixels, see `largest_shift`. The passes
+    run in float32, because bfloat16 convolutions differ from run to run on processors with AMX. So
+    the result depends only on the arguments; on another kind of processor it differs by rounding.
+    The caller's random state is not changed.
 
     Args:
         images_NSS3: uint8 [N, S, S, 3].
@@ -105,19 +105,19 @@ def fit(
 
 
 def largest_shift(count: int, steps: int, batch_size: int) -> int:
-    """Pixels that training shifts pictures by at most: two if each is seen over four times.
+    """Largest shift of pictures in training, in pixels: two if each is seen over four times.
 
-    Fresh pictures need no augmentation, which then only slows learning: 1,600 steps on
+    For pictures that are seen seldom, augmentation only slows learning: 1,600 steps on
     Fashion-MNIST (1.7 passes) end at 91.1 % without shifts and at 89.6 % with them.
     """
     return _SHIFT if steps * batch_size > _PASSES_WITHOUT_SHIFT * count else 0
 
 
 def check_labels(labels_N: NDArray[np.integer], count: int, num_classes: int) -> None:
-    """Refuse labels of another number than the pictures, or outside the classes.
+    """Refuse labels whose number differs from the pictures', or that are outside the classes.
 
     Raises:
-        UserError: with the first wrong thing in one line.
+        UserError: one line names the first error.
     """
     labels_N = np.asarray(labels_N)
     if labels_N.shape != (count,) or not np.issubdtype(labels_N.dtype, np.integer):
@@ -133,12 +133,12 @@ def check_labels(labels_N: NDArray[np.integer], count: int, num_classes: int) ->
 
 
 class ShuffledBatches:
-    """Endless batches in a new order each pass, every picture shifted at random.
+    """Endless batches, in a new order in each pass, every picture shifted at random.
 
     Args:
         images_N3SS: uint8 pictures.
         batch_size: pictures per batch; at most all of them.
-        seed: of order and shifts.
+        seed: seed of order and shifts.
         shift: largest shift in pixels, 0 for none.
     """
 
@@ -172,7 +172,7 @@ class ShuffledBatches:
 def one_cycle(
     model: torch.nn.Module, lr: float, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW whose rate rises over a fifth of the steps and falls to zero as a cosine."""
+    """AdamW whose rate rises over a fifth of the steps, then falls to zero along a cosine."""
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=_WEIGHT_DECAY
     )

@@ -28,12 +28,12 @@ class RouterPanel:
 
 
 def short_level(level: str) -> str:
-    """A level's name without what all encoder levels share: ``down_blocks.0``."""
+    """A level's name without the prefix that all encoder levels share: ``down_blocks.0``."""
     return level.removeprefix("encoder.").partition(".resnets.")[0]
 
 
 def draw_routers(panels: Sequence[RouterPanel], columns: int) -> bytes:
-    """Stacked weights over noise, one panel a run; light is fine, dark is coarse."""
+    """Stacked weights over noise, one panel per run; light is fine, dark is coarse."""
     names = sorted(
         {tuple(panel.levels) for panel in panels}, key=lambda levels: (-len(levels), levels)
     )
@@ -55,12 +55,12 @@ def draw_routers(panels: Sequence[RouterPanel], columns: int) -> bytes:
 
 
 def _area_labels(axes: Axes, panel: RouterPanel, fills: Sequence[tuple[float, ...]]) -> None:
-    """Each level's name where its area is thickest, if it is thick enough to hold it."""
+    """Each level's name where its area is thickest, if the name fits there."""
     top_GT = np.cumsum(panel.weight_GT, axis=0)
     for number, level in enumerate(panel.levels):
         weight_T = panel.weight_GT[number]
         inner = slice(2, -2) if len(weight_T) > 6 else slice(None)
-        # Of equally thick places the one nearest to the middle.
+        # Of equally thick places, take the one nearest to the middle.
         off_T = 1e-3 * np.abs(panel.centre_T - 0.5)
         place = int(np.argmax((weight_T - off_T)[inner])) + (inner.start or 0)
         if weight_T[place] < 0.1:
@@ -79,7 +79,7 @@ def _area_labels(axes: Axes, panel: RouterPanel, fills: Sequence[tuple[float, ..
 
 
 def draw_map(levels: Sequence[str], blocks: Sequence[int], r2_LDT: np.ndarray) -> bytes:
-    """R^2 over block and noise, one panel a level, on one scale from 0 to 1."""
+    """R^2 over block and noise, one panel per level, on one scale from 0 to 1."""
     bins = r2_LDT.shape[2]
     columns = 2 if len(levels) in (2, 4) else 3
     shown = {level: r2_LDT[n] for n, level in enumerate(levels)}

@@ -52,18 +52,18 @@ _INTERVALS = (
 def report(paths: Sequence[str | Path], out: str | Path) -> Path:
     """Write ``REPORT.md``, ``report.html`` and ``figures/*.png`` into a folder.
 
-    Figures of an earlier report there that the new one does not show are removed; nothing else in
-    the folder is touched.
+    Figures of an earlier report in the folder are removed if the new one does not show them;
+    nothing else there is touched.
 
     Args:
         paths: result files (JSONL), and YAML files whose ``verdicts`` name the hypotheses.
-        out: the folder, made when it is not there.
+        out: the folder; it is made if it is not there.
 
     Returns:
         The path of ``REPORT.md``.
 
     Raises:
-        ConfigError: a file or row is broken, twice there, contradicting or missing; one line.
+        ConfigError: a file or row is broken, is there twice, contradicts another or is missing.
     """
     every = sorted({Path(path) for path in paths})
     yamls = [path for path in every if path.suffix in (".yaml", ".yml")]
@@ -175,7 +175,7 @@ def _shown(group: Group, what: str, path: Path, words: str) -> Image:
 
 
 def _distinct(blocks: Sequence[Block]) -> list[Block]:
-    """Figures whose names became the same file name get a number."""
+    """Add a number to figures whose names give the same file name."""
     taken: set[str] = set()
     result: list[Block] = []
     for block in blocks:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is stored, the floors, and every variant against the control at every checkpoint."""
+"""The stored cells, the floors, and every variant against the control at every checkpoint."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def main_variants(group: Group) -> list[str]:
 
 
 def contents(results: Results) -> list[Block]:
-    """What is in the results, and which cells of each study's full grid are not."""
+    """The cells that the results hold, and the cells of each study's full grid that are missing."""
     blocks: list[Block] = [Heading(2, "What is in the results")]
     for group in results.groups:
         grid = f"{plural(len(group.variants()), 'variant')}, seeds {listed(group.seeds())}"
@@ -47,7 +47,7 @@ def contents(results: Results) -> list[Block]:
 
 
 def _builds(group: Group) -> str:
-    """Said only where there are several, because seeds then differ in more than their seed."""
+    """Named only if there are several builds, because then seeds differ in more than their seed."""
     builds = {run.seed: run.build for run in group.runs}
     if len(set(builds.values())) < 2:
         return ""
@@ -117,7 +117,7 @@ def floors(group: Group) -> list[Block]:
 
 
 def main_tables(group: Group) -> list[Block]:
-    """One table a checkpoint, the last first: values, and paired differences to the control."""
+    """One table per checkpoint, the last first: values, and paired differences to the control."""
     variants = [v for v in main_variants(group) if v in group.variants()]
     if not variants:
         return []

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A report as a list of blocks, written as Markdown and as one self-contained HTML page.
 
-Text knows two marks, `code` in backticks and **bold** in double asterisks, and a table's cell may
-have several lines.
+Text has two marks, `code` in backticks and **bold** in double asterisks. A table's cell may have
+several lines.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose first column is words and whose others are numbers."""
+    """A table: the first column holds words, the others numbers."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -68,7 +68,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Image:
-    """A PNG with what it shows: `name` becomes ``figures/<name>.png``."""
+    """A PNG with its caption; `name` becomes ``figures/<name>.png``."""
 
     name: str
     png: bytes
@@ -122,7 +122,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Without marks, and without the brackets that would end a Markdown image's text."""
+    """The text without marks, and without brackets, which would end a Markdown image's text."""
     return re.sub(r"`|\*\*", "", text).replace("[", "(").replace("]", ")")
 
 
@@ -158,7 +158,7 @@ def _cell(text: str) -> str:
 
 
 def _marks(text: str) -> str:
-    """Escape, then the two marks; nothing inside code is bold."""
+    """Escape the text, then set the two marks; nothing inside code is bold."""
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(
         f"<code>{html.escape(part[1:-1])}</code>"

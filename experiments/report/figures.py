@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-# From Okabe and Ito's palette, which stays apart in the common kinds of colour blindness.
+# From Okabe and Ito's palette: distinct with the common kinds of colour blindness, too.
 BLUE, ORANGE, GREEN, RED, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
 GREY = "#777777"
 _LINES = ((BLUE, "o"), (RED, "s"), (GREEN, "^"), (PURPLE, "D"), (ORANGE, "v"), ("#000000", "P"))
@@ -40,7 +40,7 @@ def draw_curves(
     variants: Mapping[str, Mapping[int, Mapping[int, float]]],
     metric: str,
 ) -> bytes:
-    """A positive metric over steps, both logarithmic: one panel a variant, the control in each.
+    """A positive metric over steps, both logarithmic: one panel per variant, the control in each.
 
     Args:
         control: seed -> step -> value, of the control.
@@ -55,7 +55,8 @@ def draw_curves(
             if mean:
                 axes.plot(*zip(*mean, strict=True), color=colour, lw=2.2, marker="o", ms=4)
                 labels.append((mean[-1], label, colour))
-        # The upper label above its line's end and the lower below, so that they never meet.
+        # The upper label goes above its line's end and the lower one below, so that they never
+        # overlap.
         for place, (point, label, colour) in enumerate(sorted(labels, key=lambda one: one[0][1])):
             _end_label(axes, point, label, colour, (-5, 5)[place] if len(labels) > 1 else 0)
         ends = [curve[max(curve)] for curve in control.values() if curve]
@@ -94,7 +95,7 @@ def _curves(
 
 
 def draw_flow_differences(differences: Mapping[str, Mapping[int, Sequence[float]]]) -> bytes:
-    """Held-out flow loss minus the control's over noise: one panel a variant.
+    """Held-out flow loss minus the control's, over noise: one panel per variant.
 
     Args:
         differences: variant -> seed -> one number per t-bin.
@@ -114,7 +115,7 @@ def draw_flow_differences(differences: Mapping[str, Mapping[int, Sequence[float]
 
 
 def draw_sweep(lines: Sequence[SweepLine], key: str) -> bytes:
-    """FD over a key: numbers on a line, logarithmic when they span it; words side by side."""
+    """FD over a key: numbers on an axis, logarithmic if their range is wide; words side by side."""
     words = list(dict.fromkeys(value for line in lines for value, _ in line.points))
     try:
         places = {value: float(value) for value in words}
@@ -161,7 +162,7 @@ def draw_panels(
     columns: int = _COLUMNS,
     size: tuple[float, float] = (3.2, 2.7),
 ) -> bytes:
-    """Small multiples with shared axes, three or four beside each other."""
+    """Small panels with shared axes, three or four in a row."""
     width = min(columns, max(1, len(names)))
     rows = max(1, math.ceil(len(names) / width))
     with _quiet_style():
@@ -197,7 +198,7 @@ def _log_ticks(axes: Axes) -> None:
 
 
 def _apart(steps: Sequence[int]) -> list[int]:
-    """The steps that leave room for each other's labels, the last always among them."""
+    """Steps far enough apart for their labels; the last is always among them."""
     kept = [steps[-1]]
     for step in reversed(steps[:-1]):
         if kept[-1] / step >= 1.8:
@@ -216,6 +217,6 @@ def _quiet_style() -> AbstractContextManager[None]:
 def _png(figure: Figure) -> bytes:
     FigureCanvasAgg(figure)
     content = io.BytesIO()
-    # Without the drawing program's version the same numbers are the same bytes.
+    # Without matplotlib's version in the file, the same numbers give the same bytes.
     figure.savefig(content, format="png", dpi=110, metadata={"Software": None})
     return content.getvalue()

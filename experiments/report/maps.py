@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recoverability maps: what a linear readout of the model's own state already knows.
+"""Recoverability maps: what a linear readout of the model's own state can recover.
 
 Legend: S seeds, L levels, D blocks, T t-bins.
 """
@@ -51,7 +51,7 @@ def _section(
         if np.shape(other.r2_LDT) != np.shape(first.r2_LDT):
             raise ConfigError(other.where, f"{group.title}, {variant}", f"bins: see {first.where}")
     with warnings.catch_warnings():
-        # A bin that no seed has seen stays without a value.
+        # A bin that no seed has seen keeps NaN, without a warning.
         warnings.simplefilter("ignore", RuntimeWarning)
         r2_LDT = np.nanmean(np.array([one.r2_LDT for one in maps], dtype=np.float64), axis=0)
     seeds = listed(one.seed for one in maps)
@@ -87,6 +87,6 @@ def _table(found: RecoverabilityMap, r2_LDT: np.ndarray) -> Table:
 
 
 def _smallest(gap_DT: np.ndarray) -> str:
-    """The smallest mean gap of a block over these t-bins; a dash where nothing was seen."""
+    """The smallest mean gap of a block over these t-bins; a dash if nothing was seen."""
     means = [row_T[np.isfinite(row_T)].mean() for row_T in gap_DT if np.isfinite(row_T).any()]
     return f"{min(means):.2f}" if means else "-"

@@ -52,7 +52,7 @@ def router_sections(group: Group) -> list[Block]:
 
 
 def _last_runs(group: Group) -> list[Run]:
-    """Each run at the last checkpoint that tells: after a release a router has no more weights."""
+    """Each run at its last checkpoint with router weights; after a release there are none."""
     last = {}
     for run in group.runs:
         if _tells(run):
@@ -61,13 +61,13 @@ def _last_runs(group: Group) -> list[Run]:
 
 
 def _tells(run: Run) -> bool:
-    """Whether the run has a router, with levels to choose from, that saw pictures at two noises."""
+    """Whether the run has a router with several levels that saw pictures at two noise levels."""
     router = run.router
     return router is not None and len(router["levels"]) > 1 and len(weights(router)[0]) > 1
 
 
 def coarse_level(levels: Sequence[str]) -> int:
-    """The coarsest VAE level, as levels run from fine to coarse; the last when there is none."""
+    """The last VAE level, which is the coarsest; without VAE levels, the last level."""
     of_vae = [n for n, level in enumerate(levels) if level.startswith("encoder.")]
     return of_vae[-1] if of_vae else len(levels) - 1
 
@@ -87,7 +87,7 @@ def _row(run: Run) -> tuple[tuple[str, ...], float, float]:
     share_GT = np.clip(weight_GT / weight_GT.sum(axis=0), 1e-12, 1)
     entropy = float((-share_GT * np.log(share_GT)).sum(axis=0).mean() / math.log(len(levels)))
     coarse = coarse_level(levels)
-    # Constant weights must give a slope of nought, not of one rounding error.
+    # Constant weights must give a slope of exactly 0, not a rounding error.
     slope = round(float(np.polyfit(centre_T, weight_GT[coarse], 1)[0]), 6)
     means = listed(
         f"{short_level(level)} {mean:.2f}"
@@ -137,7 +137,7 @@ def _figure(group: Group, runs: Sequence[Run]) -> Image:
         centre_T, weight_GT = weights(run.router)
         title = f"{run.variant}, seed {run.seed}"
         panels.append(RouterPanel(title, run.router["levels"], centre_T, weight_GT))
-    # With as many columns as seeds each variant has a row of its own.
+    # With as many columns as seeds, each variant has its own row.
     counts = {sum(run.variant == name for run in runs) for name in {run.variant for run in runs}}
     columns = counts.pop() if len(counts) == 1 else 1
     columns = columns if 1 < columns < 6 else 4

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sweeps: variants named ``family@key=value``, one table and one figure for each family's key."""
+"""Sweeps: variants named ``family@key=value``; each family's key has one table and one figure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Sweep:
     Attributes:
         family: the name before the last ``@``.
         key: what is swept.
-        members: (value as written, variant), numbers in their order, then words.
+        members: (value as written, variant): first numbers, sorted, then words.
     """
 
     family: str
@@ -39,7 +39,7 @@ class Sweep:
 
 
 def sweeps(group: Group) -> list[Sweep]:
-    """All sweeps of a group, sorted by key, then family with the control's first."""
+    """All sweeps of a group, sorted by key, then by family, the control's family first."""
     found: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for variant in group.variants():
         family, at, setting = variant.rpartition("@")
@@ -112,7 +112,7 @@ def _section(group: Group, sweep: Sweep) -> list[Block]:
 
 
 def _without_empty(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
-    """A table that leaves out the columns in which no row has anything."""
+    """A table without the columns that are empty in every row."""
     kept = [n for n in range(len(header)) if any(row[n] != "-" for row in rows)]
     return Table(tuple(header[n] for n in kept), tuple(tuple(row[n] for n in kept) for row in rows))
 
@@ -156,7 +156,7 @@ def _shown(found: Estimate | None, places: int) -> str:
 
 
 def _best(group: Group, sweep: Sweep, step: int) -> str:
-    """Which value has the lowest mean FD, whether it lies inside, and whether it stands apart."""
+    """Which value has the lowest mean FD, whether it is at the edge, whether its lead is clear."""
     values = {v: group.values(variant, "fd", step) for v, variant in sweep.members}
     shared = sorted(set.intersection(*(set(found) for found in values.values())))
     if len(values) < 2 or not shared:

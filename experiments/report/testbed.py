@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the testbed can tell: noise, sensitivity, the control's gain, and steps to quality."""
+"""Whether the testbed can decide: noise, sensitivity, the control's gain, steps to quality."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SPEEDS = ("faster", "not faster", "undecided", "not reached", "no interval")
 
 
 def noise_floor(group: Group) -> list[Block]:
-    """How much the control differs from itself: over seeds, and from its duplicates."""
+    """How much the control differs from itself: between seeds, and from its duplicates."""
     metrics = group.metrics()
     rows = []
     for step in group.steps(CONTROL):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hypotheses: comparisons named in a YAML before the numbers are looked at, and what came of them.
+"""Hypotheses: comparisons named in a YAML before anyone sees the numbers, and their results.
 
 ```yaml
 verdicts:
@@ -58,8 +58,8 @@ class Claim:
 
 @dataclass(frozen=True)
 class Named:
-    """A claim, where it stands, and the variants that its file declares: a study's own file may
-    name comparisons that are yet to be run.
+    """A claim, its place in the file, and the variants that the file declares: a study's own file
+    may name comparisons that have not run yet.
     """
 
     where: str
@@ -67,7 +67,7 @@ class Named:
     declared: frozenset[str] = frozenset()
 
     def missing(self, known: Sequence[str]) -> list[str]:
-        """Its variants that are declared, but not known."""
+        """The claim's variants that are declared, but not among `known`."""
         both = (self.claim.variant, self.claim.against)
         return [name for name in both if name in self.declared and name not in known]
 
@@ -116,7 +116,7 @@ def _claim(entry: Any, where: str) -> Claim:
 
 
 def verdict_sections(results: Results, claims: Sequence[Named]) -> list[Block]:
-    """One section a hypothesis: the comparisons, on each data set, and what they come to.
+    """One section per hypothesis: the comparisons on each data set, and the verdict.
 
     Raises:
         ConfigError: a claim names a study, data set or variant that the results do not have.

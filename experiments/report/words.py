@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers as text and the sentences that several sections share."""
+"""Numbers as text, and sentences that several sections share."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def plural(count: int, word: str) -> str:
 
 
 def decimals(values: Iterable[float]) -> int:
-    """Decimals that leave the largest of the values four digits."""
+    """Decimals with which the largest of the values has four digits."""
     largest = max((abs(v) for v in values if math.isfinite(v) and v), default=1.0)
     return min(6, max(0, 3 - math.floor(math.log10(largest))))
 
 
 def number(value: float, places: int, sign: bool = False) -> str:
-    """A number with so many decimals; never ``-0.00``; ``diverged`` for one that isn't finite."""
+    """A number with `places` decimals; never ``-0.00``; ``diverged`` if it isn't finite."""
     if math.isnan(value):
         return "diverged"
     if math.isinf(value):
@@ -57,7 +57,7 @@ def number(value: float, places: int, sign: bool = False) -> str:
 
 
 def bounds(interval: Bounds | None, places: int, sign: bool = False) -> str:
-    """``[low, high]``, or a dash where one seed allows no interval."""
+    """``[low, high]``, or a dash if there is no interval (one seed)."""
     if interval is None:
         return "-"
     return f"[{number(interval[0], places, sign)}, {number(interval[1], places, sign)}]"
@@ -81,7 +81,7 @@ def judged(found: Estimate, metric: str) -> str:
 
 
 def grouped(verdicts: Mapping[str, str], order: Sequence[str]) -> str:
-    """``better: a, b; undecided: c``, in the given order of verdicts, empty ones left out."""
+    """``better: a, b; undecided: c``, in the given order of verdicts, without empty ones."""
     parts = []
     for verdict in order:
         names = [name for name, found in verdicts.items() if found == verdict]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kinds of errors, each with the exit codes that fit it and the words of the line that names it."""
+"""Kinds of errors, each with its allowed exit codes and the words that its line must contain."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tools.drill.jobs import LIMIT, PATIENCE, ROOT, Job, job
 from tools.drill.places import Places
 from tools.drill.results import Result
 
-#: Exit codes, see ahpa_scale.exits; a fault of the software ends with anything but these.
+#: Exit codes, see ahpa_scale.exits.
 MISTAKE, STOPPED, NOT_SAVED, GONE = 2, 70, 74, 75
 SOFTWARE = frozenset({1, GONE})
 MISSING = frozenset({MISTAKE, GONE})
@@ -28,14 +28,14 @@ class Kind:
     """An error that a job meets.
 
     Attributes:
-        name: of the kind; for a plug-in's fault, its name there.
-        codes: what the launcher may end with.
-        words: of which one must be in the first line that says what is wrong; none: it goes well.
-        act: what happens to the job once it trains; None: the plug-in or the start does it.
-        plugin: whether the plug-in does it.
-        chosen: ``key=value``, with ``{place}`` for a folder of the case's own.
-        disk: options of a file system that is mounted at that place; None: no mount.
-        workers: whether it is about loader workers only.
+        name: the kind's name; for a plug-in's fault, its name there.
+        codes: exit codes that the launcher may end with.
+        words: one of them must be in the first line that says what is wrong; empty: no check.
+        act: does the harm once the job trains; None: the plug-in or the start does it.
+        plugin: whether the plug-in does the harm.
+        chosen: ``key=value`` settings, with ``{place}`` for the case's own folder.
+        disk: options of a file system that is mounted there; None: no mount.
+        workers: whether the case needs loader workers.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Kind:
 
     @property
     def goes_on(self) -> bool:
-        """Whether the run is to come to its end all the same; what was not saved is told there."""
+        """Whether the run must reach its end despite the error; a failed save is reported there."""
         return self.codes <= {0, NOT_SAVED}
 
 
@@ -59,7 +59,7 @@ def plugin(name: str, *words: str, codes: frozenset[int] = SOFTWARE) -> Kind:
 
 
 def start(name: str, words: tuple[str, ...], *chosen: str, codes: frozenset[int]) -> Kind:
-    """A job that should not come to train."""
+    """A job that must fail before it trains."""
     return Kind(name, codes, words, chosen=chosen)
 
 
@@ -90,7 +90,7 @@ def _cut_shards(running: Job, place: Path) -> None:
 
 
 def _fill(running: Job, place: Path) -> None:
-    # A checkpoint that came first may have filled it already.
+    # A checkpoint may have filled it before.
     with suppress(OSError), (place / "filler").open("wb") as file:
         while True:
             file.write(bytes(1 << 16))
@@ -160,14 +160,14 @@ KINDS: tuple[Kind, ...] = (
           "data.local={place}/cache", codes=MISSING),
     start("refused-credentials", ("refus", "403", "SignatureDoesNotMatch", "credential"), *_STORE,
           codes=frozenset({MISTAKE})),
-    # To read from: the drill's server makes a bucket for whoever writes to it.
+    # The job only reads, because the drill's server makes a missing bucket on a write.
     start("no-bucket", ("bucket",), "data.remote=s3://no-such-bucket/x",
           "data.local={place}/cache", codes=frozenset({MISTAKE})),
 )  # fmt: skip
 
 
 def meet(kind: Kind, workers: int, folder: Path, places: Places) -> Result:
-    """Has one job meet an error."""
+    """Runs one job that meets an error."""
     where = folder / "place"
     where.mkdir(parents=True)
     with _disk(where, kind.disk):
@@ -216,7 +216,7 @@ def _judge(kind: Kind, running: Job, where: Path, moment: Path) -> Result:
         problems.append(f"the first line has none of {list(kind.words)}")
     if left:
         problems.append(f"{len(left)} processes were left: {left[0]}")
-    # Of a job that should not come to train, nobody knows when it met its error.
+    # For a job that fails before it trains, the moment of the error is unknown.
     timed = not kind.goes_on and (kind.act is not None or kind.plugin)
     told = running.told_at - begun if timed and running.told_at is not None else None
     return Result(code=code, seconds=took, line=line, problems=problems, told=told)
@@ -224,7 +224,7 @@ def _judge(kind: Kind, running: Job, where: Path, moment: Path) -> Result:
 
 @contextmanager
 def _disk(where: Path, options: str | None) -> Iterator[None]:
-    """A file system of memory at a folder, for kinds that fill one or make it read-only."""
+    """Mounts a tmpfs at a folder, for kinds that fill it or make it read-only."""
     if options is None:
         yield
         return

@@ -21,11 +21,11 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 RUN = Path(__file__).with_name("run.yaml")
-#: In the environment of all processes of a job, so that none is overlooked.
+#: Variable in the environment of all processes of a job, so that the drill finds every one.
 MARK = "DRILL_JOB"
 #: Seconds within which everything has ended after an error.
 LIMIT = 60.0
-#: Seconds that a job may take until something is so: the machine may be busy.
+#: Seconds to wait for a condition: the machine may be busy.
 PATIENCE = 400.0
 _EXCEPTION = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Timeout)\b.*")
 
@@ -35,12 +35,12 @@ class Job:
     """A job of two ranks under one launcher.
 
     Attributes:
-        folder: of its log, and where nothing else is said of its output and checkpoints.
+        folder: for its log and, by default, its output and checkpoints.
         output: its output_dir.
         process: the launcher.
-        mark: value of `MARK`.
-        begun: when it was started; as all moments, in seconds since 1970.
-        told_at: when its first complaint was there; None: there is none yet.
+        mark: the job's value of `MARK`.
+        begun: when it was started, in seconds since 1970, like all moments here.
+        told_at: when its first complaint came; None: there is none yet.
         gone_at: when its last process had ended.
     """
 
@@ -54,7 +54,7 @@ class Job:
 
     @property
     def log(self) -> str:
-        path = self.folder / "log"  # gone, once the case is over
+        path = self.folder / "log"  # removed when the case is over
         return path.read_text(errors="replace") if path.exists() else ""
 
     @property
@@ -64,14 +64,14 @@ class Job:
 
     @property
     def pids(self) -> list[int]:
-        """All processes of the job that are there."""
+        """All living processes of the job."""
         return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if self._has(pid)]
 
     def rank(self, number: int) -> int:
         """The process of a rank.
 
         Raises:
-            LookupError: it is not there.
+            LookupError: there is no such rank.
         """
         ranks = [pid for pid in self.pids if _variable(pid, "RANK") == str(number)]
         for pid in sorted(ranks):
@@ -80,18 +80,22 @@ class Job:
         raise LookupError(f"no rank {number}")
 
     def hears(self, number: int) -> bool:
-        """Whether a rank is there and answers the signals that ask it to leave."""
+        """Whether a rank handles the signals that ask it to leave.
+
+        Raises:
+            LookupError: there is no such rank.
+        """
         caught = re.search(r"^SigCgt:\s*(\w+)", _read(self.rank(number), "status"), re.M)
         return caught is not None and bool(int(caught[1], 16) >> (signal.SIGUSR1 - 1) & 1)
 
     def workers(self, number: int) -> list[int]:
-        """The loader's processes of a rank."""
+        """The loader workers of a rank."""
         rank = self.rank(number)
         mine = _command(rank)
         return [p for p in self.pids if _parent(p) == rank and _command(p) == mine]
 
     def until(self, seen: Callable[[], bool], seconds: float = PATIENCE) -> bool:
-        """Waits until something is so or the job has ended; whether it is so."""
+        """Waits until `seen` is true or the job has ended; returns whether it is true."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             with suppress(LookupError, OSError):
@@ -107,14 +111,14 @@ class Job:
         return self.until(lambda: bool(self.rows) and self.rows[-1]["batch"] >= batch)
 
     def ends(self, seconds: float) -> int | None:
-        """The launcher's exit code; None where it goes on for longer."""
+        """The launcher's exit code; None if it runs longer than this."""
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             return None
 
     def left_over(self, seconds: float = 10.0) -> list[str]:
-        """Commands of the processes that outlive the launcher, which are killed then."""
+        """Kills the processes that outlive the launcher; returns their commands."""
         end = time.monotonic() + seconds
         while (pids := self.pids) and time.monotonic() < end:
             time.sleep(0.05)
@@ -124,7 +128,7 @@ class Job:
         return found
 
     def listen(self) -> None:
-        """Notes when the first complaint comes. To be run on a thread of its own."""
+        """Notes when the first complaint comes; runs on its own thread."""
         read = 0
         while self.told_at is None and math.isnan(self.gone_at):
             size = len(self.log)
@@ -134,7 +138,7 @@ class Job:
             time.sleep(0.05)
 
     def kill(self) -> None:
-        """Ends all of it."""
+        """Kills all processes of the job."""
         for pid in self.pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -143,8 +147,8 @@ class Job:
             self.gone_at = time.time()
 
     def complaint(self) -> str:
-        """The first line that says what is wrong: of an error, or of a traceback its exception.
-        Where no rank could say anything, it is the launcher's.
+        """The first line that says what is wrong: an error line, or the exception of a traceback.
+        If no rank could print one, it is the launcher's line.
         """
         within, crashed = False, ""
         for line in self.log.splitlines():
@@ -173,11 +177,11 @@ def job(
     """Starts a job; whatever is left of it is killed at the block's end.
 
     Args:
-        folder: for its log, output and checkpoints; may be there.
-        words: ``key=value``.
-        script: that is launched.
-        environment: variables besides those of this process.
-        launcher: program beside this Python, and its flags.
+        folder: for its log, output and checkpoints; it may exist.
+        words: ``key=value`` settings.
+        script: the script to launch.
+        environment: variables added to those of this process.
+        launcher: a program beside this Python, and its flags.
     """
     folder.mkdir(parents=True, exist_ok=True)
     mark = f"{folder.name}-{time.time_ns()}"
@@ -205,7 +209,7 @@ def job(
 
 
 def rows_of(output: Path) -> list[dict[str, Any]]:
-    """The whole rows of a run's metrics.jsonl."""
+    """The rows of a run's metrics.jsonl, without a torn line."""
     path = output / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     found = []
@@ -216,7 +220,7 @@ def rows_of(output: Path) -> list[dict[str, Any]]:
 
 
 def losses(folder: Path) -> dict[int, float]:
-    """The total loss of each batch, as written last to a job's own folder."""
+    """The total loss of each batch, as last written in a job's own folder."""
     return {row["batch"]: row["loss/train/total"] for row in rows_of(folder / "run")}
 
 

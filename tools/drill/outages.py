@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Outages of a store: a run comes to its end, or ends with 75 and goes on bit for bit."""
+"""Outages of a store: a run reaches its end, or ends with 75 and resumes bit for bit."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ UNREACHABLE = 75
 SECONDS = 30.0
 #: Batches of each run.
 BATCHES = 60
-#: Bytes a second of the slow store, for all uploads together: half a minute for a checkpoint.
+#: Bytes per second of the slow store, for all uploads together: half a minute per checkpoint.
 SLOW = 2_000_000
 
 
 @dataclass
 class Store:
-    """What an outage is made with: the server, and the proxy before it."""
+    """The server, and the proxy in front of it; each method makes one outage."""
 
     server: int
     proxy: FaultProxy
 
     def stop(self) -> None:
-        """Does not answer for a while."""
+        """Gives no answer for a while."""
         os.kill(self.server, signal.SIGSTOP)
         time.sleep(SECONDS)
         os.kill(self.server, signal.SIGCONT)
@@ -47,11 +47,11 @@ class Store:
         self._for_a_while(Faults(share=1.0, kinds=("503",)))
 
     def err(self) -> None:
-        """5 % errors of all kinds from now on."""
+        """Makes 5 % of the answers errors of all kinds from now on."""
         self.proxy.set(Faults(share=0.05))
 
     def crawl(self) -> None:
-        """Slow uploads from now on, and halting answers for a while."""
+        """Slows uploads from now on, and stops and continues the server for a while."""
         self.proxy.set(Faults(put_rate=SLOW))
         end = time.monotonic() + SECONDS
         while time.monotonic() < end:
@@ -74,7 +74,7 @@ OUTAGES: dict[str, Callable[[Store], None]] = {
     "errors": Store.err,
     "slow": Store.crawl,
 }
-#: What lies in the store that has the outage.
+#: What the store with the outage holds.
 ROLES = ("data", "checkpoints")
 
 
@@ -84,7 +84,7 @@ def cases() -> list[tuple[str, str]]:
 
 
 def endure(role: str, outage: str, seed: int, folder: Path, places: Places) -> Result:
-    """One run whose store has one outage; a run that gives up is taken up again."""
+    """Runs one job whose store has one outage; a job that ends with 75 is started again."""
     reference = places.reference
     problems: list[str] = []
     with ExitStack() as stack:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all cases share: a data set, a store server on loopback, and an undisturbed run."""
+"""Things that all cases share: a data set, a store server on loopback, and an undisturbed run."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tools.drill.jobs import BIN, PATIENCE, ROOT, job, losses
 sys.path.insert(0, str(ROOT / "tests"))
 from s3_server import BUCKET, S3Server, s3_server
 
-#: Batches of the undisturbed run, further than any case comes.
+#: Batches of the undisturbed run; no compared run trains longer.
 REFERENCE = 400
 
 
 @dataclass
 class Places:
-    """Where the cases of one drill find things; each is made when it is first asked for.
+    """The shared things of one drill; each is made when it is first asked for.
 
     Attributes:
         root: folder of the drill.
@@ -53,7 +53,7 @@ class Places:
         return out
 
     def copy_data(self, target: Path) -> None:
-        """The data set once more, for a case that spoils it."""
+        """Copies the data set, for a case that damages it."""
         shutil.copytree(self.data, target)
 
     @cached_property
@@ -65,7 +65,7 @@ class Places:
 
     @cached_property
     def environment(self) -> dict[str, str]:
-        """Variables under which jobs find the store."""
+        """Environment variables with which jobs find the store."""
         return self.server.environment
 
     @cached_property
@@ -79,7 +79,7 @@ class Places:
         return losses(self.root / "reference")
 
     def upload_data(self, prefix: str) -> None:
-        """The data set into the store."""
+        """Uploads the data set to the store."""
         client = self.server.client()
         for path in self.data.rglob("*"):
             if path.is_file():
@@ -89,6 +89,6 @@ class Places:
 
 @contextmanager
 def places(root: Path) -> Iterator[Places]:
-    """The places of one drill, in a folder of its own."""
+    """The places of one drill, in a new folder."""
     with ExitStack() as stack:
         yield Places(root, stack)

@@ -28,13 +28,13 @@ from ahpa_scale.watch.client import Client
 from ahpa_scale.watch.hub import Hub
 
 BATCH = 3
-#: Samples that a process of the loader reads before it meets the fault.
+#: Samples that a loader process reads before the fault.
 SAMPLES = 6
 Fault = Callable[[State], None]
 
 
 def note() -> None:
-    """Notes that the error happens now."""
+    """Records that the error happens now."""
     Path(os.environ["DRILL_MOMENT"]).touch()
 
 
@@ -108,10 +108,10 @@ CALLBACKS: dict[str, Fault] = {
 
 
 class Plugin(Callback):
-    """A user's callback, which goes wrong.
+    """A user's callback with a fault.
 
     Args:
-        fault: what it does at the start of its batch.
+        fault: name of the fault.
     """
 
     def __init__(self, fault: str) -> None:
@@ -131,7 +131,7 @@ class Plugin(Callback):
 
 
 def raise_in_loader() -> None:
-    """Reading a sample raises after the first few, in a worker where there is one."""
+    """Makes reading a sample raise after the first few; in a worker, if there is one."""
     read, count = LatentStream.get_item, [0]
 
     def broken(self: LatentStream, *words: Any, **options: Any) -> Any:
@@ -144,7 +144,7 @@ def raise_in_loader() -> None:
 
 
 def raise_in_watch() -> None:
-    """The watch's thread falls over a few seconds into training."""
+    """Makes the watch's thread raise a few seconds into training."""
     for kind in (Client, Hub):
         step = kind.step
 
@@ -157,7 +157,7 @@ def raise_in_watch() -> None:
 
 
 def raise_in_writer() -> None:
-    """The thread that brings a checkpoint to its folder falls over."""
+    """Makes the thread that writes a checkpoint to its folder raise."""
 
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError(told("the writer of checkpoints fell over"))
@@ -169,7 +169,7 @@ PATCHES = {"loader": raise_in_loader, "watch": raise_in_watch, "writer": raise_i
 
 
 def install(fault: str) -> None:
-    """Puts the fault where it belongs."""
+    """Installs the fault."""
     if fault in PATCHES:
         PATCHES[fault]()
         return

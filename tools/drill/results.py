@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What came of each case, as JSON and as a table."""
+"""The result of each case, as JSON and as a table."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from statistics import median
 
 @dataclass
 class Result:
-    """What came of one case.
+    """The result of one case.
 
     Attributes:
         code: the launcher's exit code; None where it did not end in time.
         seconds: from the error to the end of the last process.
         line: the first line that says what is wrong.
-        problems: what is not as it should be; none: it passed.
-        told: seconds from the error to that line; None where the moment of either is not known.
+        problems: what went wrong; empty: the case passed.
+        told: seconds from the error to that line; None if either moment is unknown.
     """
 
     code: int | None
@@ -51,7 +51,7 @@ def write(path: Path, results: Mapping[str, Result], seed: int) -> None:
 
 
 def figures(results: Mapping[str, Result]) -> list[str]:
-    """Median and maximum of the seconds after an error, of the cases in which both are known."""
+    """Median and maximum of the seconds after an error, over the cases in which both are known."""
     timed = [one for one in results.values() if one.told is not None]
     if not timed:
         return []
@@ -64,7 +64,7 @@ def figures(results: Mapping[str, Result]) -> list[str]:
 
 
 def left(begun: float, done: int, count: int) -> str:
-    """How far it is and how long the rest takes, at the pace so far."""
+    """How many cases are done, and how long the rest takes at the pace so far."""
     if not done:
         return f"1/{count}"
     rest = (time.monotonic() - begun) / done * (count - done)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signals at random moments: nothing is lost that a checkpoint could hold.
+"""Signals at random moments: a run must lose nothing that a checkpoint could hold.
 
-After one request the run has saved its last batch. After a second one it may leave at once, and at
-most what came since the last interval is lost. Either way it goes on from there, bit for bit.
+After one request to leave, the run must have saved its last batch. After a second one it may leave
+at once, and at most the batches since the last interval are lost. Either way it must resume from
+there, bit for bit.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tools.drill.places import Places
 from tools.drill.results import Result
 
 COUNT = 30
-#: Seconds from the start of a job within which the signals come; it trains for most of them.
+#: Signals come within these seconds from the start of a job; it trains for most of them.
 SPAN = 40.0
 INTERVAL = 10
 TARGETS = ("rank 0", "rank 1", "group", "launcher")
@@ -31,7 +32,7 @@ LAUNCHERS = {
     "composer": ("composer", "-n", "2"),
 }
 PREEMPTED, CUT_SHORT = 79, 80
-#: Batches that are trained after a resume.
+#: Batches to train after a resume.
 MORE = 3
 
 
@@ -40,11 +41,11 @@ class Blow:
     """One or two signals.
 
     Attributes:
-        number: of the case.
+        number: number of the case.
         target: one of `TARGETS`.
-        signals: what is sent.
-        moments: seconds from the start of the job, or later: while Python itself is being started,
-            nobody could answer.
+        signals: the signals to send.
+        moments: seconds from the start of the job. A signal is sent later if Python itself is still
+            starting, because then nothing could handle it.
         launcher: one of `LAUNCHERS`.
     """
 
@@ -61,12 +62,12 @@ class Blow:
 
     @property
     def asks(self) -> list[signal.Signals]:
-        """Those that ask to leave; a hangup of the console does not."""
+        """The signals that ask to leave; a hangup of the console does not."""
         return [one for one in self.signals if one != signal.SIGHUP]
 
 
 def blows(seed: int) -> list[Blow]:
-    """The same for the same seed: every target, once and twice."""
+    """Draws the cases, the same for the same seed: targets with one signal and with two."""
     draw = random.Random(seed)
     every = list(itertools.product(TARGETS, SIGNALS, (False, True)))
     draw.shuffle(every)
@@ -82,7 +83,7 @@ def blows(seed: int) -> list[Blow]:
 
 
 def strike(blow: Blow, folder: Path, places: Places) -> Result:
-    """Sends the signals, and takes the run up again."""
+    """Sends the signals, and resumes the run."""
     words = [f"data.local={places.data}", "max_duration=400ba"]
     with job(folder, *words, launcher=LAUNCHERS[blow.launcher]) as running:
         if blow.launcher == "ours":
@@ -100,7 +101,7 @@ def strike(blow: Blow, folder: Path, places: Places) -> Result:
         line, told = running.complaint(), running.log
         rows = running.rows
     problems = [f"{len(left)} processes were left: {left[0]}"] if left else []
-    # Composer's launcher shows one of its own for Ctrl-C.
+    # Composer's launcher shows its own traceback for Ctrl-C.
     composers = blow.launcher == "composer" and blow.target in ("group", "launcher")
     if "Traceback" in told and not composers:
         problems.append("a traceback")
@@ -109,7 +110,7 @@ def strike(blow: Blow, folder: Path, places: Places) -> Result:
 
 
 def resumed(folder: Path, places: Places, *words: str) -> list[str]:
-    """Takes a run up again for a few batches, and compares all with the undisturbed one."""
+    """Resumes a run for a few batches, and compares all losses with the undisturbed run."""
     reference = places.reference
     newest = max(saved(folder), default=0)
     until = min(newest + MORE, max(reference))
@@ -139,12 +140,12 @@ def _send(running: Job, target: str, number: signal.Signals) -> None:
 
 
 def _judge(blow: Blow, code: int | None, took: float, last: int, folder: Path) -> list[str]:
-    """What was lost, or how it did not end as it should."""
+    """The problems: lost batches, a wrong exit code, or too long a wait."""
     newest = max(saved(folder), default=0)
     if not blow.asks:
         return [] if code == 0 else [f"a hangup ended it with {code}"]
     once = len(blow.asks) == 1
-    # Composer's launcher ends with a code of its own.
+    # Composer's launcher ends with its own code, which is not checked.
     fits = {0, PREEMPTED} if once else {0, PREEMPTED, CUT_SHORT}
     problems = []
     if code is None or (blow.launcher == "ours" and code not in fits):
