@@ -66,7 +66,8 @@ def speaks_for_all_ranks() -> bool:
     """Whether this process is the one that prints; an error that all ranks share is printed
     once.
     """
-    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+    rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
+    return rank == "0" or not rank.isdecimal()  # whoever does not know its rank speaks
 
 
 @contextmanager

@@ -244,17 +244,7 @@ _SCHEDULERS = (
     (("PET_NNODES", "PET_NODE_RANK", "PET_MASTER_ADDR"), "Kubeflow", _kubeflow),
     (("JOBSET_NAME", "REPLICATED_JOB_NAME"), "JobSet", _jobset),
     (("JOB_COMPLETION_INDEX", "AHPA_NODES"), "Kubernetes", _indexed_job),
-    (
-        (
-            "SLURM_JOB_ID",
-            "SLURM_NNODES",
-            "SLURM_JOB_NUM_NODES",
-            "SLURM_JOB_NODELIST",
-            "SLURM_NODEID",
-        ),
-        "Slurm",
-        _slurm,
-    ),
+    (_SLURM_MARKS, "Slurm", _slurm),
     (("PBS_NODEFILE",), "PBS", batch_script),
     (("LSB_MCPU_HOSTS",), "LSF", batch_script),
     (("NHOSTS",), "Grid Engine", batch_script),

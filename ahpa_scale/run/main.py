@@ -39,6 +39,7 @@ from ahpa_scale.run.serve import serve_metrics, set_up_console
 from ahpa_scale.run.watch import watch_ranks
 from ahpa_scale.unreachable import UnreachableError
 from ahpa_scale.watch import Pulse, is_lost_connection
+from ahpa_scale.watch.place import number_in
 
 if TYPE_CHECKING:
     from composer import Trainer
@@ -153,7 +154,7 @@ def _last_upload(trainer: Trainer) -> None:
 
 def _waits_for_word(config: Config, error: BaseException) -> float:
     """Seconds for the watch to name the rank that ended first, if a connection was lost."""
-    watched = config.watch.enabled and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    watched = config.watch.enabled and number_in(os.environ, "WORLD_SIZE", 1) > 1
     return config.watch.silence if watched and is_lost_connection(error) else 0.0
 
 

@@ -17,6 +17,7 @@ from ahpa_scale import console
 from ahpa_scale.config.schema import Config
 from ahpa_scale.errors import HostError
 from ahpa_scale.watch import Pulse
+from ahpa_scale.watch.place import number_in
 
 if TYPE_CHECKING:
     from ahpa_scale.exporter import Board
@@ -65,9 +66,9 @@ def serve_metrics(config: Config, pulse: Pulse) -> Iterator[Board | None]:
 
 def _place() -> tuple[int, int]:
     """This process's rank and node. torchrun sets no NODE_RANK, so it is computed."""
-    rank = int(os.environ.get("RANK", "0"))
-    per_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return rank, int(os.environ.get("NODE_RANK", rank // per_node))
+    rank = number_in(os.environ, "RANK", 0)
+    per_node = number_in(os.environ, "LOCAL_WORLD_SIZE", 1)
+    return rank, number_in(os.environ, "NODE_RANK", rank // per_node)
 
 
 def _info(config: Config) -> dict[str, str]:

@@ -6,7 +6,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ahpa_scale.errors import UserError
+
 LOOPBACK = "127.0.0.1"
+_PER_NODE = "LOCAL_WORLD_SIZE"
 
 
 @dataclass(frozen=True)
@@ -48,19 +51,39 @@ def place_from(environment: Mapping[str, str], port: int | None) -> Place | None
 
     Returns:
         None for a single rank, or if RANK is not set.
+
+    Raises:
+        UserError: a variable that is no number, or no MASTER_ADDR on several nodes.
     """
-    world = int(environment.get("WORLD_SIZE", "1"))
+    world = number_in(environment, "WORLD_SIZE", 1)
     if world == 1 or "RANK" not in environment:
         return None
-    rank, per_node = int(environment["RANK"]), int(environment.get("LOCAL_WORLD_SIZE", "1"))
-    store_port = int(environment.get("MASTER_PORT", "29500"))
+    rank, per_node = number_in(environment, "RANK", 0), number_in(environment, _PER_NODE, 1)
+    store_port = number_in(environment, "MASTER_PORT", 29500)
+    if world != per_node and not environment.get("MASTER_ADDR"):
+        raise UserError("MASTER_ADDR is not set: on several nodes it names the host of rank 0")
     return Place(
         rank=rank,
         world=world,
         per_node=per_node,
-        node=int(environment.get("NODE_RANK", rank // per_node)),
+        node=number_in(environment, "NODE_RANK", rank // per_node),
         # On one host loopback is enough, whatever the name of the host.
         address=LOOPBACK if world == per_node else environment["MASTER_ADDR"],
         port=port or store_port,
         store_port=store_port,
     )
+
+
+def number_in(environment: Mapping[str, str], name: str, default: int) -> int:
+    """A launcher's variable, which is a whole number from 0; LOCAL_WORLD_SIZE is one from 1.
+
+    Raises:
+        UserError: it is something else.
+    """
+    text = environment.get(name, "")
+    if not text:
+        return default
+    least = 1 if name == _PER_NODE else 0
+    if not (text.isascii() and text.isdecimal() and int(text) >= least):
+        raise UserError(f"{name} is {text!r}, and a launcher sets it to a whole number")
+    return int(text)
