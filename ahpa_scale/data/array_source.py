@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures that lie in memory, as `prepare` and `train_vae` read them.
+"""Pictures in memory, as a source for `prepare` and `train_vae`.
 
 Shapes: N pictures, H W their sides (equal), C feature channels, g the token grid's side.
 """
@@ -18,17 +18,17 @@ from ahpa_scale.errors import UserError
 
 
 class ArraySource:
-    """Pictures, labels and, if there are any, another encoder's features, in arrays.
+    """Arrays of pictures, labels and, optionally, features of another encoder.
 
     Args:
-        images_NHWC: uint8 [N, H, W, 3], H = W; a memory map will do.
+        images_NHWC: uint8 [N, H, W, 3], H = W; a memory map works too.
         labels_N: integers, indices into `classes`.
         classes: class names.
         external_NCgg: float features [N, C, g, g] of another encoder.
-        description: where the pictures came from, for people.
+        description: where the pictures came from, as text for the user.
 
     Raises:
-        UserError: arrays of other shapes, or labels without a class.
+        UserError: an array has a wrong shape, or a label has no class.
     """
 
     def __init__(
@@ -77,10 +77,10 @@ class ArraySource:
         return None if self._external_NCgg is None else int(self._external_NCgg.shape[2])
 
     def on_grid(self, grid: int) -> ArraySource:
-        """Itself, if its features lie on this token grid or there are none.
+        """Returns itself if its features have this token grid, or it has no features.
 
         Raises:
-            UserError: they lie on another one.
+            UserError: the features have another grid.
         """
         if self.grid not in (None, grid):
             raise UserError(f"the features have a grid of {self.grid}, and {grid} is wanted")
@@ -90,7 +90,7 @@ class ArraySource:
         """The settings of a preparation of these pictures.
 
         Raises:
-            UserError: an option that is not for arrays, or another size than theirs.
+            UserError: an option is not for arrays, or the size is not that of the pictures.
         """
         for name in ("limit", "shuffle_seed", "features"):
             if options.get(name) is not None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data set's card: what `dataset.json` beside the shards says about them. Free of torch.
+"""The data set's card, the file `dataset.json` beside the shards. Does not import torch.
 
-The card is written last, so its presence is what makes a data set whole.
+The card is written last: a data set is complete once its card exists.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ CARD_NAME = "dataset.json"
 PRIOR_STATISTICS = "prior_statistics.safetensors"
 FORMAT = 1
 KINDS = ("latents", "images")
-#: Hash that the shard index holds of every shard.
+#: Hash algorithm that the shard index uses.
 SHARD_HASH = "xxh64"
 PRIOR_DTYPES = ("float16", "bfloat16")
 
-#: Bytes of the statistics; those of 5 levels with 1024 channels have 21 million.
+#: Most bytes of the statistics file. 5 levels with 1024 channels take 21 million.
 _STATISTICS_LIMIT = 2 << 30
 
 
@@ -37,12 +37,12 @@ def _one_of(words: tuple[str, ...]) -> Any:
     return Field(pattern=f"^({'|'.join(words)})$")
 
 
-# Bounds of what a card may say: a reader takes memory by these numbers.
+# Bounds on a card's values, because a reader allocates memory by them.
 _Count = Annotated[int, Field(ge=1, le=10**10)]
 _Side = Annotated[int, Field(ge=1, le=1 << 14)]
 _Text = Annotated[str, Field(max_length=4096)]
 _LevelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$", max_length=200)]
-#: It names the folder of the set's cached shards.
+#: Also the name of the cache folder of the set's shards.
 _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{16,64}$")]
 
 
@@ -51,7 +51,7 @@ class VaeInfo:
     """The frozen autoencoder that a data set belongs to.
 
     Attributes:
-        path: as given at preparation: a folder, a hub id or 'demo'.
+        path: folder, hub id or 'demo', as given to `prepare`.
         identity: digest of its configuration and weights.
         downsample: picture pixels per latent pixel, along one side.
         latent_channels: channels of the latent.
@@ -88,12 +88,12 @@ class DatasetCard:
         grid: tokens per side that stored priors are pooled to.
         vae: the autoencoder.
         scaling: how latents are normalised for training.
-        levels: stored encoder levels, fine to coarse (kind 'images': those the VAE offers).
+        levels: stored encoder levels, fine to coarse (kind 'images': those of the VAE).
         prior_dtype: 'float16' or 'bfloat16'.
-        external_channels: channels of `prior.external`, or None where it is not stored.
-        source: where the pictures came from, for people.
-        fingerprint: digest of the shard index; two sets with one fingerprint hold the same bytes.
-        version: of the package that wrote the set.
+        external_channels: channels of `prior.external`, or None if it is not stored.
+        source: where the pictures came from, as text for the user.
+        fingerprint: digest of the shard index; sets with equal fingerprints hold the same bytes.
+        version: version of the package that wrote the set.
     """
 
     __pydantic_config__ = typed_json.STRICT
@@ -115,7 +115,7 @@ class DatasetCard:
 
     @property
     def num_classes(self) -> int:
-        """How many classes the labels run over."""
+        """Number of classes."""
         return len(self.classes)
 
     @property
@@ -132,7 +132,7 @@ class DatasetCard:
         """Read a card's text.
 
         Raises:
-            UserError: not JSON, another format, or a key or value that does not fit.
+            UserError: the text is not JSON, has another format, or has a wrong key or value.
         """
         content = typed_json.parse(text, where)
         if not isinstance(content, dict):
@@ -147,7 +147,7 @@ def read_card(url: str | os.PathLike[str]) -> DatasetCard:
     """Read the card of the data set at a local path or any fsspec URL.
 
     Raises:
-        UserError: there is no whole data set, or its card cannot be read.
+        UserError: there is no complete data set, or its card cannot be read.
     """
     where = storage.join(url, CARD_NAME)
     try:
@@ -162,8 +162,8 @@ def read_prior_statistics(url: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     Returns:
         float32 ``<level>.mean`` [C] and ``<level>.covariance`` [C, C] for every stored level and
-        for ``latent`` (scaled, and folded into the grid's patches where they divide it); empty
-        where the data set has none: pictures, or a set of an older version.
+        for ``latent`` (scaled, and folded into patches if the grid divides its side). Empty if the
+        data set has none: kind 'images', or a set of an older version.
 
     Raises:
         UserError: the file is damaged.
@@ -196,7 +196,7 @@ def read_prior_statistics(url: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def write_card(url: str | os.PathLike[str], card: DatasetCard) -> None:
-    """Write the card beside its shards, atomically; the last act of a preparation."""
+    """Write the card beside its shards, atomically; the last step of a preparation."""
     storage.write_text(storage.join(url, CARD_NAME), card.to_json())
 
 
@@ -219,7 +219,7 @@ def _check_format(found: Any, where: str) -> None:
 
 
 def _check_sense(card: DatasetCard, where: str) -> None:
-    """Refuses numbers that contradict each other."""
+    """Refuses fields that contradict each other."""
     channels, height, width = card.latent_shape
     side = card.image_size // card.vae.downsample
     names = [level.name for level in card.levels]

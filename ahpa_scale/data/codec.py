@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Between tensors and the columns of MDS shards.
+"""Converts between tensors and the columns of MDS shards.
 
-bfloat16, which NumPy lacks, is stored as its 16 bits in a uint16 column.
+NumPy has no bfloat16, so its 16 bits are stored in a uint16 column.
 Shapes: B batch, C channels, H W latent sides, g token grid, S picture side.
 """
 
@@ -56,7 +56,7 @@ def encode_prior(map_BCgg: Tensor, name: str, dtype: str) -> NDArray[Any]:
     """One level's maps as float16, or as the bits of bfloat16 in uint16.
 
     Raises:
-        UserError: not a finite number, or more than float16 can hold.
+        UserError: a value is not finite, or too large for float16.
     """
     if dtype == "float16":
         return _to_float16(map_BCgg, f"level {name}", "use prior_dtype bfloat16").numpy()
@@ -72,12 +72,12 @@ def decode(column: str, value: Any, prior_dtype: str) -> Tensor:
         UserError: a stored picture is no PNG.
     """
     if isinstance(value, Image.Image):
-        # The streaming library opens whatever it finds, and another format's decoder may run
-        # programs; nothing is decoded before `convert`.
+        # streaming opens pictures of any format, and some formats' decoders run programs. Nothing
+        # is decoded before `convert`.
         if value.format != "PNG":
             raise UserError(f"column {column} holds a picture in {value.format}, and not in PNG")
         return torch.from_numpy(np.array(value.convert("RGB"))).permute(2, 0, 1).contiguous()
-    # Columns of picture data sets come as read-only arrays; torch wants memory it may write to.
+    # Columns of picture data sets are read-only arrays, but torch needs writable memory.
     array = torch.from_numpy(value if value.flags.writeable else np.array(value))
     if column.startswith(PRIOR_PREFIX) and prior_dtype == "bfloat16":
         return array.view(torch.bfloat16)
@@ -87,7 +87,7 @@ def decode(column: str, value: Any, prior_dtype: str) -> Tensor:
 def flaw(column: str, value: Any, card: DatasetCard) -> str | None:
     """What is wrong with a stored value, before it is decoded; None if nothing is.
 
-    A picture's header alone is looked at: what says that it is huge is never unpacked.
+    Only a picture's header is read, so a picture that claims a huge size is never unpacked.
     """
     if column == "label":
         known = card.num_classes
@@ -100,7 +100,7 @@ def flaw(column: str, value: Any, card: DatasetCard) -> str | None:
         sound = value.format == "PNG" and value.size == sides
         return None if sound else f"its picture is {value.format} of {found}"
     half = card.prior_dtype == "float16" or not column.startswith(PRIOR_PREFIX)
-    # All ones in the exponent: infinite, or not a number.
+    # An exponent of all ones means infinity or NaN.
     exponent = np.uint16(0x7C00 if half else 0x7F80)
     if bool(((value.view(np.uint16) & exponent) == exponent).any()):
         return f"its {column} holds values that are not finite"
@@ -108,7 +108,7 @@ def flaw(column: str, value: Any, card: DatasetCard) -> str | None:
 
 
 def wanted_columns(card: DatasetCard, levels: tuple[str, ...] | None) -> tuple[str, ...]:
-    """Columns that a reader of these levels needs, sorted; None asks for all that is stored.
+    """Columns that a reader of these levels needs, sorted; None means all stored columns.
 
     Raises:
         UserError: a level that the data set does not hold.

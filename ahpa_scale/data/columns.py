@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads of a shard what is wanted, and no more."""
+"""Reads only the wanted columns of a shard."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ahpa_scale.data.whole import ADVICE, ShardError
 
 
 class ColumnReader(MDSReader):
-    """A shard of which only some columns are read; the others cost no disk access.
+    """A shard reader for some columns; columns outside their span cost no disk access.
 
     Args:
         shard: the reader that streaming made.
@@ -43,7 +43,7 @@ class ColumnReader(MDSReader):
         """The wanted columns of one sample.
 
         Raises:
-            FileNotFoundError: the shard is not here yet; streaming downloads it and asks again.
+            FileNotFoundError: the shard is not here yet; streaming downloads it and tries again.
         """
         if not self._places:
             sample = super().get_item(idx)
@@ -55,7 +55,7 @@ class ColumnReader(MDSReader):
         }
 
     def _find_columns(self) -> None:
-        """Note where the wanted columns lie within the span that holds them all."""
+        """Records where the wanted columns lie within the span that holds them all."""
         ends = np.cumsum(self.column_sizes).tolist()
         starts = [0, *ends[:-1]]
         chosen = [i for i, name in enumerate(self.column_names) if name in self._wanted]
@@ -70,7 +70,7 @@ class ColumnReader(MDSReader):
     def _read_span(self, idx: int) -> bytearray:
         path = os.path.join(self.dirname, self.split, self.raw_data.basename)
         first, last = self._span
-        # A bytearray, because tensors made of it must be writable.
+        # A bytearray, because tensors on this memory must be writable.
         span = bytearray(last - first)
         with open(path, "rb", 0) as file:
             # MDS: uint32 number of samples, then the uint32 offset of each.

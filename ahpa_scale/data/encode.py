@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A batch of pictures -> its MDS samples, with the statistics that only the whole pass can tell.
+"""Encodes batches of pictures as MDS samples, and gathers statistics over the whole pass.
 
 Shapes: B batch, H W picture sides, C channels, g the token grid's side.
 """
@@ -26,11 +26,11 @@ from ahpa_scale.models.vae_config import LatentScaling
 
 
 class BatchEncoder:
-    """Encodes batches in order and remembers their statistics.
+    """Encodes batches in order and gathers their statistics.
 
     Args:
-        settings: of the preparation.
-        card: the card, but for what only the finished pass can tell.
+        settings: settings of the preparation.
+        card: the card, without the values that are known only after the pass.
         vae: the frozen autoencoder, on the settings' device.
     """
 
@@ -45,7 +45,7 @@ class BatchEncoder:
         """The MDS samples of a batch.
 
         Raises:
-            ValueError: a value that the stored type cannot hold.
+            UserError: the stored type cannot hold a value.
         """
         card = self._card
         stored: dict[str, Sequence[Any] | NDArray[Any]] = {"label": [p.label for p in batch]}
@@ -60,17 +60,17 @@ class BatchEncoder:
             yield {name: values[row] for name, values in stored.items()}
 
     def state(self) -> dict[str, Tensor]:
-        """What was gathered on the way, for :meth:`merge_state`."""
+        """The statistics gathered so far, for :meth:`merge_state`."""
         found = {f"priors/{name}": value for name, value in self._priors.state().items()}
         if self._channels is not None:
             found |= {f"channels/{k}": torch.as_tensor(v) for k, v in vars(self._channels).items()}
         return found
 
     def merge_state(self, state: Mapping[str, Tensor]) -> None:
-        """Add what another encoder of the same card has gathered.
+        """Add the statistics of another encoder of the same card.
 
         Raises:
-            UserError: a state of something else.
+            UserError: the state does not fit this card.
         """
 
         def part(name: str) -> dict[str, Tensor]:
@@ -92,11 +92,11 @@ class BatchEncoder:
         return (LATENT, *card.level_names, *external)
 
     def scaling(self) -> LatentScaling:
-        """How the latents seen so far are to be scaled."""
+        """The scaling for the latents seen so far."""
         return self._card.scaling if self._channels is None else self._channels.scaling()
 
     def prior_statistics(self) -> dict[str, Tensor]:
-        """Mean and covariance of every level, see :class:`PriorStatistics`; empty for pictures."""
+        """Mean and covariance of every level, see :class:`PriorStatistics`; empty for 'images'."""
         return self._priors.tensors(self.scaling()) if self._card.kind == "latents" else {}
 
     def _encoded(self, batch: list[Picture]) -> dict[str, NDArray[Any]]:

@@ -18,8 +18,8 @@ from ahpa_scale.errors import UserError
 
 # What numpy raises on damaged files, depending on where the damage is.
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError)
-# numpy parses the header with `ast`, which in CPython 3.11 counts its depth for all threads
-# together and raises SystemError when two parse at once (python/cpython#106905).
+# numpy parses the header with `ast`. CPython 3.11 counts its depth for all threads together, and
+# raises SystemError if two threads parse at once (python/cpython#106905).
 _PARSING = threading.Lock()
 
 
@@ -27,7 +27,7 @@ def read_features(path: Path, grid: int) -> NDArray[np.float32]:
     """Read one picture's features, [C, g, g] or [g*g, C], as float32 [C, g, g].
 
     Raises:
-        UserError: missing, not a plain float array, or not on this grid.
+        UserError: the file is missing, not a plain float array, or not on this grid.
     """
     try:
         with open_regular(path) as file:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Brings a data set's shards to a node's cache by our own storage, patiently, and proves each."""
+"""Fetches a data set's shards to a node's cache through our own storage, and checks each one."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ _log = logging.getLogger(__name__)
 
 
 class CacheError(OSError, HostError):
-    """The local disk can't take a shard."""
+    """The local disk can't store a shard."""
 
 
 class ShardStream(Stream):
-    """A data set in a folder or store with a cache, or one that is read where it lies.
+    """A data set in a folder or store with a cache, or one that is read in place.
 
-    A shard is in the cache under its name only when its size and hash are those of the index.
+    A shard gets its name in the cache only after its size and hash match the index.
 
     Args:
-        index: of the data set; streaming finds it in `local`, see `settle_index`.
-        remote: where the data set is; None: it is read where it lies, in `local`.
+        index: index of the data set; streaming reads it from `local`, see `settle_index`.
+        remote: where the data set is; None if it is read in place, from `local`.
         local: the cache folder.
     """
 
     def __init__(self, index: Index, remote: str | None, local: str) -> None:
         super().__init__(local=local)
-        # By hand: streaming knows fewer kinds of stores than our storage does.
+        # Set here, because streaming accepts fewer kinds of stores than our storage.
         self.remote = remote
         self._files = {shard.raw_data.basename: shard.raw_data for shard in index.shards}
 
     def set_up_local(self, shards: Sequence[Reader], usage: NDArray[np.int64]) -> None:
-        """Notes which shards the cache holds; one that was cut short is fetched again."""
+        """Records which shards the cache holds; one of a wrong size is fetched again."""
         if self.remote is not None:
             for info in self._files.values():
                 path = Path(self.local, info.basename)
@@ -63,7 +63,7 @@ class ShardStream(Stream):
             raise ShardError(f"{Path(self.local, from_basename)} is missing: {ADVICE}")
         url = storage.join(self.remote, from_basename)
         path = Path(self.local, to_basename or from_basename)
-        # A name of its own: others who share the cache may be fetching the same shard.
+        # A random name, because others who share the cache may be fetching the same shard.
         arriving = path.with_name(f".{path.name}.{secrets.token_hex(4)}{ARRIVING}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ class ShardStream(Stream):
 
 
 def _is_told(info: ShardFile, path: Path) -> bool:
-    """Whether a file is the one that the index tells of."""
+    """Whether a file has the size and hash that the index says."""
     content = path.read_bytes()
     hashed = get_hash(SHARD_HASH, content) in info.hashes.values()
     return len(content) == info.bytes and hashed

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tells a data set from another, kept with what was trained on it. Free of torch."""
+"""The identity of a data set, which checkpoints keep. Does not import torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ahpa_scale import typed_json
 from ahpa_scale.data.card import DatasetCard
 from ahpa_scale.errors import UserError
 
-#: What is told of a set, the most telling first, and how a line calls it.
+#: The fields that identify a set, the most important first, and their names in messages.
 _WORDS = {
     "vae": "VAE",
     "scaling": "scaling of latents",
@@ -27,26 +27,26 @@ _WORDS = {
     "num_samples": "number of pictures",
     "fingerprint": "fingerprint",
 }
-#: What a trained model itself depends on.
+#: The fields that a trained model depends on.
 _MODELS = ("vae", "scaling")
 _LONGEST = 40
 
 
 def identity(card: DatasetCard) -> dict[str, Any]:
-    """What tells the set from others, ready for JSON."""
+    """The fields that identify the set, ready for JSON."""
     told = {name: getattr(card, name) for name in _WORDS}
     told |= {"vae": card.vae.identity, "scaling": asdict(card.scaling), "levels": card.level_names}
-    plain: dict[str, Any] = json.loads(json.dumps(told))  # lists for tuples, as it is read back
+    plain: dict[str, Any] = json.loads(json.dumps(told))  # lists for tuples, as JSON reads them
     return plain
 
 
 def differences(before: Mapping[str, Any], card: DatasetCard) -> str | None:
-    """In what a set differs from the one that a checkpoint tells of; None if in nothing."""
+    """How a set differs from the one that a checkpoint names; None if it does not."""
     return _differing(before, identity(card), list(_WORDS))
 
 
 def model_differences(before: Mapping[str, Any], card: DatasetCard) -> str | None:
-    """As `differences`, of what a model that was trained on the one set takes for granted."""
+    """As `differences`, but only in the fields that a trained model depends on."""
     return _differing(before, identity(card), _MODELS)
 
 
@@ -67,16 +67,16 @@ def _shown(value: Any) -> str:
 
 
 def told_classes(told: Mapping[str, Any]) -> list[str]:
-    """The class names that a checkpoint tells.
+    """The class names that a checkpoint holds.
 
     Raises:
-        UserError: they are no names.
+        UserError: they are not a list of names.
     """
     return typed_json.fit(list[str], told.get("classes"), "the classes that the checkpoint tells")
 
 
 def moved_class(before: Sequence[str], now: Sequence[str]) -> str | None:
-    """A class that both lists name under different numbers, in words; None if there is none."""
+    """Text about a class whose number differs between the lists; None if there is none."""
     number = {name: label for label, name in enumerate(before)}
     for label, name in enumerate(now):
         if number.get(name, label) != label:
@@ -85,18 +85,18 @@ def moved_class(before: Sequence[str], now: Sequence[str]) -> str | None:
 
 
 def labels_by_name(trained: Sequence[str], other: Sequence[str], where: str) -> list[int] | None:
-    """The labels that a trained model knows another set's classes by.
+    """The labels of a trained model for the classes of another set, matched by name.
 
     Args:
         trained: class names of the set that the model was trained on, by label.
-        other: those of the other set.
+        other: class names of the other set.
         where: the other set, for the message.
 
     Returns:
-        For each label of the other set the model's; None where they are the same.
+        The model's label for each label of the other set; None if they are the same.
 
     Raises:
-        UserError: the model knows no class of that name.
+        UserError: the model does not know one of the classes.
     """
     if list(trained) == list(other):
         return None

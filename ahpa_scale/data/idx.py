@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MNIST and Fashion-MNIST in their idx files -> an image folder that `prepare` reads.
+"""Converts idx files of MNIST and Fashion-MNIST to an image folder for `prepare`.
 
 Shapes: N pictures, H W their sides.
 """
@@ -47,21 +47,21 @@ def unpack_idx(
     """Write `out`/train/<class>/<n>.png and `out`/test/..., whole or not at all.
 
     Class folders are called '<digit>-<name>', so that sorting them keeps the original labels. The
-    28x28 pictures get a black frame, as far as possible equal on all sides, up to `side`.
+    28x28 pictures are padded to `side` with black, as equally on all sides as possible.
 
     Args:
         folder: holds train-images-idx3-ubyte and its three companions, gzipped or not.
         out: image folder to make.
         names: class names, 'fashion' or 'digits'.
-        limit: at most this many pictures per split, from its beginning.
+        limit: use at most this many pictures of each split, the first ones.
         side: side of the written pictures.
 
     Returns:
         Pictures written, per split.
 
     Raises:
-        UserError: a file is missing or damaged, or an option does not fit.
-        FileExistsError: `out` holds something.
+        UserError: a file is missing or damaged, or an option is invalid.
+        FileExistsError: `out` is not empty.
     """
     if names not in NAMES:
         raise UserError(f"names must be one of {', '.join(NAMES)}, not {names!r}")
@@ -85,7 +85,7 @@ def load_idx(
 
     Args:
         folder: holds train-images-idx3-ubyte and its three companions, gzipped or not.
-        side: side that the pictures are framed to.
+        side: side of the padded pictures.
 
     Returns:
         'train' and 'test' -> pictures uint8 [N, side, side] and labels uint8 [N].
@@ -99,10 +99,10 @@ def load_idx(
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """An idx file of unsigned bytes, gzipped or not, as an array of its own shape.
+    """Read an idx file of unsigned bytes, gzipped or not, in the shape that its header says.
 
     Raises:
-        UserError: damaged, or no idx file of bytes.
+        UserError: the file is damaged, or no idx file of bytes.
     """
     try:
         with open_regular(path) as file:
@@ -121,7 +121,7 @@ def _read_array(stream: gzip.GzipFile | BinaryIO, path: Path) -> NDArray[np.uint
     size = math.prod(shape)
     if size > _MOST_BYTES:
         raise UserError(f"{path} promises {shape}, more than {_MOST_BYTES} bytes")
-    # What is packed behind them is not unpacked.
+    # One byte more shows that the file is too long; the rest is not unpacked.
     content = stream.read(size + 1)
     if len(content) != size:
         problem = "longer than it says" if len(content) > size else "cut short"
@@ -148,7 +148,7 @@ def _find(folder: Path, name: str) -> Path:
 
 
 def _check_classes(labels_N: NDArray[np.uint8], limit: int | None, split: str) -> None:
-    """Refuse a limit that would drop a class, because the later labels would then move up."""
+    """Refuse a limit that would drop a class, because the later labels would then change."""
     firsts_K = np.unique(labels_N, return_index=True)[1]
     needed = int(firsts_K.max(initial=-1)) + 1
     if limit is not None and limit < needed:

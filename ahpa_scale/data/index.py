@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shards' index, checked before streaming sees it: it tells names to write, sizes to take
-memory for, and how to decode what comes. Streaming itself would believe any of it.
+"""The shards' index, checked before streaming reads it.
+
+It holds file names to write, sizes to allocate and column types; streaming checks none of them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ahpa_scale.data.card import CARD_NAME, DatasetCard
 from ahpa_scale.errors import UserError
 
 INDEX_NAME = "index.json"
-#: Bytes of an index: about 600,000 shards.
+#: Most bytes of an index: about 600,000 shards.
 INDEX_LIMIT = 512 << 20
 #: MDS counts a shard's bytes in 32 bits.
 _LARGEST_SHARD = (1 << 32) - 1
@@ -31,7 +32,7 @@ _Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 
 
 class ShardFile(BaseModel):
-    """One file: its name in the data set's folder, its bytes, and their hash."""
+    """One file: its name in the data set's folder, its size in bytes, and its hash."""
 
     model_config = typed_json.STRICT
 
@@ -41,7 +42,7 @@ class ShardFile(BaseModel):
 
 
 class Shard(BaseModel):
-    """One shard, as MDSWriter of this package's preparation tells of it."""
+    """One shard, as MDSWriter describes it when this package prepares data."""
 
     model_config = typed_json.STRICT
 
@@ -68,24 +69,24 @@ class Index(BaseModel):
 
 
 def parse_index(content: bytes, where: str) -> Index:
-    """The index alone, whose names lead nowhere but into the data set's folder.
+    """Parse the index without a card. Its names lie inside the data set's folder.
 
     Raises:
-        UserError: it says what no preparation writes.
+        UserError: it holds something that no preparation writes.
     """
     return typed_json.parse_as(Index, content, where, INDEX_LIMIT)
 
 
 def read_index(content: bytes, card: DatasetCard, where: str) -> Index:
-    """The index of the data set that a card tells of.
+    """Parse the index and check it against the card.
 
     Args:
-        content: of the file.
-        card: of the data set.
+        content: bytes of the file.
+        card: card of the data set.
         where: the file, for the message.
 
     Raises:
-        UserError: it is another data set's, or says what no preparation writes.
+        UserError: it belongs to another data set, or holds something that no preparation writes.
     """
     if index_digest(content) != card.fingerprint:
         raise UserError(
@@ -103,15 +104,15 @@ def index_digest(content: bytes) -> str:
 
 
 def settle_index(source: str, card: DatasetCard, cache: str | None) -> Index:
-    """Read and check a data set's index, and put just these bytes where streaming looks for it.
+    """Read and check a data set's index, and copy the same bytes to where streaming reads it.
 
     Args:
         source: folder or URL of the data set.
-        card: of the data set.
-        cache: folder of this data set's copies; None where it is read in place.
+        card: card of the data set.
+        cache: cache folder of this data set; None if it is read in place.
 
     Raises:
-        UserError: there is none, or `read_index` refuses it.
+        UserError: there is no index, or `read_index` refuses it.
         OSError: it cannot be read, or the cache cannot be written to.
     """
     copy = None if cache is None else Path(cache, INDEX_NAME)
@@ -131,13 +132,13 @@ def settle_index(source: str, card: DatasetCard, cache: str | None) -> Index:
 
 
 def _check_shards(index: Index, card: DatasetCard, where: str) -> None:
-    """Refuses columns that are not this card's, and counts that their files cannot hold."""
+    """Refuses columns that differ from the card, and sample counts too large for their files."""
     expected = codec.columns(card)
-    # MDSWriter sorts them.
+    # MDSWriter sorts the columns.
     names = sorted(expected)
     encodings = [expected[name] for name in names]
     sizes = [_size(encoding) for encoding in encodings]
-    # Of a sample in a shard: its offset, its columns, and the length of each that has none.
+    # A sample takes its offset, its columns, and the length of each column of variable size.
     least = 4 + sum(4 if size is None else size for size in sizes)
     seen: set[str] = set()
     for shard in index.shards:
@@ -161,7 +162,7 @@ def _check_shards(index: Index, card: DatasetCard, where: str) -> None:
 
 
 def _size(encoding: str) -> int | None:
-    """Bytes of a column's values; None where each has its own."""
+    """Bytes of each value of a column; None if the size varies."""
     kind, *details = encoding.split(":")
     if kind == "ndarray":
         dtype, shape = details

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared memory that jobs have left behind that were killed while they opened, read or ended."""
+"""Shared memory left behind by jobs that were killed while they opened, read or ended a stream."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _MEMORY = Path("/dev/shm")
 
 
 def clear_leftovers() -> None:
-    """Removes parts of streams that nobody holds; to be called before one is opened, on every rank.
+    """Removes shared memory of dead streams. Call it on every rank before a stream is opened.
 
-    streaming looks at each kind of its shared memory for the first gap only. Where a job is killed
-    it can leave some kinds under its number and not others: a pass's order, and the next one to
-    come to that number dies of a FileExistsError, as often as it is started; a position, which
-    would be taken for its own; or anything but the list of its folders, and runs that share a cache
-    folder aren't found out any more. A stream makes that list first and keeps it while it lives, so
-    a number without one belongs to nobody.
+    For each kind of its shared memory, streaming only finds the first free number. A killed job can
+    leave some kinds under its number and not others. If the order of a pass is left, each later job
+    that takes this number dies of a FileExistsError. If a position is left, a later job takes it
+    for its own. If the list of folders is missing, streaming no longer detects runs that share a
+    cache folder. A stream makes this list first and keeps it while it lives, so a number without a
+    list belongs to nobody.
     """
     if get_local_rank() != 0:
         return

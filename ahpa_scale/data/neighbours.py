@@ -43,7 +43,7 @@ def place_among(memories: Sequence[str], rank: int) -> tuple[int, int]:
     """`local_place` of one rank, from the memory id of every rank.
 
     Raises:
-        UserError: ranks of one memory are not consecutive, or memories differ in their ranks' count.
+        UserError: ranks of one memory are not consecutive, or not equally many per memory.
     """
     ranks = {
         memory: [rank for rank, one in enumerate(memories) if one == memory]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One data set made by several processes, each of which encodes its share of the pictures.
+"""One data set made by several processes; each encodes its share of the pictures.
 
-Every part lies in a folder of its own, with its index and what it has measured, and counts once its
-`part.json` is there. Whichever process then finds all of them writes the index over all shards, the
-statistics, and at last the card. Pictures keep the order that one process would have given them.
+Every part has its own folder with its index and its statistics. A part is complete once its
+`part.json` exists. The process that finds all parts complete writes the index over all shards, the
+statistics, and last the card. Pictures keep the order of a preparation in one process.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from ahpa_scale.models.vae import FrozenVAE
 
 PART_NAME = "part.json"
 _STATISTICS = "statistics.safetensors"
-#: Bytes of `part.json`.
+#: Most bytes of `part.json`.
 _PART_LIMIT = 1 << 26
-#: Bytes of the statistics.
+#: Most bytes of the statistics.
 _STATISTICS_LIMIT = 4 << 30
 
 
@@ -69,20 +69,20 @@ def prepare_part(
     tell: Callable[[str], None] = lambda _: None,
     **options: Any,
 ) -> DatasetCard | None:
-    """Prepares one part, and the whole where it is the last one; a part that is there is kept.
+    """Prepares one part, and finishes the set if it is the last one; a complete part is kept.
 
     Args:
         source: as for :func:`ahpa_scale.data.prepare.prepare`.
-        out: of the whole data set, the same for all parts.
-        part: which one.
-        tell: gets what was left out, line by line, at the end.
+        out: place of the whole data set, the same for all parts.
+        part: which part to prepare.
+        tell: gets lines at the end about what was left out.
         options: further fields of PrepareSettings, the same for all parts.
 
     Returns:
         The whole set's card; None while other parts are missing.
 
     Raises:
-        UserError: options, pictures or VAE that do not fit, or that are not those of another part.
+        UserError: options, pictures or VAE do not fit, or are not those of another part.
         FileExistsError: `out` holds something else.
         OSError: the disk or the store refused.
     """
@@ -97,7 +97,7 @@ def prepare_part(
         raise UserError(f"{len(pictures)} pictures make no {part.count} parts")
     identity = _Identity.of(settings, card, pictures)
     parts = [Part(index, part.count) for index in range(part.count)]
-    # All of them, because one of another preparation would keep the whole from being made.
+    # Check all parts: one of another preparation would keep the set from being finished.
     made = [_made(out, each, identity) for each in parts]
     if not made[part.index]:
         share = _Share(pictures, part.span(len(pictures)))
@@ -132,7 +132,7 @@ class _Identity:
     """What parts of one set must have in common.
 
     Attributes:
-        options: digest of all that is asked for.
+        options: digest of the card and the options.
         pictures: per class of a folder, the number and digest of the files that this machine sees.
     """
 
@@ -148,10 +148,10 @@ class _Identity:
         return cls(options, pictures.listing.digests(settings.workers))
 
     def check(self, told: _Identity, where: str) -> None:
-        """Refuses a part that was made of something else.
+        """Refuses a part that was made from something else.
 
         Raises:
-            UserError: it was; the line says of what, where that is known.
+            UserError: it was; the message names the difference if it is known.
         """
         for name in {**told.pictures, **self.pictures}:
             there, here = (each.pictures.get(name, "no pictures") for each in (told, self))
@@ -168,10 +168,10 @@ class _Identity:
 
 
 def _made(out: str, part: Part, identity: _Identity) -> bool:
-    """Whether a part is there.
+    """Whether a part is complete.
 
     Raises:
-        UserError: it is, and was made of something else.
+        UserError: it is, but was made from something else.
     """
     where = storage.join(out, part.folder, PART_NAME)
     if not storage.exists(where):
@@ -199,7 +199,7 @@ def _write(
         return written.rejects
 
     if storage.is_remote(place):
-        # Of an earlier try that was cut short.
+        # An earlier attempt that was interrupted may have left it.
         storage.remove(storage.join(place, REJECTS_NAME))
         with tempfile.TemporaryDirectory(prefix="ahpa-scale-") as room:
             return complete(place, write_shards(settings, card, vae, share, (room, place)))
@@ -210,12 +210,12 @@ def _write(
 def _merge(
     settings: PrepareSettings, card: DatasetCard, vae: FrozenVAE, parts: Sequence[Part]
 ) -> Written:
-    """Writes the whole's index; two processes at once would write the same bytes."""
+    """Writes the whole set's index; two processes at once write the same bytes."""
     encoder, rejects, shards = BatchEncoder(settings, card, vae), rejects_of(settings, card), []
     for part in parts:
         folder = storage.join(settings.out, part.folder)
         if rejects.add_part(folder) == len(part.span(card.num_samples)):
-            continue  # nothing of it could be read
+            continue  # no picture of it could be read
         _add_statistics(encoder, storage.join(folder, _STATISTICS))
         where = storage.join(folder, INDEX_NAME)
         index = parse_index(storage.read_bytes(where, INDEX_LIMIT), where)

@@ -43,10 +43,10 @@ from ahpa_scale.progress import progress_bar
 
 @dataclass(frozen=True)
 class Written:
-    """What a pass over the pictures leaves besides its shards.
+    """The results of a pass over the pictures, besides the shards.
 
     Attributes:
-        encoder: has their statistics.
+        encoder: holds the pictures' statistics.
         rejects: pictures that could not be read.
     """
 
@@ -63,14 +63,14 @@ def prepare(
 ) -> DatasetCard:
     """Write a data set; options are the fields of PrepareSettings. Returns its card.
 
-    Pictures in memory come as an ArraySource, which settles their size, order and features. What
-    was left out is told at the end, line by line, and rejected pictures are in `rejects.jsonl`.
+    Pictures in memory come as an ArraySource, which fixes their size, order and features. `tell`
+    gets lines at the end about what was left out; `rejects.jsonl` lists unreadable pictures.
 
     The data set appears whole or not at all: locally by one rename, in an object store because
-    readers demand the card, which is written last.
+    readers need the card, which is written last.
 
     Raises:
-        UserError: options, pictures or VAE that do not fit, in one line.
+        UserError: options, pictures or VAE do not fit; the message is one line.
         FileExistsError: `out` holds something that may not be replaced.
         OSError: the disk or the store refused.
     """
@@ -116,7 +116,7 @@ def check_device(name: str) -> None:
     """Check that torch can use a device here.
 
     Raises:
-        UserError: it cannot; the line says why.
+        UserError: it cannot; the message says why.
     """
     try:
         torch.empty(0, device=name)
@@ -128,7 +128,7 @@ def check_device(name: str) -> None:
 def plan(
     settings: PrepareSettings, vae: FrozenVAE, given: ArraySource | None
 ) -> tuple[DatasetCard, Source]:
-    """The card, but for what only the finished pass can tell, and the opened source."""
+    """The card, without the values that are known only after the pass, and the opened source."""
     if settings.size % vae.downsample:
         near = max(1, round(settings.size / vae.downsample)) * vae.downsample
         raise UserError(
@@ -201,11 +201,11 @@ def _write_remote(
 ) -> tuple[DatasetCard, Rejects]:
     """Upload shards as they fill, then the index, then the card.
 
-    Only the shard being filled and those on their way lie on the local disk.
+    The local disk holds only the shard being filled and those being uploaded.
     """
     out = settings.out
     old = _shard_names(out) if storage.exists(storage.join(out, CARD_NAME)) else set()
-    # From here on the old set is no longer whole, and must not look so.
+    # From here on the old set is incomplete, and must not look complete.
     for name in (CARD_NAME, PRIOR_STATISTICS, REJECTS_NAME):
         storage.remove(storage.join(out, name))
     with tempfile.TemporaryDirectory(prefix="ahpa-scale-") as room:
@@ -223,7 +223,7 @@ def write_shards(
     pictures: Source,
     out: str | tuple[str, str],
 ) -> Written:
-    """Encode and write every picture that can be read; the card counts all, and other parts'."""
+    """Encode and write every readable picture; `card` counts all pictures, of other parts too."""
     encoder = BatchEncoder(settings, card, vae)
     rejects = rejects_of(settings, card)
     room, url = (out, None) if isinstance(out, str) else out
@@ -241,7 +241,7 @@ def write_shards(
                 bar.update(count + len(rejects) - bar.n)
         writer.finish()
     except BaseException:
-        # Leaving the writer's own context would write an index over what there is so far.
+        # The writer's own context manager would write an index of the incomplete set here.
         writer.cancel_future_jobs()
         if writer.failure is not None:
             raise writer.failure from None
@@ -250,13 +250,13 @@ def write_shards(
 
 
 def rejects_of(settings: PrepareSettings, card: DatasetCard) -> Rejects:
-    """None yet, of all the pictures that a set is planned to have."""
+    """An empty list of rejects, for all pictures that the set is planned to have."""
     advice = "mend them, or allow more with --rejects"
     return Rejects(card.num_samples, settings.rejects, advice)
 
 
 def finish(out: str, card: DatasetCard, written: Written) -> DatasetCard:
-    """Write the rejects and the priors' statistics, then the card, which makes the set whole."""
+    """Write the rejects and the priors' statistics, then the card, which completes the set."""
     written.rejects.write(out)
     statistics = written.encoder.prior_statistics()
     if statistics:

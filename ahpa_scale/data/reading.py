@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pass over a source's pictures, read ahead by threads, and what it left out."""
+"""Reads a source's pictures ahead with threads, and reports what was left out."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ahpa_scale.data.sources import FolderSource, Picture, Source
 def batches(
     pictures: Source, settings: PrepareSettings, rejects: Rejects
 ) -> Iterator[list[Picture]]:
-    """Whole batches in order (decoding releases the interpreter lock); what cannot be read is
-    passed over and added to the rejects.
+    """Whole batches in order, read by threads because decoding releases the GIL. Unreadable
+    pictures are skipped and added to the rejects.
 
     Raises:
-        UserError: more cannot be read than may be.
+        UserError: more pictures are unreadable than allowed.
     """
     ahead = 2 * settings.batch_size
     positions = iter(range(len(pictures)))
@@ -45,7 +45,7 @@ def batches(
 
 
 def report(pictures: Source, rejects: Rejects, out: str, tell: Callable[[str], None]) -> None:
-    """Say what of the source was left out."""
+    """Tell what was left out of the source."""
     remarks = pictures.remarks(rejects) if isinstance(pictures, FolderSource) else []
     for line in (rejects.summary(out), *remarks):
         if line is not None:

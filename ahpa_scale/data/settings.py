@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a preparation may be told, checked before anything heavy is imported. Free of torch."""
+"""Settings of a preparation, checked before heavy imports. Does not import torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ahpa_scale.data.card import KINDS, PRIOR_DTYPES
 from ahpa_scale.errors import UserError
 
 DEMO = "demo"
-#: Of all pictures, those that a pass over them goes on without where they cannot be read.
+#: Share of all pictures that may be unreadable before a pass fails.
 REJECTS = 0.01
 ORACLE = "oracle"
 
@@ -31,8 +31,8 @@ class Part:
     """One of several processes that prepare a data set together.
 
     Attributes:
-        index: from 0.
-        count: how many there are.
+        index: number of this part, from 0.
+        count: number of parts.
     """
 
     index: int
@@ -47,20 +47,20 @@ class Part:
             )
 
     def span(self, total: int) -> range:
-        """Its share of `total` pictures, in their order."""
+        """The part's share of `total` pictures, in their order."""
         return range(self.index * total // self.count, (self.index + 1) * total // self.count)
 
     @property
     def folder(self) -> str:
-        """Of its shards, below the data set's."""
+        """Folder of the part's shards, inside the data set's folder."""
         return f"part-{self.index:05d}-of-{self.count:05d}"
 
 
 def chosen_part(index: int | None, count: int | None) -> Part | None:
-    """The part that two options name; None where the set is made in one piece.
+    """The part that two options name; None if the set is made in one piece.
 
     Raises:
-        UserError: one is missing, or they don't fit.
+        UserError: one option is missing, or they don't fit each other.
     """
     if count is None and index is None:
         return None
@@ -91,11 +91,11 @@ class PrepareSettings:
         features: folder of `.npy` features of another encoder, or 'oracle' for the demo.
         batch_size: pictures per encoder call.
         limit: at most this many pictures.
-        rejects: share of a folder's pictures that may be left out because they cannot be read; one
-            may always, unless it is 0.
+        rejects: share of a folder's pictures that may be left out as unreadable; one picture always
+            may, unless the share is 0.
         shuffle_seed: order of a folder's pictures; None is 0.
-        preset, num_samples, seed, start: of the demo pictures; None is DemoChoice's default.
-        overwrite: replace a whole data set that is there already.
+        preset, num_samples, seed, start: the demo pictures; None is DemoChoice's default.
+        overwrite: replace a complete data set that is there already.
         device: torch device of the encoder.
         shard_size: bytes of a shard, or text such as '64mb'.
         workers: threads that read and crop.
@@ -179,7 +179,7 @@ class PrepareSettings:
 
 
 def _is_shard_size(text: str) -> bool:
-    """Whether streaming's writer takes it; offsets in a shard have 32 bits."""
+    """Whether streaming's writer accepts this size; offsets in a shard have 32 bits."""
     match = re.fullmatch(r"(\d{1,10})(b|kb|mb|gb)?", text, re.ASCII)
     if match is None:
         return False

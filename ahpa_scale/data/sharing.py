@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cache folders that several jobs, hosts or containers use at once.
 
-streaming finds out about others by shared memory, which they need not share. Shards appear in a
-cache whole or not at all, so that two who fetch the same one do no harm. But whoever has a limit
-counts what lies there, and removes it: that one must be alone.
+streaming detects other users through shared memory, but users of one cache may not share memory.
+Shards appear in a cache whole or not at all, so two users may fetch the same shard. But a user with
+a cache limit counts and removes the shards there, so it must be alone.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from pathlib import Path
 
 from ahpa_scale.errors import HostError
 
-#: Ends the names of shards on their way.
+#: Ends the names of shards that are being fetched.
 ARRIVING = ".arriving"
 _MARKER = ".in-use"
-#: Of file systems without locks.
+#: Errors of file systems without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
-#: Seconds for another one that clears up, which it does alone, or that was killed just now.
+#: Seconds to wait for a user that clears up, which needs the exclusive lock, or was just killed.
 _PATIENCE = 10.0
 _BETWEEN_TRIES = 0.05
 
 
 def hold_cache(folder: str, holder: object, *, alone: bool) -> None:
-    """Marks a cache folder as used while `holder` and its process live; the kernel takes the mark
-    away, however they end. Removes what killed processes have left on its way.
+    """Marks a cache folder as used while `holder` and its process live; the kernel removes the
+    mark, however they end. Also removes partly fetched shards of killed processes.
 
     Args:
         folder: the cache of one data set.
-        holder: what reads from it.
-        alone: whether nobody else may.
+        holder: object that reads from it.
+        alone: whether nobody else may use it.
 
     Raises:
-        HostError: somebody else uses the folder, and one of both must be alone.
+        HostError: somebody else uses the folder, and one of the two must be alone.
     """
     path = Path(folder, _MARKER)
     path.parent.mkdir(parents=True, exist_ok=True)

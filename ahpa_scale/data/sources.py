@@ -60,7 +60,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, position: int) -> Picture:
-        """The picture at this position; UnreadablePictureError where it cannot be read."""
+        """The picture at this position; UnreadablePictureError if it cannot be read."""
         ...
 
 
@@ -70,9 +70,9 @@ class FolderSource:
     Args:
         root: folder whose sub-folders are the classes.
         size: side of the cropped pictures.
-        grid: token grid that external features must have; of no other use.
+        grid: token grid that external features must have; otherwise unused.
         features: folder with one `.npy` per picture under the same relative path.
-        shuffle_seed: order of the pictures, so that every shard mixes the classes.
+        shuffle_seed: seed of the pictures' order; it mixes the classes within every shard.
         limit: keep this many pictures of the shuffled order.
 
     Raises:
@@ -113,7 +113,7 @@ class FolderSource:
         return [name for name, _ in self._files]
 
     def remarks(self, rejects: Rejects) -> list[str]:
-        """What to say of the folder after a pass over it that could not read some pictures."""
+        """Lines for the user about the folder, after a pass that had these rejects."""
         told = [f"not looked at: {self.listing.left_out}"] if self.listing.left_out else []
         planned = Counter(label for _, label in self._files)
         lost = Counter(label for name, label in self._files if name in rejects)
@@ -128,7 +128,7 @@ class FolderSource:
 
         Raises:
             UnreadablePictureError: the picture cannot be read.
-            UserError: its features cannot, or do not fit.
+            UserError: its features cannot be read, or do not fit.
         """
         name, label = self._files[position]
         image_HWC = read_square(self.root, name, self._size)
@@ -150,13 +150,13 @@ class DemoSource:
     """Pictures drawn by `ahpa_scale.data.demo`, each from (seed, index) alone.
 
     Args:
-        preset: difficulty, as `DemoSpec.preset` knows it.
+        preset: difficulty, a name that `DemoSpec.preset` accepts.
         size: side of the pictures.
         grid: token grid of the oracle's maps.
-        num_samples: how many pictures.
-        seed: of the drawings.
+        num_samples: number of pictures.
+        seed: seed of the drawings.
         start: first index; a second split starts where the first ends.
-        oracle: whether the maps behind the pictures come along as external features.
+        oracle: whether the pictures' own maps are given as external features.
     """
 
     def __init__(
@@ -196,8 +196,8 @@ class DemoSource:
 
 
 def oracle_maps(spec: DemoSpec, drawn: demo.DemoPicture, grid: int) -> NDArray[np.float32]:
-    """What is known about every cell of a drawn picture, float32 [C, grid, grid]: the share of each
-    object, shape and texture in it.
+    """Share of each object, shape and texture in every cell of a drawn picture, float32
+    [C, grid, grid].
     """
     maps = [pooled_one_hot(drawn.maps[name], count, grid) for name, count in _map_sizes(spec)]
     return np.concatenate(maps)

@@ -43,10 +43,10 @@ class ChannelStatistics:
         self.merge(ChannelStatistics(added, mean_C, squares_C, variances_CN.mean(dim=1)))
 
     def merge(self, other: ChannelStatistics) -> None:
-        """Add what was gathered elsewhere.
+        """Add statistics that were gathered elsewhere.
 
         Raises:
-            UserError: of another number of channels.
+            UserError: they have another number of channels.
         """
         _check_same(self, other)
         total = self.count + other.count
@@ -60,10 +60,10 @@ class ChannelStatistics:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> ChannelStatistics:
-        """What `vars` of one told.
+        """Restore statistics from their `vars`.
 
         Raises:
-            UserError: a state of something else.
+            UserError: the state does not fit.
         """
         vectors = [each.name for each in fields(cls) if each.name != "count"]
         check_names(state, {"count", *vectors})
@@ -103,10 +103,10 @@ class TokenMoments:
         self.merge(TokenMoments(len(tokens_NC), mean_C, centred_NC.T @ centred_NC))
 
     def merge(self, other: TokenMoments) -> None:
-        """Add what was gathered elsewhere; the result lies on its device.
+        """Add moments that were gathered elsewhere; the result lies on their device.
 
         Raises:
-            UserError: of another number of channels.
+            UserError: they have another number of channels.
         """
         _check_same(self, other)
         device, total = other.mean_C.device, self.count + other.count
@@ -118,7 +118,7 @@ class TokenMoments:
 
     @property
     def covariance_CC(self) -> Tensor:
-        """Population covariance of what was added."""
+        """Population covariance of the added tokens."""
         return self.scatter_CC / self.count
 
 
@@ -149,7 +149,7 @@ class PriorStatistics:
         """``<level>.mean`` [C] and ``<level>.covariance`` [C, C], float32 on the CPU.
 
         Args:
-            scaling: applied to `latent`, which may be known only after the last picture.
+            scaling: applied to `latent`; it may be known only after the last picture.
         """
         found: dict[str, Tensor] = {}
         for level, moments in self._moments.items():
@@ -166,13 +166,13 @@ class PriorStatistics:
         return found
 
     def merge(self, other: PriorStatistics) -> None:
-        """Add what was gathered elsewhere."""
+        """Add statistics that were gathered elsewhere."""
         self._patch = other._patch
         for level, moments in other._moments.items():
             self._moments.setdefault(level, TokenMoments()).merge(moments)
 
     def state(self) -> dict[str, Tensor]:
-        """All that was gathered, float64 on the CPU, for :meth:`from_state`."""
+        """All statistics, float64 on the CPU, for :meth:`from_state`."""
         found = {"patch": torch.tensor(self._patch)}
         for level, moments in self._moments.items():
             found[f"count/{level}"] = torch.tensor(moments.count)
@@ -184,15 +184,15 @@ class PriorStatistics:
     def from_state(
         cls, grid: int, state: Mapping[str, Tensor], levels: Sequence[str]
     ) -> PriorStatistics:
-        """What :meth:`state` told.
+        """Restore statistics from :meth:`state`.
 
         Args:
             grid: tokens per side.
-            state: what it told.
-            levels: names of the levels that it must hold, and no others.
+            state: result of :meth:`state`.
+            levels: names of exactly the levels that it must hold.
 
         Raises:
-            UserError: a state of something else.
+            UserError: the state does not fit.
         """
         names = {f"{kind}/{level}" for level in levels for kind in ("count", "mean", "scatter")}
         check_names(state, {"patch", *names})
@@ -214,10 +214,10 @@ def _check_same(one: ChannelStatistics | TokenMoments, other: Any) -> None:
 
 
 def check_names(state: Mapping[str, Tensor], wanted: Set[str]) -> None:
-    """Whether a state that was read from a file holds just the tensors that it should.
+    """Check that a state that was read from a file holds exactly the wanted tensors.
 
     Raises:
-        UserError: it does not; the line names the first one.
+        UserError: it does not; the message names the first wrong one.
     """
     for name in sorted(wanted ^ state.keys()):
         raise UserError(f"{name!r:.80} {'is missing' if name in wanted else 'does not belong'}")

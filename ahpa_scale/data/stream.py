@@ -33,7 +33,7 @@ from ahpa_scale.errors import UserError
 
 
 class LatentStream(StreamingDataset):
-    """A streaming data set that yields the keys of our batches.
+    """A streaming data set whose samples have the keys of our batches.
 
     Sample: `index`, `epoch`, `label` (int); `moments` [2C, H, W] float16 or `image` [3, S, S]
     uint8; `prior.<level>` [C_level, g, g] for each wanted level. Other levels are not decoded, and
@@ -68,8 +68,8 @@ class LatentStream(StreamingDataset):
 
     @property
     def _filelock_root(self) -> str:
-        """Where streaming's locks lie: beside the memory that they protect. Containers may share
-        that, and not their temporary folders, where streaming would have them.
+        """Folder of streaming's locks, in the memory that they protect. Containers may share that
+        memory but not their temporary folders, where streaming would put the locks.
         """
         if not neighbours.MEMORY.is_dir():
             return tempfile.gettempdir()
@@ -77,7 +77,7 @@ class LatentStream(StreamingDataset):
 
     @_filelock_root.setter
     def _filelock_root(self, folder: str) -> None:
-        """streaming's own choice, which is not taken."""
+        """Ignores streaming's own choice."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """One pass over this worker's samples; after a resume, the rest of a pass.

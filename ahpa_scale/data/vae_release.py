@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Publish a trained VAE: where it may go, how good it is, and the card that says so.
+"""Publishing a trained VAE: the check of its folder, its PSNR and its model card.
 
 Shapes: B batch, H W height and width.
 """
@@ -34,11 +34,11 @@ _FLAGS = {
 
 @dataclass(frozen=True)
 class VAEReport:
-    """What `train_vae` made.
+    """Results of `train_vae`.
 
     Attributes:
-        psnr: dB on unseen pictures by set, of the mean squared error of 8-bit reconstructions,
-            measured with the saved weights.
+        psnr: dB per set of unseen pictures, from the mean squared error of 8-bit reconstructions
+            with the saved weights.
         scaling_factor: 1 / standard deviation of the latents of training pictures.
         unseen: pictures per set.
     """
@@ -62,7 +62,7 @@ def measure_psnr(vae: FrozenVAE, sets: dict[str, Pixels]) -> dict[str, float]:
 
 
 def check_free(out: Path, overwrite: bool) -> None:
-    """Refuse a folder that is taken, and always one that holds something else than a VAE.
+    """Refuse a folder that is in use, and always one that holds something other than a VAE.
 
     Raises:
         UserError: out exists and may not be overwritten.
@@ -71,7 +71,7 @@ def check_free(out: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise UserError(f"{out} exists already: choose another folder, or --overwrite it")
-    # Refuses a folder that is no VAE: overwriting must never cost anyone something else.
+    # Raises if the folder is no VAE: overwriting must never delete anything else.
     if load_vae_config(out) is None:
         raise UserError(f"{out} is not a folder: it cannot be overwritten")
 
@@ -80,10 +80,10 @@ def card(out: Path, source: str, settings: Any, report: VAEReport) -> str:
     """The model card: how to make this VAE again, and how good it is.
 
     Args:
-        out: where the VAE will lie.
+        out: folder of the VAE.
         source: picture source, as given on the command line.
-        settings: the training's settings dataclass; values off their defaults become flags.
-        report: what was measured.
+        settings: the training's settings dataclass; values other than the default become flags.
+        report: the measured values.
     """
     given, default = asdict(settings), asdict(type(settings)())
     command = f"ahpa-scale train-vae {source} --out {shlex.quote(str(out))}"

@@ -60,8 +60,8 @@ class VAETraining:
         seed: initialisation, order of pictures and noise; unseen pictures come from seed + 1.
         pool: demo pictures drawn per preset at 32 pixels.
         unseen: pictures per set that PSNR is measured on.
-        precision: 'bf16' (autocast, on a CPU only where it has it) or 'fp32'. Only the latter
-            gives the same VAE in every run on a processor with AMX.
+        precision: 'bf16' (autocast; on a CPU only if it supports it) or 'fp32'. On a processor with
+            AMX, only 'fp32' gives the same VAE in every run.
         device: torch device to train on.
     """
 
@@ -117,7 +117,7 @@ def train_vae(
         settings: architecture and recipe.
         overwrite: replace an earlier VAE in out.
         progress: show a bar with rate, loss and time left.
-        tell: gets what was left out of a folder, line by line, at the end.
+        tell: gets lines at the end about what was left out of a folder.
 
     Returns:
         PSNR on unseen pictures and the scaling factor of the saved config.
@@ -158,7 +158,7 @@ def _side(sets: dict[str, Pixels]) -> int:
 def _pictures(
     source: str | Source, settings: VAETraining
 ) -> tuple[Batches, dict[str, Pixels], Rejects]:
-    """Batches by (step, batch size), named sets of unseen pictures, and what cannot be read."""
+    """Batches by (step, batch size), named sets of unseen pictures, and the rejects."""
     if isinstance(source, str):
         if source != DEMO_SOURCE:
             raise UserError(f"unknown picture source {source!r}: use 'demo' or a folder source")
@@ -182,7 +182,7 @@ def _pictures(
     def batch(step: int, batch_size: int) -> Pixels:
         generator = np.random.default_rng([settings.seed, step])
         drawn = generator.integers(seen, size=batch_size)
-        # In place of one that cannot be read comes the next that can.
+        # The next readable picture replaces an unreadable one.
         return _stacked(
             next(_readable(source, (*range(p, seen), *range(p)), rejects)) for p in drawn
         )
@@ -217,8 +217,8 @@ def _build(settings: VAETraining) -> AutoencoderKL:
         norm_num_groups=settings.norm_num_groups,
         sample_size=SIZES[0],
     )
-    # With the usual start (a posterior as wide as the prior) noise drowns all but the luminance,
-    # and colour is learnt late; starting narrow avoids that plateau.
+    # With the usual start (a posterior as wide as the prior) noise hides all but the luminance, and
+    # colour is learnt late. A narrow start avoids that plateau.
     assert model.quant_conv is not None
     torch.nn.init.constant_(model.quant_conv.bias[settings.latent_channels :], _FIRST_LOG_VARIANCE)
     return model

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether all of a data set's shards are there, by names and sizes: before anything is trained."""
+"""Checks before training that all shards of a data set are there, by name and size."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ ADVICE = "copy or prepare the data again"
 
 
 class ShardError(HostError):
-    """A shard that can't be had, or isn't what the data set's index says."""
+    """A shard is missing, or differs from what the data set's index says."""
 
 
 def check_whole(url: str, index: Index) -> None:
-    """Compares the shards that lie there with the index; a store is asked for one listing.
+    """Compares the shards with the index; a store is asked for one listing.
 
     Raises:
-        ShardError: naming the first shard that is missing or has another size.
+        ShardError: a shard is missing or has another size; the message names the first one.
         UnreachableError: the store does not answer.
     """
-    # A web server need not list what it has.
+    # A web server may not list its files.
     if storage.scheme(url) in ("http", "https"):
         return
     expected = {shard.raw_data.basename: shard.raw_data.bytes for shard in index.shards}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How loaders' workers begin and how they fail: no batch is lost, and the cause comes first."""
+"""How loader workers start and fail: no batch is lost, and an error shows its cause first."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ahpa_scale.unreachable import UnreachableError
 
 
 def begin_worker(worker: int) -> None:
-    """Sets up a process that torch has just forked: its `worker_init_fn`.
+    """The `worker_init_fn`: sets up a process that torch has just forked.
 
-    Threads of a worker hand its batches over. One that cannot, for a full /dev/shm, too many open
-    files or a socket that has gone, only prints why and drops the batch, for which the rank then
-    waits for good. So that is the worker's end as well, which the rank notices.
+    A thread of the worker sends its batches. If that fails (full /dev/shm, too many open files, a
+    closed socket), the thread only prints why and drops the batch, and the rank waits for it
+    forever. So such a failure ends the worker too, which the rank notices.
 
     Args:
-        worker: its number.
+        worker: number of the worker.
     """
     del worker
     leave_signals_to_parent()
@@ -47,8 +47,8 @@ def begin_worker(worker: int) -> None:
 
 
 class Loader(StreamingDataLoader):
-    """Raises what a worker raised, of the same kind and with the cause in its first line. Ours are
-    that one line; the others tell where the worker was.
+    """Raises a worker's error with the same type and with the cause in its first line. Our own
+    errors are only that line; others also have the worker's traceback.
     """
 
     def __iter__(self) -> Iterator[Any]:
@@ -61,19 +61,19 @@ class Loader(StreamingDataLoader):
             cause = _cause(text).removeprefix(f"{_name(type(error))}: ")
             if isinstance(error, UserError | UnreachableError):
                 raise type(error)(cause) from None
-            # Of the text's own type: torch has one for texts that a KeyError would quote.
+            # Keep the text's own type: torch has one for texts that a KeyError would quote.
             error.args = (type(text)(f"{cause}\n{text}"),)
             raise
 
 
 def _cause(text: str) -> str:
-    """What follows the traceback, in a text that torch has made of a worker's error."""
+    """The text after the traceback, in torch's message about a worker's error."""
     lines = text.splitlines()
     indented = (number for number, line in enumerate(lines) if line.startswith("  "))
     return "\n".join(lines[max(indented, default=-1) + 1 :]) or lines[-1]
 
 
 def _name(kind: type[BaseException]) -> str:
-    """As tracebacks have it."""
+    """A type's name as tracebacks show it."""
     module = kind.__module__
     return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"

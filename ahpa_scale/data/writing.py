@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes shards to a folder, or as they fill to a store, by our own storage."""
+"""Writes shards to a folder, or uploads each full shard to a store through our own storage."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ahpa_scale import storage
 
 
 class ShardWriter(MDSWriter):
-    """streaming's writer, which knows fewer kinds of stores and only logs what went wrong there.
+    """streaming's writer with our uploads: its own know fewer stores and only log their failures.
 
     Attributes:
-        failure: what ended an upload; None while nothing has.
+        failure: the first error of an upload, or None.
 
     Args:
-        room: local folder for shards; they leave it for the store when they are full.
-        url: of the store; None: `room` is where they are to be.
-        options: of MDSWriter.
+        room: local folder for shards; full shards move to the store.
+        url: folder in the store; None if the shards stay in `room`.
+        options: options of MDSWriter.
     """
 
     def __init__(self, room: str, url: str | None, **options: Any) -> None:

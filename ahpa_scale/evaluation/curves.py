@@ -25,7 +25,7 @@ def draw_evaluation(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figur
     Args:
         rows: oldest first, at least one, with ``num_images``, ``flow``, ``flow_t`` and maybe
             ``fid``; None stands for a number that was not finite.
-        title: one line above all.
+        title: one line above the panels.
     """
     judged = any(row.get("fid") is not None for row in rows)
     figure = Figure(figsize=(12 if judged else 7, 4.6), layout="constrained")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frechet and kernel Inception distance of generated pictures, by the library torch-fidelity.
+"""Frechet and kernel Inception distance of generated pictures, with the library torch-fidelity.
 
-The library has the weights, resizing and formulas of the original TensorFlow code, which published
-numbers come from. For small pictures there are classifiers of our own in `reference`.
+The library has the weights, resizing and formulas of the original TensorFlow code, as published
+numbers have. For small pictures the repository has its own classifiers in `experiments/judges`.
 
 Shapes: N generated and M real pictures, B batch, S the picture's side, F Inception's features.
 """
@@ -36,23 +36,23 @@ from ahpa_scale.progress import progress_bar
 from ahpa_scale.unreachable import UnreachableError, is_unreachable
 
 FEATURES = 2048
-#: SHA-256 of the weights that the library fetches: they are a pickle, opened as these bytes only.
+#: SHA-256 of the weights that the library fetches. They are a pickle: no other bytes are opened.
 WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 _EXTRACTOR, _LAYER = "inception-v3-compat", str(FEATURES)
-#: Bytes of a file with mu and sigma, both in float64, and with what may lie beside them.
+#: Most bytes of a file with mu and sigma, both in float64, and room for other entries.
 _STATISTICS_LIMIT = 256 << 20
-#: The library's own, fewer where there are fewer pictures.
+#: The library's own subset size; smaller if there are fewer pictures.
 _KID_SUBSET = 1000
 
 
 @dataclass(frozen=True)
 class RealPictures:
-    """What generated pictures are compared with.
+    """Features of real pictures, which generated pictures are compared with.
 
     Attributes:
-        mean_F: of the real pictures' features, float32 as the library has it.
-        covariance_FF: float64.
-        features_MF: float32; None where only the statistics are known, so that there is no KID.
+        mean_F: mean of the features, float32 as the library has it.
+        covariance_FF: covariance of the features, float64.
+        features_MF: float32; None if only the statistics are known, and then there is no KID.
     """
 
     mean_F: NDArray[np.float32]
@@ -61,14 +61,14 @@ class RealPictures:
 
     @classmethod
     def of(cls, features_MF: Tensor) -> RealPictures:
-        """From real pictures' features."""
+        """Compute the statistics of real pictures' features."""
         from torch_fidelity.metric_fid import fid_features_to_statistics
 
         found = fid_features_to_statistics(features_MF)
         return cls(found["mu"], found["sigma"], features_MF)
 
     def distances(self, features_NF: Tensor) -> dict[str, float | None]:
-        """Of generated pictures.
+        """Distances of generated pictures from the real ones.
 
         Args:
             features_NF: float32, on the CPU.
@@ -96,8 +96,8 @@ class Inception:
     """The library's Inception network.
 
     Args:
-        weights: the library's file of its weights, or safetensors of them; None fetches the
-            library's, once, into torch's cache.
+        weights: the library's own weight file, or safetensors of the weights; None fetches the
+            library's file once, into torch's cache.
         device: where it runs.
 
     Raises:
@@ -112,7 +112,7 @@ class Inception:
         state = _read_weights(path)
         try:
             with tempfile.TemporaryDirectory() as room:
-                # The library unpickles what it is given: plain tensors, in a file of our making.
+                # The library unpickles its file, so it gets one that we wrote from plain tensors.
                 torch.save(state, f"{room}/weights.pth")
                 self._network = create_feature_extractor(
                     _EXTRACTOR,
@@ -128,7 +128,7 @@ class Inception:
 
     @torch.no_grad()
     def features(self, batches: Iterable[Tensor]) -> Tensor:
-        """Features of pictures that come in batches, uint8 [B, 3, S, S]: float32 [N, F], CPU."""
+        """Features of batches of pictures, uint8 [B, 3, S, S], as float32 [N, F] on the CPU."""
         return torch.cat([self._network(each.to(self._device))[0].cpu() for each in batches])
 
 
@@ -152,9 +152,9 @@ def read_statistics(url: str) -> RealPictures:
         AttributeError,
         TypeError,
         EOFError,
-        NotImplementedError,  # of zipfile, about a compression
-        RuntimeError,  # of zipfile, about a password
-        MemoryError,  # of an array that says it is larger than its file
+        NotImplementedError,  # zipfile: unknown compression
+        RuntimeError,  # zipfile: needs a password
+        MemoryError,  # an array claims to be larger than its file
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
@@ -168,7 +168,7 @@ def read_statistics(url: str) -> RealPictures:
 
 
 def weights_digest(weights: str | None) -> str:
-    """Tells Inception's weights apart; those that the library fetches bear it in their name."""
+    """Digest of Inception's weights; the file that the library fetches has it in its name."""
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     if weights is None:
@@ -177,7 +177,7 @@ def weights_digest(weights: str | None) -> str:
 
 
 def statistics_digest(url: str) -> str:
-    """Tells one file of statistics from another."""
+    """Digest of a file of statistics."""
     return _digest(storage.read_bytes(url))
 
 
@@ -186,10 +186,10 @@ class Folder:
 
     Args:
         root: local folder.
-        size: side that the pictures get.
+        size: side of the cropped pictures.
 
     Raises:
-        UserError: there are not two pictures, or a folder cannot be listed.
+        UserError: there are fewer than two pictures, or a folder cannot be listed.
     """
 
     def __init__(self, root: str, size: int) -> None:
@@ -199,19 +199,19 @@ class Folder:
         if len(self._names) < 2:
             raise UserError(f"{root} holds {len(self._names)} pictures ({KINDS}); give a folder")
         told = [f"{size}", *(f"{name} {listing.size_of(name)}" for name in self._names)]
-        #: Of names and sizes.
+        #: Digest of the side, and of names and sizes of the files.
         self.digest = _digest(os.fsencode("\n".join(told)))
-        #: Of the latest pass.
+        #: Unreadable pictures of the latest pass.
         self.rejects = Rejects(len(self), REJECTS)
 
     def __len__(self) -> int:
         return len(self._names)
 
     def batches(self, batch_size: int, shown: bool) -> Iterator[Tensor]:
-        """The pictures in order, uint8 [B, 3, S, S]; what cannot be read is left out.
+        """The pictures in order, uint8 [B, 3, S, S]; unreadable ones are left out.
 
         Raises:
-            UserError: more cannot be read than may be.
+            UserError: more pictures are unreadable than allowed.
         """
         desc, self.rejects = "reference pictures", Rejects(len(self), REJECTS)
         with progress_bar(total=len(self), unit="picture", desc=desc, shown=shown) as bar:
@@ -254,7 +254,7 @@ def _fetched() -> Path:
         os.makedirs(path.parent, exist_ok=True)
         digits = weights_digest(None)
         try:
-            # To a temporary name, compared with the digits of its hash, then renamed.
+            # This writes a temporary file, checks the digits of its hash, then renames it.
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), digits, progress=False)
         except (OSError, RuntimeError) as error:
             kind = UnreachableError if is_unreachable(error) else UserError

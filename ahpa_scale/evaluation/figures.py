@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`recoverability.png`: each level's share that a block shows, and what is lacking there.
+"""`recoverability.png`: the share of each level that a block shows, and the share it lacks.
 
 Legend: L levels, D blocks, T bins of t.
 """
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from ahpa_scale.evaluation.recoverability import RecoverabilityMap
 
-#: Below this best share a level is lost in the noise, and nothing can be said to be lacking.
+#: If the best share is below this, the level is lost in the noise and nothing counts as lacking.
 LEAST_BEST = 0.02
-#: The scale of what is lacking ends at least here, so that rounding noise stays pale.
+#: The colour scale of the lower maps ends here or higher, so that rounding noise stays pale.
 LEAST_SCALE = 0.2
 _MOST_TICKS = 12
 
@@ -34,7 +34,7 @@ def draw_recoverability(found: RecoverabilityMap, title: str = "") -> Figure:
 
     Args:
         found: the map.
-        title: one line above all.
+        title: one line above the maps.
     """
     r2_LDT = np.asarray(found.r2_LDT)
     columns = len(found.levels)
@@ -43,7 +43,7 @@ def draw_recoverability(found: RecoverabilityMap, title: str = "") -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     rows = figure.subplots(2, columns, squeeze=False)
-    # One scale for all levels, that of the largest gap: small ones are the rule and must show.
+    # One scale for all levels, up to the largest gap: most gaps are small and must show.
     largest = max(float(np.nan_to_num(lacking(r2_DT)).max()) for r2_DT in r2_LDT)
     highest = max(LEAST_SCALE, math.ceil(10 * largest) / 10)
     images: list[AxesImage] = []
@@ -61,7 +61,7 @@ def draw_recoverability(found: RecoverabilityMap, title: str = "") -> Figure:
 
 
 def lacking(r2_DT: NDArray[np.float64]) -> NDArray[np.float64]:
-    """1 - R^2 / best block's R^2 at the same noise; NaN where the best is below 2 %."""
+    """1 - R^2 / best block's R^2 at the same noise; NaN if the best is below 2 %."""
     best_T = r2_DT.max(axis=0)
     lost_T = best_T < LEAST_BEST
     share_DT: NDArray[np.float64] = 1 - r2_DT / np.where(lost_T, 1.0, best_T)
@@ -133,5 +133,5 @@ def _ticks(blocks: Sequence[int]) -> list[int]:
 
 
 def short_level(level: str) -> str:
-    """A level's name without what all encoder levels share: ``down_blocks.0``."""
+    """A level's name without the parts that all encoder levels share, as ``down_blocks.0``."""
     return level.removeprefix("encoder.").partition(".resnets.")[0]

@@ -21,12 +21,12 @@ from ahpa_scale.models.randomness import sample_key
 from ahpa_scale.models.vae_config import LatentScaling
 from ahpa_scale.precision import inference_autocast
 
-# A constant of the measure and no option: numbers of two runs compare only under one noise.
+# A constant, not an option: losses of two runs compare only under the same noise.
 _SEED = 0
 
 
 class Generator(Protocol):
-    """The part of `DiffusionGenerator` that is needed here, so that Composer isn't."""
+    """The part of `DiffusionGenerator` that is used here, so that Composer is not imported."""
 
     dit: DiT
     path: Path
@@ -42,24 +42,24 @@ def heldout_flow(
 ) -> dict[str, Any]:
     """Mean velocity loss (SiT, arXiv 2401.08740, equation 5) over equal bins of t in [0, 1].
 
-    Sample i takes bin (i + draw) % bins and a random place in it; t, posterior sample and noise
-    derive from (i, draw) alone, neither from the generator's seed nor from the batches, so two
-    models' numbers are paired. Labels are never dropped; a model of one class gets class 0. The
-    weights are the generator's present ones: put averages in first. On a CPU the model runs in
-    its fastest arithmetic, see `inference_autocast`.
+    Sample i takes a random t in bin (i + draw) % bins. t, posterior sample and noise depend only on
+    (i, draw), not on the generator's seed or the batches, so two models' numbers are paired. Labels
+    are never dropped; a model of one class gets class 0. The generator's current weights are used:
+    to measure the EMA, put its weights in first. On a CPU the model runs in its fastest precision,
+    see `inference_autocast`.
 
     Args:
-        generator: a `DiffusionGenerator`; its DiT is put back into its own mode afterwards.
+        generator: a `DiffusionGenerator`; its DiT gets its own mode back afterwards.
         batches: ``moments`` [B, 2C, H, W], ``index`` and ``label`` int64 [B].
         bins: equal parts of t.
-        draws: times each sample is used, each time in another bin.
+        draws: how often each sample is used, each time in another bin.
 
     Returns:
         ``flow``: mean over the bins; ``flow_t``: one number per bin.
 
     Raises:
-        UserError: no batch, a batch without moments, a bin that no sample falls into, or a number
-            out of range.
+        UserError: no batch, a batch without moments, a bin without samples, or a number out of
+            range.
     """
     if not 1 <= draws <= bins:
         raise UserError(f"need 1 <= draws <= bins, got draws {draws} and bins {bins}")
@@ -117,7 +117,7 @@ def known_labels(dit: DiT, label_B: Tensor) -> Tensor:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; every module gets its own mode back."""
+    """Evaluation mode while the body runs; then every module gets its own mode back."""
     modes = {module: module.training for module in model.modules()}
     model.train(False)
     try:

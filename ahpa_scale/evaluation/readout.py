@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A linear readout by ridge regression from sums alone, so that no token is kept.
+"""A linear readout by ridge regression, computed from sums so that no token is kept.
 
 Legend: N tokens, D channels read from, C channels read.
 """
@@ -19,7 +19,7 @@ class PairMoments:
     """Second moments of token pairs (x, y) about their means, merged batch by batch.
 
     Products are taken in float32 about the batch's own means and merged in float64 as in Chan,
-    Golub & LeVeque 1983, eq. 2.1, so that a mean far from zero costs no digits.
+    Golub & LeVeque 1983, eq. 2.1, so that a mean far from zero costs no precision.
 
     Args:
         x_channels: D.
@@ -37,7 +37,7 @@ class PairMoments:
         self.yy_C = zeros(y_channels)
 
     def update(self, x_ND: Tensor, y_NC: Tensor) -> None:
-        """Adds tokens; nothing is added by an empty batch."""
+        """Adds tokens; an empty batch adds nothing."""
         added, total = len(x_ND), self.count + len(x_ND)
         if not added:
             return
@@ -66,13 +66,13 @@ def explained_shares(
 
     Args:
         fit: tokens that the readout is fitted to.
-        held: tokens that it is judged by.
-        parts: slices of y's channels, one number each.
+        held: tokens that it is evaluated on.
+        parts: slices of y's channels; each gives one number.
         ridge: share of the mean variance of x that is added to every direction, above 0.
 
     Returns:
         For each part ``1 - sum of squared errors / sum of squares about the held-out mean``, both
-        over all its channels (so a channel counts by its variance), not below 0; 0 for a part that
+        over all its channels (so a channel counts by its variance), clamped at 0; 0 for a part that
         never varies.
     """
     width = len(fit.mean_D)
@@ -94,9 +94,7 @@ def explained_shares(
 
 @contextmanager
 def exact_products(tensor: Tensor) -> Iterator[None]:
-    """Float32 matrix products in full: neither autocast nor TensorFloat-32, which Composer turns
-    on.
-    """
+    """Full float32 matrix products: no autocast and no TensorFloat-32, which Composer turns on."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which prior level a linear readout finds in which block at which noise: the recoverability map.
+"""The recoverability map: how well a linear readout finds each prior level per block and noise.
 
-Where a level is read out well it is there already, and aligning to it teaches nothing; where no
-block shows it, it is lost in the noise; what a deeper block shows and a shallow one does not is
-what alignment there can supply (the recoverability gap of "What Visual Generators Need from
+If a block already shows a level well, aligning it to the level teaches nothing. If no block shows
+the level, it is lost in the noise. If a deeper block shows it and a shallow one does not, alignment
+can supply it to the shallow one (the recoverability gap of "What Visual Generators Need from
 Teachers", 2026).
 Legend: B batch, C channels, H W latent sides, N tokens, D width of the DiT, L levels, K blocks
 (written D in the map's name), T bins of t.
@@ -31,10 +31,10 @@ from ahpa_scale.models.randomness import sample_key, uniform
 from ahpa_scale.precision import inference_autocast
 from ahpa_scale.progress import progress_bar
 
-# Constants of the measure and no options: maps of two models compare only under one noise.
+# Constants, not options: maps of two models compare only under the same noise.
 _SEED = 0
 RIDGE = 1e-4
-# With fewer tokens to fit, the readout's own error would hide what is there.
+# With fewer tokens to fit, the readout's own error would hide the levels.
 _TOKENS_PER_CHANNEL = 2
 
 Batch = Mapping[str, Tensor]
@@ -49,7 +49,7 @@ class RecoverabilityMap:
         blocks: 1-based blocks.
         bins: equal bins of t in [0, 1].
         r2_LDT: level, block, bin -> share of the level's variance on held-out pictures, 0 to 1.
-        pictures: how many were used, half of them to fit.
+        pictures: number of pictures used, about half of them to fit.
     """
 
     levels: tuple[str, ...]
@@ -82,24 +82,24 @@ def recoverability(
     """Measures the map of a model; it takes `bins` forward passes over the pictures.
 
     In each bin of t every picture gets a random t in the bin and its own noise, both derived from
-    its index, so maps of two models are paired. After every block a ridge regression reads each
-    level's tokens from the model's, fitted on about half of the pictures and judged on the others.
-    The weights are the generator's present ones: put averages in first. On a CPU the model runs
-    in its fastest arithmetic, the regression in float32 and float64.
+    its index, so maps of two models are paired. After every block a ridge regression predicts each
+    level's tokens from the block's. It is fitted on about half of the pictures and evaluated on the
+    others. The generator's current weights are used: to measure the EMA, put its weights in first.
+    On a CPU the model runs in its fastest precision, the regression in float32 and float64.
 
     Args:
-        generator: the model; its mode is put back afterwards.
+        generator: the model; it gets its own mode back afterwards.
         batches: as for training, ``moments`` or ``image``, ``index``, ``label`` and the wanted
             ``prior.<level>``; kept in memory until the end.
-        levels: encoder levels, ``latent``, ``external`` or ``self.<k>``, the last of the model's
-            own present weights.
+        levels: encoder levels, ``latent``, ``external`` or ``self.<k>``; the last uses the model's
+            own current weights.
         bins: equal bins of t.
         device: where to run; None stays where the generator is.
-        lead: how much less noise than the model the teacher of ``self.<k>`` sees, in units of t.
+        lead: how much smaller t is for the teacher of ``self.<k>`` than for the model.
         progress: whether to show rate and time left on stderr.
 
     Raises:
-        UserError: no level, a level that is not to be had, or too few pictures for this width.
+        UserError: no level, a level that is not available, or too few pictures for this width.
     """
     if not levels or bins < 1:
         raise UserError(f"name at least one level and one bin, not {len(levels)} and {bins}")
@@ -136,13 +136,13 @@ class _Pictures:
         self.count = sum(len(batch["index"]) for batch in self.batches)
         self.sources = [*generator.sources]
         if any(self_block(level) is not None for level in levels):
-            # Before the generator's own: a map belongs to one set of weights.
+            # Before the generator's own sources: one map must use one set of weights.
             parameters = {n: p.detach() for n, p in generator.dit.named_parameters()}
             self.sources.insert(0, SelfSource(generator.dit, lambda: parameters, lead))
         self._check_count()
 
     def _encoded(self, batch: Batch) -> dict[str, Tensor]:
-        """Moments and maps on the host, in the loader's own types where it brought them."""
+        """Moments and maps on the CPU, in the loader's dtypes if the loader brought them."""
         here = {name: value.to(self.device) for name, value in batch.items()}
         if "moments" not in here:
             mean_BCHW, std_BCHW, here = self.generator.encode(here, self.levels)

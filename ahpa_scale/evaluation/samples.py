@@ -83,18 +83,18 @@ def sample_batches(
 ) -> Iterator[Tensor]:
     """Draw one picture per label; a model of one class ignores the labels.
 
-    On a CPU model and decoder run in its fastest arithmetic, see `inference_autocast`.
+    On a CPU model and decoder run in its fastest precision, see `inference_autocast`.
 
     Args:
-        dit: the velocity model, with the weights to judge.
+        dit: the velocity model, with the weights to evaluate.
         decoder: the VAE, on the model's device.
         scaling: how the model's latents were scaled.
         path: the interpolant of training.
         labels_N: int64 [N].
         index_N: int64 [N]; picture n starts from the noise of (seed, index n). None: 0 to N - 1.
-        seed: of the noise.
-        steps, method, guidance_scale: of the sampler, see `ahpa_scale.sampling.sample`.
-        batch_size: pictures per forward pass; it changes no noise.
+        seed: seed of the noise.
+        steps, method, guidance_scale: see `ahpa_scale.sampling.sample`.
+        batch_size: pictures per forward pass; it does not change the noise.
 
     Yields:
         uint8 [B, 3, S, S] on the model's device.
@@ -116,7 +116,7 @@ def sample_batches(
     for labels_B, index_B in zip(
         labels_N.split(batch_size), index_N.split(batch_size), strict=True
     ):
-        # Entered anew for each batch: between two of them the caller does work of its own.
+        # Entered again for each batch, because the caller does its own work between two batches.
         with torch.no_grad(), evaluating(dit), inference_autocast(device):
             z_BCHW = sample(
                 dit,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a velocity model to latents, and from pictures to a labelled grid."""
+"""Samples latents with a velocity model, and lays pictures out in a labelled grid."""
 
 from __future__ import annotations
 

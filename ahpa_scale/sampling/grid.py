@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures side by side, with a name at the left of each row, saved in one atomic move."""
+"""A grid of pictures with a name at the left of each row, saved atomically."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _SMALLEST_TILE = 96
 _GAP = 2
 _FONT_SIZE = 14
 _MARGIN = 6
-# Sample indices of two classes never meet, so a class keeps its pictures when others come or go.
+# Two classes never share sample indices, so a class keeps its pictures when others come or go.
 _INDICES_PER_CLASS = 2**20
 
 
 def class_rows(
     classes: Sequence[int], num_per_class: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """What a grid with a row per class is drawn from.
+    """The inputs of `sample` for a grid with one row per class.
 
     Returns:
-        Labels and sample indices, both int64 [B], row by row: what `sample` takes.
+        Labels and sample indices, both int64 [B], row by row.
     """
     labels_B = torch.tensor(classes, device=device).repeat_interleave(num_per_class)
     place_B = torch.arange(num_per_class, device=device).repeat(len(classes))

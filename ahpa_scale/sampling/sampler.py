@@ -43,7 +43,7 @@ def sample(
 
     Args:
         model: a ``DiT`` or any ``velocity(x_BCHW, t_B, y_B)``. Guidance needs ``model.null_label``.
-        labels_B: int64 [B] classes; their device is where sampling runs.
+        labels_B: int64 [B] classes; sampling runs on their device.
         index_B: int64 [B] identity of each sample: same seed and index, same noise.
         seed: any integer.
         shape: [C, H, W] of one sample.
@@ -150,8 +150,8 @@ def _integrate_sde(
     """Euler-Maruyama on dx = (v - w s / 2) dt + sqrt(w) dW backwards in time; w = 2 sigma.
 
     The SDE and the score from the velocity are those of SiT, section 2 ("reverse-time SDE"); the
-    diffusion is the ``sigma`` form of its released sampler. Both draw from the path's marginals
-    for any w(t) >= 0, and sigma cancels the score's 1 / sigma.
+    diffusion is the ``sigma`` form of its released sampler. The SDE keeps the path's marginals for
+    any w(t) >= 0; w = 2 sigma cancels the score's 1 / sigma.
     """
     shape = tuple(x_BCHW.shape[1:])
     for step, (now, then) in enumerate(itertools.pairwise(times)):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small files on local disks and object stores: the one place that knows fsspec.
+"""Files on local disks and in object stores: the one package that reads and writes with fsspec.
 
 Every write is atomic. Locally a temporary file is synced and renamed; in an object store one put
 makes the whole object visible at once. A store that does not answer is asked again for minutes.
-torch is not imported; fsspec only when a URL needs it.
+torch is never imported, and fsspec only when a URL needs it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def exists(url: str | os.PathLike[str]) -> bool:
     if not is_remote(url):
         return local_path(url).exists()
     try:
-        # A file system's own `exists` takes every error for a no.
+        # fsspec's own `exists` returns False on every error.
         _ask(url, lambda store, path: store.info(path))
     except FileNotFoundError:
         return False
@@ -75,13 +75,13 @@ def read_bytes(url: str | os.PathLike[str], limit: int | None = None) -> bytes:
 
     Args:
         url: what to read.
-        limit: bytes that it may have; no more than one above is taken into memory.
+        limit: most bytes that it may have; at most one more is read into memory.
 
     Raises:
         FileNotFoundError: nothing of this name exists.
         UserError: unknown scheme, the scheme's package is not installed, or above the limit.
         RefusedError: the store said no.
-        UnreachableError: the store did not answer, for as long as PATIENCE says.
+        UnreachableError: the store did not answer within the time that PATIENCE sets.
         OSError: the local disk refused.
     """
     most = -1 if limit is None else limit + 1
@@ -113,7 +113,7 @@ def write_bytes(url: str | os.PathLike[str], content: bytes) -> None:
     Raises:
         UserError: unknown scheme, or the scheme's package is not installed.
         RefusedError: the store said no.
-        UnreachableError: the store did not answer, for as long as PATIENCE says.
+        UnreachableError: the store did not answer within the time that PATIENCE sets.
         OSError: the local disk refused.
     """
     if is_remote(url):
@@ -137,7 +137,7 @@ def write_text(url: str | os.PathLike[str], text: str) -> None:
 
 
 def remove(url: str | os.PathLike[str]) -> None:
-    """Delete one file or object; one that is not there is no error. Errors as `write_bytes`."""
+    """Delete one file or object; a missing one is no error. Errors as `write_bytes`."""
     try:
         if is_remote(url):
             _ask(url, lambda store, path: store.rm_file(path))
@@ -148,10 +148,10 @@ def remove(url: str | os.PathLike[str]) -> None:
 
 
 def find(url: str | os.PathLike[str]) -> dict[str, int]:
-    """Every file or object below a folder, by its path in it, with its size in bytes.
+    """Size in bytes of every file or object below a folder, by its path in the folder.
 
-    An object store is asked once per thousand objects, whatever folders they lie in. Empty only
-    where nothing is there: what can't be listed is an error. Errors as `write_bytes`.
+    An object store is asked once per thousand objects, in however many folders. The result is empty
+    only if nothing is there; a failed listing is an error. Errors as `write_bytes`.
     """
     if not is_remote(url):
         return dict(local_files(local_path(url)))
@@ -168,14 +168,14 @@ def _listed(store: Any, path: str) -> Iterator[tuple[str, int]]:
 
     if isinstance(store, CachingFileSystem):
         store = store.fs
-    # Those that walk from folder to folder leave out what they can't list, unless told otherwise.
+    # Stores that walk from folder to folder skip what they can't list, unless told otherwise.
     own = getattr(type(store), "_find", type(store).find)
     walks = own in (AsyncFileSystem._find, AbstractFileSystem.find)
     options = {"on_error": "raise"} if walks else {}
     try:
         found = store.find(path, detail=True, **options)
     except FileNotFoundError:
-        store.info(path)  # or it is not there
+        store.info(path)  # raises if it is not there
         raise UnreachableError(f"{path} changed while it was listed") from None
     top_name = f"{path.rstrip('/')}/"
     for name, entry in found.items():
@@ -187,17 +187,17 @@ def _listed(store: Any, path: str) -> Iterator[tuple[str, int]]:
 
 
 def put_file(local: Path, url: str | os.PathLike[str]) -> None:
-    """Move a local file to its place: renamed on its own disk, else copied to the store whole or
-    not at all, in several parts where it is large. Errors as `write_bytes`.
+    """Move a local file to its place: rename it on a local disk, or upload it to a store whole or
+    not at all, in several parts if it is large. Errors as `write_bytes`.
     """
     if not is_remote(url):
         move_into_place(local, local_path(url))
         return
     options: dict[str, int] = {}
     if scheme(url) == "s3":
-        # s3fs' own ten parts of 50 MB would lie in memory, and copying each of them stops the
-        # threads beside. A part is never so small that an object has more than 10,000. What all
-        # ranks of a node send at once has to be through before the client gives up waiting.
+        # s3fs would hold ten parts of 50 MB in memory, and copying each one blocks other threads.
+        # Parts are large enough that an object has at most 10,000. Only two are sent at a time: all
+        # ranks of a node send at once, and must finish before the client's timeout.
         size = max(_PART, -(-local.stat().st_size // 10_000))
         options = {"chunksize": size, "max_concurrency": 2}
 
@@ -216,7 +216,7 @@ def get_file(
     Args:
         url: what to copy.
         local: where to.
-        moved: told now and then how many bytes have come.
+        moved: called now and then with the number of bytes received.
     """
     if not is_remote(url):
         shutil.copyfile(local_path(url), local)
@@ -239,17 +239,17 @@ def get_proved(
     proves: Callable[[Path], bool],
     moved: Callable[[int], None] | None = None,
 ) -> bool:
-    """Copy a file or object, once more if the copy isn't what it should be: what a connection
-    spoils is whole the second time; what the store spoiled is not. Errors as `read_bytes`.
+    """Copy a file or object, and copy it again if the copy is damaged: a second copy repairs damage
+    by the connection, but not damage in the store. Errors as `read_bytes`.
 
     Args:
         url: what to copy.
         local: where to.
-        proves: whether a copy is what it should be.
-        moved: as for `get_file`; told fewer bytes than before when the copy is repeated.
+        proves: whether a copy is intact.
+        moved: as for `get_file`; the number falls when the copy is repeated.
 
     Returns:
-        Whether the copy that is there now is.
+        Whether the last copy is intact.
     """
     for _ in range(2):
         get_file(url, local, moved)
@@ -259,23 +259,23 @@ def get_proved(
 
 
 def _ask(url: str | os.PathLike[str], action: Callable[[Any, str], T]) -> T:
-    """What `action` returns of the store and the path in it, however long that takes to answer."""
+    """The result of `action` on the store and the path in it, with retries."""
     return _move(url, lambda store, path, progress: action(store, path))
 
 
 def _move(url: str | os.PathLike[str], action: Callable[[Any, str, Progress], T]) -> T:
-    """`_ask` for an action that moves many bytes and notes that they do."""
+    """`_ask` for an action that moves many bytes and notes its progress."""
 
     def attempt(progress: Progress) -> T:
         with clear_errors(url):
-            store, path = open_store(str(url))  # some connect at once
+            store, path = open_store(str(url))  # some stores connect here
             return action(store, path, progress)
 
     return patiently(url, attempt)
 
 
 def _telling(progress: Progress, moved: Callable[[int], None] | None = None) -> Any:
-    """An fsspec callback that notes progress and tells how many bytes have moved."""
+    """An fsspec callback that notes progress and reports how many bytes have moved."""
     from fsspec.callbacks import Callback
 
     def hook(size: int | None, value: int, **_: Any) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The local disk: what lies there, files on their way, and that they are written for good."""
+"""The local disk: lists files, moves them into place, and flushes them to disk."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pathlib import Path
 
 
 def local_files(top: Path) -> Iterator[tuple[str, int]]:
-    """Every file below a folder, by its path in it, with its size; none where it does not exist.
+    """Path and size of every file below a folder; none if the folder does not exist.
 
     Raises:
-        OSError: a folder that can't be listed, or `top` is a file.
+        OSError: a folder can't be listed, or `top` is a file.
     """
     for folder, folders, names in os.walk(top, onerror=_raise_unless_gone):
-        # Hidden ones are on their way to their names.
+        # Hidden files and folders are not finished yet.
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in (name for name in names if not name.startswith(".")):
             path = Path(folder, name)
@@ -35,19 +35,19 @@ def _raise_unless_gone(error: OSError) -> None:
 
 
 def new_file_beside(target: Path) -> tuple[int, Path]:
-    """A hidden file on its way to the name `target`: its descriptor, and its path.
+    """A new hidden file, to be renamed to `target`: its descriptor, and its path.
 
-    Unlike tempfile's it has the rights that the process's mask gives: data sets are shared. The
-    mask itself can only be read by setting it, which other threads' files would feel.
+    Unlike a file of tempfile, it has the permissions of the umask, because data sets are shared.
+    The umask can only be read by setting it, which would affect other threads' files.
     """
     path = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666), path
 
 
 def move_into_place(path: Path, target: Path) -> None:
-    """Renames a file, replacing what was there, and flushes that to disk.
+    """Renames a file, replacing what was there, and flushes it to disk.
 
-    A file that is a mount point of its own, as containers have them, can only be written over.
+    If the target is itself a mount point, as in containers, it can only be overwritten.
     """
     with path.open("rb") as file:
         os.fsync(file.fileno())
@@ -62,8 +62,8 @@ def move_into_place(path: Path, target: Path) -> None:
 
 
 def is_mount_point(folder: Path) -> bool:
-    """Whether something is mounted there, be it another folder of the same disk."""
-    # os.path.ismount does not see the latter.
+    """Whether something is mounted there, including another folder of the same disk."""
+    # os.path.ismount does not see another folder of the same disk.
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
         place = re.sub(rb"\\([0-7]{3})", lambda code: bytes([int(code[1], 8)]), line.split()[4])
         if place == os.fsencode(folder):
@@ -72,10 +72,10 @@ def is_mount_point(folder: Path) -> bool:
 
 
 def exchange(one: Path, other: Path) -> None:
-    """Two names of a disk change places in one step.
+    """Exchanges two names on one disk in one step.
 
     Raises:
-        OSError: ENOSYS, EINVAL or ENOTSUP where the system or this disk can't.
+        OSError: ENOSYS, EINVAL or ENOTSUP if the system or this disk can't.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "renameat2"):

@@ -16,19 +16,19 @@ from ahpa_scale.storage.disk import exchange, is_mount_point, sync_folder, sync_
 from ahpa_scale.storage.urls import local_path
 
 _ROOM = "partial-"
-#: What a new file system has of its own.
+#: A folder that a new file system contains.
 _OF_THE_DISK = "lost+found"
 _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM)
 
 
 def is_free(folder: Path) -> bool:
-    """Whether a folder may be filled: it is not there, or holds nothing of anybody's."""
+    """Whether a folder may be filled: it does not exist, or has no `entries`."""
     return not (folder.exists() and (not folder.is_dir() or list(entries(folder))))
 
 
 def entries(folder: Path) -> Iterator[Path]:
-    """What somebody has put into a folder: not what a disk has of its own, nor what is on its way
-    here.
+    """What users have put into a folder, without the file system's own folder and our unfinished
+    folders.
     """
     for path in folder.iterdir():
         if path.name != _OF_THE_DISK and not path.name.startswith(f".{_ROOM}"):
@@ -41,19 +41,19 @@ def atomic_folder(
 ) -> Iterator[Path]:
     """Fill a hidden folder; rename it into place on success.
 
-    An old folder is exchanged for the new one in one step, so that one of them is always there. A
-    file system without that step has neither for a moment; the next call puts back the old one if
-    the process was killed just then. A mount point can't be renamed: the hidden folder lies within
-    it, and what is in it is moved out piece by piece, the marker last. The next call ends that if
-    the process was killed on the way.
+    An old folder is exchanged for the new one in one step, so that one of them is always there. On
+    a file system without that step, neither is there for a moment; if the process was killed just
+    then, the next call restores the old one. A mount point can't be renamed: the hidden folder lies
+    inside it, and its content is moved out piece by piece, the marker last. If the process was
+    killed during that, the next call finishes it.
 
     A failure removes the hidden folder. A killed process leaves it behind under a name that no
-    reader looks at; the next call for the same target removes it, recognised by its released lock.
+    reader looks at; the next call for the same target finds its lock released and removes it.
 
     Args:
-        target: the folder to appear; its parents are made.
+        target: the folder to create; missing parents are created too.
         replace: whether an existing, non-empty target is replaced.
-        marker: name of the file without which readers take the folder for unfinished.
+        marker: name of the file that tells readers that the folder is complete.
 
     Raises:
         FileExistsError: target is a file, or a non-empty folder and `replace` is false.
@@ -85,7 +85,7 @@ def atomic_folder(
 
 def _put_in_place(content: Path, final: Path, old: Path) -> None:
     if is_free(final):
-        # Onto nothing, or an empty folder.
+        # A rename works onto nothing, or onto an empty folder.
         os.rename(content, final)
     else:
         try:
@@ -99,13 +99,13 @@ def _put_in_place(content: Path, final: Path, old: Path) -> None:
 
 
 def _move_out(room: Path, final: Path, marker: str | None) -> None:
-    """Puts the room's content into place, or goes on with that after whoever was killed at it."""
+    """Moves the room's content into place, or finishes the move of a killed process."""
     old, new = room / "old", room / "new"
     if not new.exists():
         for path in sorted(entries(final), key=lambda path: path.name != marker):
             os.rename(path, old / path.name)
         sync_folder(final)
-        # From here on what lies in the target is new.
+        # From here on everything in the target is new.
         os.rename(room / "content", new)
     for path in sorted(new.iterdir(), key=lambda path: path.name == marker):
         if path.name == marker:
@@ -126,9 +126,9 @@ def _lock(room: Path) -> int | None:
 
 
 def _clear_up(place: Path, prefix: str, final: Path, marker: str | None) -> None:
-    """Removes what killed processes have left, once what they took away is back or replaced."""
+    """Removes rooms of killed processes, after it restores or replaces what they moved away."""
     for room in place.glob(f"{prefix}*"):
-        # Without its lock file a room is being made this very moment.
+        # A room without a lock file is being made right now.
         if not (room / "lock").exists():
             continue
         lock = _lock(room)

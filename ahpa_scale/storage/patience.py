@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a store that does not answer is asked again: the one policy for all reads and writes."""
+"""How long a store that does not answer is retried: one policy for all reads and writes."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from ahpa_scale.errors import UserError
 from ahpa_scale.unreachable import UnreachableError
 
 T = TypeVar("T")
-#: Environment variable: seconds for which a store is asked again before the work ends.
+#: Environment variable: seconds for which a store is retried before the work ends.
 PATIENCE = "AHPA_STORE_PATIENCE"
 _SECONDS = 300.0
-#: Between two attempts: full jitter, so that a thousand ranks do not come back as one.
+#: Pauses between attempts, with full jitter so that a thousand ranks do not retry at once.
 PAUSES = wait_random_exponential(multiplier=0.5, max=30)
-#: Seconds that an attempt may take at least, however little patience is left.
+#: An attempt may always take this many seconds, however little patience is left.
 _ATTEMPT = 30.0
 _BETWEEN_LOOKS = 0.5
 _asks_once: ContextVar[bool] = ContextVar("asks_once", default=False)
@@ -39,10 +39,10 @@ _log = logging.getLogger(__name__)
 
 
 def patience_seconds() -> float:
-    """Seconds for which a store is asked again.
+    """Seconds for which a store is retried.
 
     Raises:
-        UserError: the environment variable holds no number.
+        UserError: the environment variable holds no number of at least 0.
     """
     text = os.environ.get(PATIENCE, "")
     try:
@@ -55,28 +55,28 @@ def patience_seconds() -> float:
 
 
 class Progress:
-    """Whether and when bytes have come or gone."""
+    """When bytes have moved last, if ever."""
 
     def __init__(self) -> None:
         self.last: float | None = None
 
     def note(self) -> None:
-        """They do now."""
+        """Record that bytes move now."""
         self.last = time.monotonic()
 
 
 def patiently(url: str | os.PathLike[str], action: Callable[[Progress], T]) -> T:
-    """What `action` returns; it is called again, with growing pauses, while a store is unreachable.
+    """The result of `action`, called again with growing pauses while a store is unreachable.
 
-    Clients have timeouts of their own, but try again by themselves, and none of them minds a store
-    that takes no bytes. So an attempt that moves nothing for as long is left to its thread.
+    Clients have their own timeouts, but also retry by themselves, and none notices a store that
+    accepts no bytes. So an attempt that moves nothing for too long is abandoned in its thread.
 
     Args:
         url: what is asked for.
-        action: is to note bytes that move, where there may be many.
+        action: must note its progress if it may move many bytes.
 
     Raises:
-        UnreachableError: the last attempt's, once patience is over.
+        UnreachableError: the last attempt's error, once patience is over.
     """
     seconds, begun = patience_seconds(), time.monotonic()
 
@@ -105,8 +105,8 @@ def patiently(url: str | os.PathLike[str], action: Callable[[Progress], T]) -> T
 def _heard_of(
     url: str | os.PathLike[str], action: Callable[[Progress], T], first: float, seconds: float
 ) -> T:
-    """What `action` returns, if it ends or moves bytes within `first` seconds, and then at least
-    every so many.
+    """The result of `action`, if it ends or moves bytes within `first` seconds, and then at least
+    every `seconds`.
     """
     progress, outcome, begun = Progress(), Future[T](), time.monotonic()
 
@@ -127,7 +127,7 @@ def _heard_of(
 
 @contextmanager
 def asking_once() -> Iterator[None]:
-    """Stores are asked once in this thread: for those who come back by themselves."""
+    """No retries in this thread while the body runs: for callers that retry by themselves."""
     token = _asks_once.set(True)
     try:
         yield

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fsspec file system of a URL, and what its errors mean: not there, refused, or no answer."""
+"""The fsspec file system of a URL, and what its errors mean: missing, refused, or no answer."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _BACK_ENDS = {
     *("adlfs", "aiobotocore", "aiohttp", "azure", "boto3", "botocore", "fsspec", "gcsfs", "google"),
     *("huggingface_hub", "paramiko", "requests", "s3fs", "s3transfer", "urllib3"),
 }
-#: Seconds until an address that swallows everything counts as one that does not answer.
+#: Seconds until an address that drops all packets counts as one that does not answer.
 _CONNECT_SECONDS = 10
-#: Seconds for an answer, all that is sent included; s3fs' own 15 are too few for slow lines.
+#: Seconds for an answer, including the upload; s3fs' own 15 are too few for slow lines.
 _ANSWER_SECONDS = 60
 #: The client's own attempts at a request; `patience` does the rest.
 _CLIENT_ATTEMPTS = 2
 _NO_BUCKET = {"NoSuchBucket", "ContainerNotFound", "FilesystemNotFound"}
-#: gcsfs tells a bucket that is not there by nothing but the path that it asked for.
+#: gcsfs reports a missing bucket only by the path that it asked for.
 _BUCKET_OF_GCS = re.compile(r"b/[^/]+(/o)?")
-#: What a connection spoilt or a store lost on the way is whole the next time.
+#: Codes for data that the connection damaged or the store lost: the next attempt can succeed.
 _SPOILT = {
     *("BadDigest", "IncompleteBody", "InvalidPart", "NoSuchUpload", "OperationAborted"),
     *("RequestTimeout", "SlowDown", "XAmzContentSHA256Mismatch"),
@@ -43,28 +43,28 @@ _PASSING = {
     HTTPStatus.TOO_MANY_REQUESTS,
 }
 _GONE = {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}
-#: Errors of the network that Python gives no class of their own.
+#: Network errors for which Python has no class.
 _NETWORK = {
     *(errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN, errno.ENETRESET),
     errno.ETIMEDOUT,
 }
-#: Parts of the names of errors that say that the request was never sent, for want of a setting.
+#: Parts of the names of errors that say that no request was sent, because of a missing setting.
 _SETTING = re.compile("Auth|Config|Credential|InvalidU|Offline|Param|Profile|Refresh|Region|Token")
-#: What a port answers that speaks http, and not https.
+#: TLS errors of a port that speaks http, not https.
 _NO_TLS = {"HTTP_REQUEST", "WRONG_VERSION_NUMBER"}
-#: Kept for good: a forked process would else close its parent's connections, in a loop that it
-#: doesn't have, and print a traceback about that.
+#: Never freed: a forked process would otherwise close its parent's connections, in an event loop
+#: that it doesn't have, and print a traceback about that.
 _opened: set[Any] = set()
 _MISSING, _REFUSED, _AWAY, _LOCAL = "missing", "refused", "away", "local"
 
 
 class RefusedError(OSError, UserError):
-    """A store said no: no right, no such bucket, no or wrong credentials. Waiting does not help."""
+    """A store refused: no permission, bucket or valid credentials. Waiting does not help."""
 
 
 def open_store(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL, which sees other processes' writes at once, and the path in
-    it.
+    """The fsspec file system of a URL, and the path in it. The file system sees other processes'
+    writes at once.
 
     Raises:
         UserError: unknown scheme, its package is not installed, or a setting that does not fit.
@@ -72,7 +72,7 @@ def open_store(url: str) -> tuple[Any, str]:
     try:
         from fsspec.core import url_to_fs
 
-        # sftp would hand the option on to ssh, which does not know it.
+        # sftp would pass the option on to ssh, which does not know it.
         options: dict[str, Any] = {} if scheme(url) == "sftp" else {"use_listings_cache": False}
         options |= {"s3": _s3_options()} if _of_s3(url) else {}
         filesystem, path = url_to_fs(url, **options)
@@ -114,13 +114,13 @@ def _s3_options() -> dict[str, Any]:
 
 @contextmanager
 def clear_errors(url: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn what fsspec's back ends raise into one line that names the URL. What is no store's
-    error, such as a full local disk or a fault of ours, passes as it is.
+    """Turn errors of fsspec's back ends into one line that names the URL. Other errors, such as a
+    full local disk or a bug of ours, pass unchanged.
 
     Raises:
         FileNotFoundError: nothing of this name is there.
         RefusedError: the store said no.
-        UnreachableError: it does not answer, or says that it can't for now.
+        UnreachableError: the store does not answer, or says that it can't for now.
     """
     try:
         yield
@@ -159,7 +159,7 @@ def _raised_in_a_back_end(error: BaseException) -> bool:
 
 
 def _judge(error: BaseException) -> tuple[str, BaseException]:
-    """What an error means, and which of its causes says so: the first one that says anything."""
+    """What an error means, and the first of its causes that tells."""
     for cause in causes(error):
         kind = _kind(cause)
         if kind is not None:
@@ -171,7 +171,7 @@ def _judge(error: BaseException) -> tuple[str, BaseException]:
 
 
 def _kind(error: BaseException) -> str | None:
-    """What one error says by itself; None if that is for its cause to say."""
+    """What one error means by itself; None if only its cause can tell."""
     code, status = _answer(error)
     gcs = isinstance(error, FileNotFoundError) and _BUCKET_OF_GCS.fullmatch(str(error))
     if code in _NO_BUCKET or gcs or str(error).startswith("Forbidden:"):
@@ -187,7 +187,7 @@ def _kind(error: BaseException) -> str | None:
         return _AWAY
     if _of_a_back_end(error):
         return _REFUSED if any(map(_is_a_setting, causes(error))) else _AWAY
-    # s3fs gives its own errors numbers too, and says so by their cause.
+    # s3fs gives its own errors an errno too; these have a cause.
     numbered = isinstance(error, OSError) and error.errno is not None
     if numbered and not isinstance(error, FileNotFoundError) and error.__cause__ is None:
         return _LOCAL
@@ -197,16 +197,16 @@ def _kind(error: BaseException) -> str | None:
 
 
 def _is_a_setting(error: BaseException) -> bool:
-    """Whether the request was never sent, or not understood, for want of a right setting."""
+    """Whether a missing or wrong setting kept the request from being sent or understood."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return True
-    if isinstance(error, ssl.SSLError):  # what aiohttp makes of one lacks a reason
+    if isinstance(error, ssl.SSLError):  # aiohttp's version has no reason
         return getattr(error, "reason", None) in _NO_TLS
     return _of_a_back_end(error) and _SETTING.search(type(error).__name__) is not None
 
 
 def _answer(error: BaseException) -> tuple[str, int]:
-    """A store's own code and the HTTP status, where an error holds them."""
+    """A store's own code and the HTTP status, if an error holds them."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore
         told = response.get("Error", {}).get("Code", "")

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from ahpa_scale import paths
 
-#: Their URLs may end in a query, which belongs behind what is appended.
+#: URLs of these schemes may end in a query, which must stay behind appended parts.
 _WITH_QUERY = ("http", "https")
 
 
 def scheme(url: str | os.PathLike[str]) -> str:
     """The URL's scheme in lower case, or '' for a local path (`file://` counts as local).
 
-    Of a chain such as `zip://a.txt::s3://bucket/b.zip`, that of its first URL.
+    For a chain such as `zip://a.txt::s3://bucket/b.zip`, the scheme of its first URL.
     """
     if not paths.is_url(url):
         return ""

@@ -32,7 +32,7 @@ def draw(spec: DemoSpec, seed: int, count: int, *, grey: bool = False) -> Pixels
 
 
 def held_out(seed: int, size: int, count: int) -> dict[str, Pixels]:
-    """Count pictures per preset and of grey objects, from a seed that training does not use."""
+    """`count` pictures per preset and as many of grey objects, from a seed not used in training."""
     sets = {name: draw(DemoSpec.preset(name, size=size), seed, count) for name in PRESETS}
     return sets | {GREY: draw(DemoSpec.preset("medium", size=size), seed, count, grey=True)}
 
@@ -59,7 +59,7 @@ class DemoMixture:
         return np.concatenate(parts)
 
     def batch(self, step: int, batch_size: int) -> Pixels:
-        """Batch of a step: [batch_size, 3, 32, 32], or at every fourth step a quarter of it at 64.
+        """Batch of a step: [batch_size, 3, 32, 32]; every fourth step, a quarter as many at 64.
 
         The two kinds hold the same number of pixels, so every step takes about the same time.
         """

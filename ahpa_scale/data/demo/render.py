@@ -22,7 +22,7 @@ from ahpa_scale.errors import UserError
 
 Array = NDArray[np.float32]
 
-# Sub-pixels per side: a pixel is the mean of 3 x 3 points, which is what smooths the edges.
+# Sub-pixels per side: a pixel is the mean of 3 x 3 points, which smooths the edges.
 _OVERSAMPLING = 3
 _DRAWS_PER_OBJECT = 32
 _TRIES = 8
@@ -162,7 +162,7 @@ def _place(
     room_T = np.full(_TRIES, np.inf)
     for other in others:
         gap_T = np.hypot(x_T - other["x"], y_T - other["y"]) - 0.9 * (size + other["size"])
-        # Beyond touching, more room is no better: any free place is as good as another.
+        # Once objects do not touch, more room is no better: all free places count the same.
         room_T = np.minimum(room_T, np.minimum(gap_T, 0.0))
     best = int(np.argmax(room_T))
     return x_T[best], y_T[best]
@@ -185,7 +185,7 @@ def _paint(
     axis = _axis(points)
     canvas = background(axis[None, :], axis[:, None], spec.background, draws)
     owner = np.zeros((points, points), np.uint8)
-    # Small ones lie in front, so that nothing is hidden by a single neighbour.
+    # Small ones lie in front, so that no single neighbour hides an object.
     for item in sorted(objects, key=lambda item: (-item["size"], -item["id"])):
         rows, columns = (_extent(item[side], item["size"], points) for side in ("y", "x"))
         inside, rgb = _stamp(spec, item, axis[columns][None, :], axis[rows][:, None])
@@ -212,7 +212,7 @@ def _stamp(
     v = (dy * np.cos(turn) - dx * np.sin(turn)).astype(np.float32)
     pattern = TEXTURES[item["texture"]](u, v, item["frequency"])
     base = to_rgb(item["hue"], item["saturation"], item["value"])
-    # Textures darken only, so that a bright colour keeps its hue instead of turning white.
+    # Textures only darken, so that a bright colour keeps its hue instead of turning white.
     tone = 1.0 - 0.5 * spec.texture_contrast * (1.0 - pattern)
     if item["texture"] == "plain":
         tone = np.ones_like(pattern)

@@ -87,7 +87,7 @@ class DemoSpec:
         return shape, (shape + label // self.num_shapes) % len(HUE_NAMES)
 
     def place(self, label: int) -> tuple[int, int, int, int]:
-        """Row, column, rows and columns of the part of the picture a coarse label names."""
+        """Row, column, rows and columns of the part of the picture that a coarse label names."""
         columns = math.ceil(math.sqrt(self.num_classes))
         return label // columns, label % columns, math.ceil(self.num_classes / columns), columns
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures as people have them: which files of a folder they are, and how each one is read."""
+"""Users' pictures: which files of a folder are pictures, and how each one is read."""

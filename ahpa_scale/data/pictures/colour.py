@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any mode that Pillow reads a picture in -> RGB on white.
+"""Converts pictures of every Pillow mode to RGB on white.
 
 Shapes: H W the picture's sides.
 """
@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-#: Pixels that are converted at a time, so that a large picture has no second copy in RGBA.
+#: Pixels that are converted at a time, so that a large picture needs no full copy in RGBA.
 _AT_A_TIME = 1 << 22
-#: What Pillow multiplies a grey of a PNG by that has fewer than eight bits, but not its tRNS.
+#: Pillow multiplies PNG greys of fewer than eight bits by this, but not their tRNS.
 _SPREAD = {"1": 255, "L;2": 85, "L;4": 17}
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """As RGB: 16-bit grey is scaled down, and what is transparent is laid on white."""
+    """The picture as RGB: 16-bit grey is scaled down, and transparent pixels are put on white."""
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
     rows = max(1, _AT_A_TIME // image.width)
@@ -41,20 +41,20 @@ def _converted(image: Image.Image) -> Image.Image:
             white_HW[grey_HW == image.info["transparency"]] = 255
         return Image.fromarray(white_HW).convert("RGB")
     if image.has_transparency_data:
-        # Below full transparency editors leave streaks of colour that nobody is to see.
+        # Editors leave streaks of colour in fully transparent pixels; these must not show.
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
     return image.convert("RGB")
 
 
 def load_png(image: ImageFile.ImageFile, file: BinaryIO) -> None:
-    """Load a PNG so that the one colour that its tRNS calls transparent is found in its pixels.
+    """Load a PNG so that the transparent colour of its tRNS matches its pixels.
 
-    Pillow keeps that colour in the file's own depth and the pixels in eight bits.
+    Pillow keeps that colour in the file's own depth, but the pixels in eight bits.
 
     Args:
         image: opened, not yet loaded.
-        file: what it was opened from.
+        file: the file that it was opened from.
     """
     colour = image.info.get("transparency")
     rawmode = image.tile[0].args if image.tile else None
@@ -71,7 +71,7 @@ def load_png(image: ImageFile.ImageFile, file: BinaryIO) -> None:
 
 
 def _low_bytes(file: BinaryIO) -> Image.Image:
-    """The lower half of each 16-bit colour, which Pillow leaves out."""
+    """The low byte of each 16-bit colour value, which Pillow drops."""
     file.seek(0)
     low = Image.open(file, formats=("PNG",))
     low.tile = [low.tile[0]._replace(args="RGB;16L")]
@@ -80,7 +80,7 @@ def _low_bytes(file: BinaryIO) -> Image.Image:
 
 
 def _whiten(image: Image.Image, colour: tuple[int, int, int], low: Image.Image) -> None:
-    """Paints white what has this 16-bit colour."""
+    """Paints pixels of this 16-bit colour white."""
     rows = max(1, _AT_A_TIME // image.width)
     for top in range(0, image.height, rows):
         box = (0, top, image.width, min(top + rows, image.height))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A picture of any shape -> a square of one size, cut from its middle."""
+"""Crops a picture of any shape to its middle square, at one size."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-#: Up to this ratio of its sides a picture is scaled whole, as ADM does it.
+#: Up to this ratio of its sides a picture is scaled as a whole, as in ADM.
 _ORDINARY = 16
 
 
@@ -18,8 +18,8 @@ def center_crop(image: Image.Image, size: int) -> NDArray[np.uint8]:
     data set): halve with a box filter while the short side stays at least twice the target, then
     one bicubic step, then the central crop. Its published ImageNet statistics assume it.
 
-    A strip whose sides differ more than 16-fold is scaled only where it is cut, or a strip of one
-    pixel's width would take gigabytes. Its pixels are the same to rounding.
+    If the sides differ more than 16-fold, only the cut square is scaled: otherwise a strip one
+    pixel wide would take gigabytes. The pixels are the same up to rounding.
     """
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)

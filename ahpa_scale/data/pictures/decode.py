@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Picture files -> upright RGB pictures, or the reason why not. Files may be anybody's."""
+"""Reads picture files as upright RGB, or says why it can't. The files are not trusted."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from ahpa_scale.data.pictures.crop import center_crop
 from ahpa_scale.data.pictures.files import open_regular, shown
 from ahpa_scale.errors import UserError
 
-#: What files may hold, whatever their suffix says. Pillow's other decoders stay out of reach: that
-#: of EPS runs Ghostscript.
+#: Formats that files may have, whatever their suffix says. Pillow's other decoders are never used:
+#: the one of EPS runs Ghostscript.
 FORMATS = ("BMP", "JPEG", "PNG", "WEBP")
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-#: Of one picture, which then takes about a gigabyte; libwebp keeps three copies of its own.
+#: Limits of one picture, which then takes about a gigabyte; libwebp keeps three copies itself.
 _MOST_PIXELS, _MOST_WEBP_PIXELS = 1 << 27, 1 << 26
-#: Above so many pixels, only one picture is in memory at a time.
+#: Above this many pixels, only one picture is in memory at a time.
 _LARGE = 1 << 25
 _ONE_LARGE = threading.Lock()
-#: Of a file; libwebp and JPEG's markers are read into memory as long as they are.
+#: Limit of a file: WebP files and JPEG markers are read into memory at their full length.
 _MOST_BYTES = 1 << 29
 # What Pillow raises on damaged files, depending on format and on where the damage is.
 _BROKEN = (
@@ -59,16 +59,16 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Pillow warns of pictures that a telephone takes; the limit above is ours.
+# Pillow warns even about pictures from phones; we have our own limit above.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 class UnreadablePictureError(UserError):
-    """A file that holds no picture that can be read.
+    """A file that holds no readable picture.
 
     Attributes:
-        name: of the picture, below its folder.
-        reason: why, in some words.
+        name: path of the picture below its folder.
+        reason: why it can't be read, in a few words.
     """
 
     def __init__(self, path: str | os.PathLike[str], name: str, reason: str) -> None:
@@ -77,11 +77,11 @@ class UnreadablePictureError(UserError):
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Read a picture as viewers show it, in RGB: turned as its EXIF says, grey, palette and CMYK
-    converted, the first frame of an animation, and what is transparent laid on white.
+    """Read a picture as viewers show it, in RGB: turned as its EXIF says, converted from grey,
+    palette or CMYK, and on white if it is transparent. Of an animation, read the first frame.
 
     Raises:
-        UnreadablePictureError: the file is no picture or is damaged; the line names it.
+        UnreadablePictureError: the file is no picture or is damaged; the message names it.
     """
     with _picture(path, os.fspath(path)) as image:
         return image
@@ -91,7 +91,7 @@ def read_square(folder: str | os.PathLike[str], name: str, size: int) -> NDArray
     """One picture of a folder, read and cropped, uint8 [size, size, 3].
 
     Raises:
-        UnreadablePictureError: the file is no picture or is damaged; the line names it.
+        UnreadablePictureError: the file is no picture or is damaged; the message names it.
     """
     with _picture(os.path.join(folder, name), name) as image:
         return center_crop(image, size)
@@ -99,7 +99,7 @@ def read_square(folder: str | os.PathLike[str], name: str, size: int) -> NDArray
 
 @contextmanager
 def _picture(path: str | os.PathLike[str], name: str) -> Iterator[Image.Image]:
-    """The picture; while it is in use no other large one is read."""
+    """The picture; while a large one is in use, no other large one is read."""
     with _explained(path, name):
         file = open_regular(path)
     with file:
@@ -113,13 +113,13 @@ def _picture(path: str | os.PathLike[str], name: str) -> Iterator[Image.Image]:
             del opened
             if orientation in _TURNS:
                 image = image.transpose(_TURNS[orientation])
-            # Nobody is to turn it again.
+            # Without its EXIF, nobody turns the picture again.
             image.info = {}
             yield image
 
 
 def _opened(file: BinaryIO) -> ImageFile.ImageFile:
-    """The header, checked before memory is taken for pixels."""
+    """The picture after its header is checked, before memory is allocated for pixels."""
     size = os.fstat(file.fileno()).st_size
     if not 0 < size <= _MOST_BYTES:
         raise ValueError(f"it has {size} bytes, and may have 1 to {_MOST_BYTES}")
@@ -127,14 +127,14 @@ def _opened(file: BinaryIO) -> ImageFile.ImageFile:
     most = _MOST_WEBP_PIXELS if image.format == "WEBP" else _MOST_PIXELS
     if image.width * image.height > most:
         raise ValueError(f"it has {image.width}x{image.height} pixels, and may have {most}")
-    # Pillow decodes these in Python, where a few bytes can ask for minutes and gigabytes.
+    # Pillow decodes these in Python, where a few bytes can cost minutes and gigabytes.
     if image.tile and image.tile[0].codec_name == "bmp_rle" and max(image.size) > 4096:
         raise ValueError("a run-length encoded BMP may have 4096 pixels a side")
     return image
 
 
 def _load(image: ImageFile.ImageFile, file: BinaryIO) -> int:
-    """Decodes the pixels; returns the orientation of EXIF, 1 where it says none."""
+    """Decodes the pixels; returns the EXIF orientation, or 1 if there is none."""
     if image.format == "PNG":
         load_png(image, file)
     else:
@@ -149,7 +149,7 @@ def _load(image: ImageFile.ImageFile, file: BinaryIO) -> int:
 
 @contextmanager
 def _explained(path: str | os.PathLike[str], name: str) -> Iterator[None]:
-    """Names the picture and the reason where Pillow or the disk gives up on a file."""
+    """Turns an error of Pillow or the disk into one that names the picture and the reason."""
     try:
         yield
     except UnidentifiedImageError as error:

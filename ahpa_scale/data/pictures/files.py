@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opening a file that somebody else has put there: only a regular file, which no open can block."""
+"""Opens untrusted files: only regular ones, because opening them cannot block."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a regular file for reading.
 
     Raises:
-        OSError: there is none, it is something else, or the disk refuses; `strerror` says why.
+        OSError: the file is missing or not regular, or the disk refuses; `strerror` says why.
     """
-    # Looked at first, because opening a device or a pipe can act or wait by itself.
+    # Checked first, because just opening a device or a pipe can have effects or block.
     _check_kind(os.stat(path).st_mode, path)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -41,5 +41,5 @@ def _check_kind(mode: int, path: str | os.PathLike[str]) -> None:
 
 
 def shown(name: str) -> str:
-    """A name as it may go to a terminal: what is not printable, or not Unicode, is escaped."""
+    """A name that is safe in a terminal: characters not printable or not Unicode are escaped."""
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in name)

@@ -15,7 +15,7 @@ from ahpa_scale.data.pictures.files import shown
 from ahpa_scale.errors import UserError
 
 KINDS = ", ".join(suffix[1:] for suffix in SUFFIXES)
-#: Of file servers, archivers and desktops: thumbnails and wastebaskets.
+#: Names used by file servers, archivers and desktops: thumbnails and wastebaskets.
 _NOT_OURS = {"@eadir", "__macosx", "#recycle", "$recycle.bin", "lost+found", "thumbs.db"}
 _SHOWN_KINDS = 8
 
@@ -24,12 +24,12 @@ class Listing:
     """The pictures of a folder, found by their names: nothing is opened.
 
     A folder that links lead to is read once, so links may loop. Hidden files and editors' copies
-    are left out. What only looks like a picture, such as a link to nothing, is listed, and its
-    reader says why it is none.
+    are left out. A file that only looks like a picture, such as a broken link, is listed, and its
+    reader reports it.
 
     Args:
         root: the folder.
-        classes: whether its sub-folders are classes, and pictures beside them belong to none.
+        classes: whether its sub-folders are classes; if so, pictures beside them are left out.
 
     Raises:
         UserError: a folder cannot be listed, or a class is missing, empty or there twice.
@@ -48,7 +48,7 @@ class Listing:
 
     @property
     def left_out(self) -> str | None:
-        """How many files of each kind were not looked at; None where there were none."""
+        """How many files of each kind were not looked at; None if there were none."""
         most = self._left_out.most_common(_SHOWN_KINDS)
         others = self._left_out.total() - sum(count for _, count in most)
         words = [f"{count} {shown(kind)}" for kind, count in most]
@@ -67,7 +67,7 @@ class Listing:
         return found
 
     def size_of(self, name: str) -> int:
-        """Bytes of a picture; -1 where there is nothing to read."""
+        """Bytes of a picture; -1 if there is nothing to read."""
         try:
             return (self.root / name).stat().st_size
         except OSError:
@@ -103,10 +103,10 @@ class Listing:
         return list(folders.values())
 
     def _find(self, folders: Sequence[str]) -> list[list[str]]:
-        """Paths below the root of the pictures of each folder.
+        """Paths of each folder's pictures, below the root.
 
-        What lies there itself goes before what links lead to, so that a picture keeps the class
-        that its folder is in.
+        Real folders are read before links, so that a picture keeps the class that its own folder
+        is in.
         """
         found: list[list[str]] = [[] for _ in folders]
         here = deque(
@@ -137,7 +137,7 @@ class Listing:
         return [sorted(names) for names in found]
 
     def _entries(self, folder: str) -> list[os.DirEntry[str]]:
-        """What is in a folder, sorted, but for what is hidden."""
+        """The entries of a folder, sorted, without hidden ones."""
         try:
             with os.scandir(folder) as there:
                 entries = sorted(there, key=lambda entry: entry.name)
@@ -153,12 +153,12 @@ class Listing:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    # A link's own method raises where links loop.
+    # `entry.is_dir` raises if links loop.
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
 def _is_picture(entry: os.DirEntry[str]) -> bool:
-    """By its name; a link to nothing without a suffix may have led to a folder of pictures."""
+    """Judged by name; a broken link without a suffix may have led to a folder of pictures."""
     suffix = _suffix(entry.name)
     return suffix in SUFFIXES or (not suffix and _is_broken(entry))
 
@@ -172,7 +172,7 @@ def _is_broken(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_unicode(name: str) -> bool:
-    # Bytes of a name that are not UTF-8 come as half surrogate pairs.
+    # Python decodes bytes of a name that are not UTF-8 to lone surrogates.
     return not any("\ud800" <= each <= "\udfff" for each in name)
 
 

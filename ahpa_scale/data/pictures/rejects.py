@@ -11,7 +11,7 @@ from ahpa_scale.data.pictures.files import shown
 from ahpa_scale.errors import UserError
 
 REJECTS_NAME = "rejects.jsonl"
-#: Bytes of a list of them.
+#: Most bytes of the file.
 _LIMIT = 1 << 30
 
 
@@ -19,9 +19,9 @@ class Rejects:
     """The pictures of one pass that cannot be read.
 
     Args:
-        total: pictures that the pass has.
-        share: how many of them it goes on without. One is always allowed, unless this is 0.
-        advice: what to do where more cannot be read.
+        total: number of pictures in the pass.
+        share: share of them that may be unreadable. One is always allowed, unless this is 0.
+        advice: what to do if there are more, for the message.
     """
 
     def __init__(self, total: int, share: float, advice: str = "mend them") -> None:
@@ -37,15 +37,15 @@ class Rejects:
         """Skips a picture; it counts once.
 
         Raises:
-            UserError: so many cannot be read that the pass must not go on.
+            UserError: too many cannot be read.
         """
         self._add({_written(error.name): error.reason})
 
     def add_part(self, folder: str) -> int:
-        """Skips what another process could not read and has listed in its folder, if anything.
+        """Skips the pictures that another process has listed in its folder as unreadable, if any.
 
         Returns:
-            How many those are.
+            Their number.
 
         Raises:
             UserError: there are too many now, or the list is damaged.
@@ -76,7 +76,7 @@ class Rejects:
         return isinstance(name, str) and _written(name) in self._reasons
 
     def write(self, out: str) -> None:
-        """Lists them beside what the pass made, where there are any: one object a line, with
+        """Lists them in `rejects.jsonl` in `out`, if there are any: one object per line, with
         ``picture`` and ``reason``.
         """
         told = ({"picture": name, "reason": reason} for name, reason in self._reasons.items())
@@ -85,7 +85,7 @@ class Rejects:
             storage.write_text(storage.join(out, REJECTS_NAME), text)
 
     def summary(self, out: str) -> str | None:
-        """One line for people; None where all could be read."""
+        """One line for the user; None if all could be read."""
         if not self._reasons:
             return None
         where = storage.join(out, REJECTS_NAME)
