@@ -155,6 +155,8 @@ def npz(**arrays: object) -> bytes:
         (npz(mu=np.zeros(FEATURES)), "is no .npz with mu and sigma"),
         (npz(mu=np.zeros(4), sigma=np.eye(4)), "Inception's statistics have 2048 features"),
         (npz(mu=np.array([{}], object), sigma=0), "is no .npz with mu and sigma"),
+        (npz(mu=np.full(FEATURES, "x"), sigma=np.eye(FEATURES)), "mu holds something else than"),
+        (npz(mu=np.zeros(FEATURES), sigma=np.eye(FEATURES) * np.nan), "sigma holds something else"),
         (pickle.dumps({"mu": 0, "sigma": 0}), "is no .npz with mu and sigma"),
     ],
 )

@@ -6,10 +6,10 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch.distributed as dist
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import FileLock, Timeout
 
 from ahpa_scale.data import neighbours
 from ahpa_scale.data.leftovers import clear_leftovers
@@ -35,8 +35,8 @@ def alone_on_host(patience: float = PATIENCE_SECONDS) -> Iterator[None]:
         UserError: streaming can't handle how the ranks are placed on the hosts.
     """
     place, size = neighbours.local_place()
-    lock = _acquired(patience) if place == 0 else None
-    with neighbours.as_neighbours(place, size), lock or nullcontext():
+    lock = _acquired(patience) if place == 0 else nullcontext()
+    with lock, neighbours.as_neighbours(place, size):
         # Before the other ranks look for a number: all ranks must find the same one.
         clear_leftovers()
         if dist.is_available() and dist.is_initialized():
@@ -44,16 +44,16 @@ def alone_on_host(patience: float = PATIENCE_SECONDS) -> Iterator[None]:
         yield
 
 
-def _acquired(patience: float) -> BaseFileLock | None:
+def _acquired(patience: float) -> AbstractContextManager[object]:
+    """The lock, held until its context ends; one that is nothing where it can't be had."""
     # In the memory that it protects: containers may share that, but not their temporary folders.
     path = neighbours.MEMORY / f"ahpa_scale-{os.getuid()}-stream.lock"
     lock = FileLock(path, timeout=patience)
     try:
-        lock.acquire()
+        return lock.acquire()
     except Timeout:
         _log.warning("another job has been opening its data for %g s: not waiting for it", patience)
-        return None
+        return nullcontext()
     except PermissionError as error:  # another container's user with the same number
         _log.debug("no lock while opening data: %s", error)
-        return None
-    return lock
+        return nullcontext()

@@ -164,6 +164,9 @@ def read_statistics(url: str) -> RealPictures:
             f"{url} has mu {list(mean_F.shape)} and sigma {list(covariance_FF.shape)}; Inception's "
             f"statistics have {FEATURES} features"
         )
+    for name, array in (("mu", mean_F), ("sigma", covariance_FF)):
+        if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+            raise UserError(f"{url}: {name} holds something else than finite numbers")
     return RealPictures(mean_F.astype(np.float32), covariance_FF.astype(np.float64))
 
 
