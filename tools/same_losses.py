@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train every run at both commits, print a line for each, and return the exit code."""
     given = _parser().parse_args(arguments)
     names = [name for name in RUNS if not given.only or name in given.only]
-    differing, told = 0, []
+    differing = 0
     with tempfile.TemporaryDirectory(prefix="same-losses-") as room:
         place = Path(room)
         with (
@@ -62,8 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     same = curves[0] == curves[1]
                     differing += not same
                     verdict = "the same" if same else f"differs: {_first(*curves)}"
-                    told.append(f"{name:16} {len(curves[0])} losses, {verdict}")
-    print("\n".join(told))
+                    print(f"\n{name:16} {len(curves[0])} losses, {verdict}", flush=True)
     return int(differing > 0)
 
 
