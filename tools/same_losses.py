@@ -24,7 +24,7 @@ from ahpa_scale.progress import progress_bar
 _ROOT = Path(__file__).parents[1]
 _ENGINES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 _KINDS = ("none", "uniform", "scheduled", "latent", "self")
-_BASE = ("global_train_batch_size=16", "logging.interval=1ba", "optimizer.warmup=4ba")
+_BASE = ("global_train_batch_size=16", "logging.interval=1ba", "optimizer.warmup=2ba")
 #: Runs by name: the words added to the demo's command line.
 RUNS: dict[str, tuple[str, ...]] = {
     **{engine: (f"parallelism.engine={engine}", "precision=fp32") for engine in _ENGINES},
