@@ -253,6 +253,21 @@ def test_neither_a_console_that_goes_nor_a_hang_up_ends_training_and_sigterm_to_
     assert saved.batch == rows(tmp_path)[-1]["batch"]
 
 
+def test_signals_to_every_process_leave_the_tracker_of_shared_memory_alive(
+    start, data: Path, tmp_path: Path
+):
+    """Python's own helper process ignores SIGINT and SIGTERM, and no others."""
+    job = start(CLI, "launch", "-n", 2, *words(data, tmp_path, data__num_workers=1))
+    job.trains()
+    job.signal_all(signal.SIGHUP)
+    job.trains(len(rows(tmp_path)) + 2)
+    job.signal_all(signal.SIGUSR1)
+    assert job.ended() == 79, job.log.read_text()
+    told = job.log.read_text()
+    assert "resource_tracker" not in told
+    assert "Traceback" not in told
+
+
 def test_ctrl_c_in_the_middle_of_a_sample_grid_leaves_with_a_checkpoint(
     start, data: Path, tmp_path: Path
 ):

@@ -27,6 +27,7 @@ from ahpa_scale.data.fetching import ShardStream
 from ahpa_scale.data.host_lock import alone_on_host
 from ahpa_scale.data.index import Index, settle_index
 from ahpa_scale.data.sharing import hold_cache
+from ahpa_scale.data.tracker import shield_tracker
 from ahpa_scale.data.whole import ShardError, check_whole
 from ahpa_scale.data.workers import Loader, begin_worker
 from ahpa_scale.errors import UserError
@@ -275,6 +276,7 @@ def _places(remote: str, local: str | None, card: DatasetCard) -> dict[str, Any]
 
 
 def _open_stream(card: DatasetCard, levels: tuple[str, ...] | None, **options: Any) -> LatentStream:
+    shield_tracker()
     try:
         with alone_on_host():
             stream = LatentStream(card=card, levels=levels, **options)
