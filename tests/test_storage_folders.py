@@ -180,12 +180,16 @@ def test_a_mount_point_is_filled_whole_its_marker_last(mounted: Path):
         pass
 
 
+@pytest.mark.parametrize("ending", ["os._exit(9)", "sys.exit(9)"])
 @pytest.mark.parametrize("moves", range(6))
-def test_a_move_into_a_mount_point_that_is_cut_off_is_ended_by_the_next_call(mounted: Path, moves):
+def test_a_move_into_a_mount_point_that_is_cut_off_is_ended_by_the_next_call(
+    mounted: Path, moves: int, ending: str
+):
     with storage.atomic_folder(mounted, marker="card") as room:
         for name in ("card", "of-the-old"):
             (room / name).write_text("old")
-    done = subprocess.run([sys.executable, "-c", CUT_OFF, str(mounted), str(moves)], cwd=ROOT)
+    script = CUT_OFF.replace("os._exit(9)", ending)
+    done = subprocess.run([sys.executable, "-c", script, str(mounted), str(moves)], cwd=ROOT)
     assert done.returncode == 9
     with pytest.raises(FileExistsError), storage.atomic_folder(mounted, marker="card"):
         pass

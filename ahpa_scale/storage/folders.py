@@ -78,8 +78,11 @@ def atomic_folder(
             _move_out(room, final, marker)
         else:
             _put_in_place(content, final, room / "old")
-    finally:
         shutil.rmtree(room, ignore_errors=True)
+    finally:
+        # With an old folder in it a move was cut off: the next call restores or finishes it.
+        if not (room / "old").is_dir():
+            shutil.rmtree(room, ignore_errors=True)
         os.close(lock)
 
 
