@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -190,6 +191,17 @@ def test_looking_ahead_asks_once_for_a_shard_that_stays(prepared, monkeypatch, c
         stream.prepare_shard(shard_id, blocking=False)
     assert stream.num_shards > 1
     assert asked == dict.fromkeys(range(stream.num_shards), times)
+
+
+def test_each_stream_takes_as_many_handles_as_the_one_before(prepared):
+    def opened() -> int:
+        streams.append(build_loader(prepared, batch_size=2, seed=0))
+        return len(os.listdir("/proc/self/fd"))
+
+    streams = []
+    counts = [opened() for _ in range(8)]
+    taken = [after - before for before, after in itertools.pairwise(counts)]
+    assert set(taken[-3:]) == {taken[2]}
 
 
 def test_a_cache_in_use_is_told(prepared, tmp_path):

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared memory left behind by jobs that were killed while they opened, read or ended a stream."""
+"""Shared memory of other streams: what killed jobs left behind, and what a search leaves open."""
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from streaming.base.constant import LOCALS, SHM_TO_CLEAN
 from streaming.base.distributed import get_local_rank
+from streaming.base.shared import SharedMemory, prefix
 
 _MEMORY = Path("/dev/shm")
 
@@ -29,3 +31,26 @@ def clear_leftovers() -> None:
             if not path.with_name(f"{path.name[:6]}_{LOCALS}").exists():
                 with suppress(FileNotFoundError, PermissionError):
                     path.unlink()
+
+
+class _ClosedWhenUnused(SharedMemory):
+    """Shared memory whose handle closes with its last reference, unless it was made here."""
+
+    def __init__(self, name: str, create: bool, size: int = 0) -> None:
+        # Only what was made here has to be removed at exit. The callback is a reference for good.
+        super().__init__(name, create, size, auto_cleanup=create)
+
+
+@contextmanager
+def search_closes_its_handles() -> Iterator[None]:
+    """While the body runs, streaming's search for a free number closes what it looks at.
+
+    The search opens the memory of every stream on the host and keeps it open until the process
+    ends. The handles of a process that opens streams grow with the square of their number: 80
+    streams took 20,000 file descriptors.
+    """
+    prefix.SharedMemory = _ClosedWhenUnused
+    try:
+        yield
+    finally:
+        prefix.SharedMemory = SharedMemory

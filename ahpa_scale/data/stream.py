@@ -6,6 +6,7 @@ Shapes: B batch, C channels, H W latent sides, S picture side, g the token grid'
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from ahpa_scale.data.columns import ColumnReader
 from ahpa_scale.data.fetching import ShardStream
 from ahpa_scale.data.host_lock import alone_on_host
 from ahpa_scale.data.index import Index, settle_index
+from ahpa_scale.data.leftovers import search_closes_its_handles
 from ahpa_scale.data.sharing import hold_cache
 from ahpa_scale.data.tracker import shield_tracker
 from ahpa_scale.data.whole import ShardError, check_whole
@@ -277,8 +279,10 @@ def _places(remote: str, local: str | None, card: DatasetCard) -> dict[str, Any]
 
 def _open_stream(card: DatasetCard, levels: tuple[str, ...] | None, **options: Any) -> LatentStream:
     shield_tracker()
+    # An error's traceback is a cycle. A stream that only it still holds counts as using its cache.
+    gc.collect()
     try:
-        with alone_on_host():
+        with alone_on_host(), search_closes_its_handles():
             stream = LatentStream(card=card, levels=levels, **options)
             if options["remote"] is not None and get_local_rank() == 0:
                 hold_cache(options["local"], stream, alone=options["cache_limit"] is not None)
