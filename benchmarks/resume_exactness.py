@@ -137,7 +137,6 @@ class Job:
             "model.depth": 3,
             "optimizer.warmup": "4ba",
             "logging.interval": "1ba",
-            "logging.progress_bar": "false",
             "sampling.interval": "null",
             "precision": "fp32",
             "parallelism.engine": self.engine,

@@ -222,7 +222,6 @@ def _runner(study: Study, cell: Cell, folder: Path) -> Overrides:
         "checkpoint.keep": 1,
         "checkpoint.autoresume": True,
         "sampling.interval": None,
-        "logging.progress_bar": False,
         "logging.interval": f"{math.gcd(study.stride, 25)}ba",
     }
 

@@ -51,7 +51,7 @@ def trained(tmp_path_factory) -> Path:
             f"output_dir={place / 'run'}",
             f"checkpoint.save_folder={place / 'run' / 'checkpoints'}",
             "checkpoint.save_interval=2ba",
-            "checkpoint.keep=-1",
+            "checkpoint.keep=null",
             "optimizer.warmup=0ba",
             "ema.decay=0.5",
             "sampling.interval=6ba",

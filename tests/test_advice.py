@@ -144,7 +144,7 @@ def test_every_command_target_and_extra_that_a_text_names_exists():
         ["flow.logit_std=2"],
         ["guard.nonfinite=rollback", "checkpoint.autoresume=false", *SAVED],
         ["guard.nonfinite=rollback", "guard.patience=3", "checkpoint.autoresume=true", *SAVED],
-        ["parallelism.bucket_size=10"],
+        ["parallelism.offload=optimizer"],
         ["parallelism.reshard_after_forward=false"],
         ["parallelism.engine=zero2", "parallelism.offload=parameters"],
         ["parallelism.engine=fsdp2", "device_train_microbatch_size=auto"],

@@ -26,7 +26,6 @@ from ahpa_scale.run.engine import build_engine, composer_precision, cpu_bf16, pr
         ),
         (["parallelism.replicate_degree=2"], 2, ["it belongs to parallelism.engine=hsdp"]),
         (["parallelism.reshard_after_forward=false"], 1, ["fsdp2 or hsdp"]),
-        (["parallelism.bucket_size=1000"], 1, ["zero1 or zero2 or zero3"]),
         (["parallelism.offload=optimizer"], 1, ["zero1 or zero2 or zero3"]),
         (["parallelism.offload_folder=/x"], 1, ["zero1 or zero2 or zero3"]),
         (
@@ -105,8 +104,8 @@ def test_fsdp2_sends_bfloat16_when_told(load):
             ZeroSettings(1, autocast=torch.float16),
         ),
         (
-            ["parallelism.engine=zero3", "precision=bf16", "parallelism.bucket_size=1000"],
-            ZeroSettings(3, 1000, None, torch.bfloat16, low_precision_traffic=True),
+            ["parallelism.engine=zero3", "precision=bf16"],
+            ZeroSettings(3, autocast=torch.bfloat16, low_precision_traffic=True),
         ),
         (
             ["parallelism.engine=zero2", "precision=amp_bf16", "parallelism.offload=optimizer"],

@@ -43,14 +43,9 @@ def test_other_durations_are_refused_with_an_example(text, complaint):
             "guard.nonfinite: 'rollback' ends in a restart of this command",
         ),
         (["guard.nonfinite=stop", "guard.patience=3"], "guard.patience: 3 would have no effect"),
-        (["guard.rollbacks=2"], "guard.rollbacks: 2 would have no effect"),
         (
-            ["guard.spikes.action=none", "guard.spikes.window=50"],
-            "guard.spikes.window: 50 would have no effect",
-        ),
-        (
-            ["guard.spikes.window=20", "guard.spikes.patience=11"],
-            "guard.spikes.patience: 11 spikes would be most of the window of 20",
+            ["guard.spikes.action=none", "guard.spikes.threshold=50"],
+            "guard.spikes.threshold: 50.0 would have no effect",
         ),
         (["guard.nonfinite=ignore"], "guard.nonfinite: 'ignore' is not known"),
         (["guard.time_limit=84600"], "guard.time_limit: '84600' is not a stretch of time"),
@@ -72,15 +67,14 @@ def test_every_key_reaches_the_plug_in(load):
         load(
             *SAVED,
             "guard.patience=7",
-            "guard.rollbacks=4",
             "guard.time_limit=1h1m",
-            "guard.spikes={action: rollback, window: 40, threshold: 5.5, patience: 2}",
+            "guard.spikes={action: rollback, threshold: 5.5}",
         )
     )
-    assert (guard.patience, guard.rollbacks, guard.time_limit) == (7, 4, 3660.0)
+    assert (guard.patience, guard.time_limit) == (7, 3660.0)
     assert guard.save_folder == "saved"
     rule = guard.spikes
     assert rule is not None
-    assert (rule.action, rule.window, rule.threshold, rule.patience) == ("rollback", 40, 5.5, 2)
+    assert (rule.action, rule.threshold) == ("rollback", 5.5)
     assert build_guard(load("guard.spikes.action=none")).spikes is None
     assert build_guard(load("guard.nonfinite=none")).nonfinite == "none"

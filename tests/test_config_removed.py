@@ -31,6 +31,7 @@ def test_a_configuration_of_an_earlier_version_is_the_same_run(tmp_path: Path):
 @pytest.mark.parametrize("key", REMOVED)
 def test_a_value_that_is_no_more_is_refused_or_told(tmp_path: Path, capsys, key: str):
     content = yaml.safe_load(SMALL)
+    content["alignment"] = {"kind": "ahpa"}
     section = content
     for name in key.split(".")[:-1]:
         section = section.setdefault(name, {})
@@ -40,3 +41,9 @@ def test_a_value_that_is_no_more_is_refused_or_told(tmp_path: Path, capsys, key:
         load(tmp_path, content)
     assert load(tmp_path, content, elsewhere=True)
     assert f"{key} is no key any more" in capsys.readouterr().err
+
+
+def test_all_checkpoints_were_written_minus_one(tmp_path: Path):
+    content = yaml.safe_load(SMALL)
+    content["checkpoint"] = {"save_folder": "saved", "keep": -1}
+    assert load(tmp_path, content).checkpoint.keep is None

@@ -179,7 +179,6 @@ def test_two_ranks_say_all_in_json(data, tmp_path):
     chosen = {
         "max_duration": "6ba",
         "logging.format": "json",
-        "logging.progress_bar": "true",
         "checkpoint.save_folder": str(saved),
         "checkpoint.save_interval": "3ba",
     }

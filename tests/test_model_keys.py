@@ -64,7 +64,6 @@ def small(load, prepared, vae_path, tmp_path):
             "data.num_workers=0",
             "device=cpu",
             "global_train_batch_size=8",
-            "logging.progress_bar=false",
             f"output_dir={tmp_path / 'run'}",
             *overrides,
         )

@@ -28,9 +28,8 @@ QUICK = {
     "data.num_workers": "1",
     "checkpoint.save_folder": "null",
     "checkpoint.save_interval": "5000ba",
-    "checkpoint.keep": "-1",
+    "checkpoint.keep": "null",
     "logging.interval": "1ba",
-    "logging.progress_bar": "false",
     "sampling.interval": "null",
     "sampling.guidance_scale": "1.0",
 }

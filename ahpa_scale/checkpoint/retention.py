@@ -22,19 +22,19 @@ class Retention:
     """Which checkpoints to keep.
 
     Attributes:
-        keep: number of newest checkpoints to keep; -1: all.
+        keep: number of newest checkpoints to keep; None: all.
         every: also keep checkpoints whose batch is a multiple of this; None: no others.
 
     Raises:
         UserError: a number is out of range.
     """
 
-    keep: int = -1
+    keep: int | None = None
     every: int | None = None
 
     def __post_init__(self) -> None:
-        if self.keep < 1 and self.keep != -1:
-            raise UserError(f"keep is {self.keep}: give the number of checkpoints, or -1 for all")
+        if self.keep is not None and self.keep < 1:
+            raise UserError(f"keep is {self.keep}: give the number of checkpoints, or None for all")
         if self.every is not None and self.every < 1:
             raise UserError(f"every is {self.every}: give a number of batches above 0")
 
@@ -42,7 +42,7 @@ class Retention:
         """The checkpoints to remove, out of all, oldest first. The newest whole one always stays.
         Anything newer stays too, because its upload may still run.
         """
-        if self.keep == -1:
+        if self.keep is None:
             return []
         whole = [one for one in found if one.problem is None]
         if not whole:
@@ -61,7 +61,7 @@ def prune(folder: str, retention: Retention) -> list[str]:
         Names of the removed checkpoints.
     """
     removed = []
-    if retention.keep == -1:
+    if retention.keep is None:
         return []
     for found in retention.to_remove(list_checkpoints(folder)):
         try:

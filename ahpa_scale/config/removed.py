@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keys that earlier versions had, and the fixed value of each since: nobody needed another one.
-Configurations that earlier versions saved with these keys can still be read.
+And values that are written otherwise today. What earlier versions saved can still be read.
 """
 
 from __future__ import annotations
@@ -15,17 +15,28 @@ from ahpa_scale.config.schema.run import source_of
 
 REMOVED: dict[str, Any] = {
     "alignment.bins": 10,
+    "alignment.release.fast": 0.999,
+    "alignment.release.improvement": 0.02,
+    "alignment.release.slow": 0.99995,
     "alignment.router.depth": 4,
     "alignment.router.hidden": 256,
     "alignment.router.temperature": 1.0,
     "alignment.sharpness": 3.0,
     "alignment.smooth_l1_beta": 0.05,
+    "data.shuffle": True,
+    "guard.rollbacks": 1,
+    "guard.spikes.patience": 3,
+    "guard.spikes.window": 100,
+    "logging.progress_bar": True,
     "optimizer.eps": 1e-8,
+    "parallelism.bucket_size": 50_000_000,
 }
+#: Key -> the value as it was written, and as it is written today.
+RESPELT: dict[str, tuple[Any, Any]] = {"checkpoint.keep": (-1, None)}
 
 
 def drop_removed(content: Any, sources: Mapping[str, str], *, elsewhere: bool) -> None:
-    """Takes removed keys out of a configuration, in place.
+    """Takes removed keys out of a configuration and respells values, in place.
 
     Args:
         content: resolved, not yet validated.
@@ -48,6 +59,10 @@ def drop_removed(content: Any, sources: Mapping[str, str], *, elsewhere: bool) -
             raise ConfigError(source_of(sources, key), key, problem)
         if speaks_for_all_ranks():
             console.say(f"{key} {problem}; it is left out", level=logging.WARNING)
+    for key, (before, today) in RESPELT.items():
+        section, name = _section_of(content, key)
+        if section is not None and section.get(name) == before:
+            section[name] = today
 
 
 def with_removed(told: dict[str, Any]) -> dict[str, Any]:

@@ -162,7 +162,7 @@ def build_guard(config: Config, requests: Requests | None = None) -> Guard:
     chosen, spikes = config.guard, config.guard.spikes
     rule = None
     if spikes.action != "none":
-        rule = Spikes(spikes.action, spikes.window, spikes.threshold, spikes.patience)
+        rule = Spikes(spikes.action, threshold=spikes.threshold)
     limit = None if chosen.time_limit is None else parse_duration(chosen.time_limit)
     return Guard(
         config.output_dir,
@@ -170,7 +170,6 @@ def build_guard(config: Config, requests: Requests | None = None) -> Guard:
         patience=chosen.patience,
         spikes=rule,
         save_folder=config.checkpoint.save_folder,
-        rollbacks=chosen.rollbacks,
         time_limit=limit,
         requests=requests,
     )
@@ -199,7 +198,6 @@ def _build_loader(config: Config, card: DatasetCard) -> Any:
         batch_size=config.global_train_batch_size // dist.get_world_size(),
         levels=levels,
         seed=config.seed,
-        shuffle=data.shuffle,
         num_workers=data.num_workers,
         num_canonical_nodes=data.num_canonical_nodes,
         predownload=data.predownload,

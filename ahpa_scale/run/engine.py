@@ -29,7 +29,6 @@ def build_engine(config: Config, device: Device) -> list[Algorithm]:
         options["reshard_after_forward"] = chosen.reshard_after_forward
         options["param_dtype"] = torch.bfloat16 if config.precision == "bf16" else None
     elif chosen.engine in SHARDED_BY_ZERO:
-        options["bucket"] = chosen.bucket_size
         options["offload"] = None if chosen.offload == "none" else chosen.offload
         options["offload_folder"] = chosen.offload_folder
         options["autocast"] = autocast(config)

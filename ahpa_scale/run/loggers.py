@@ -38,8 +38,7 @@ def build_loggers(
         # First: if another logger hangs, the numbers of that batch are already served.
         loggers.append(Prometheus(board, training_flops(dit)))
     loggers.append(MetricsFile(output_dir, chosen.interval, chosen.router_interval))
-    if chosen.progress_bar:
-        loggers.append(TrainingBar())
+    loggers.append(TrainingBar())
     if chosen.tensorboard:
         # Losses are logged with the number of the batch before theirs.
         purge_step = None if start.batch is None else start.batch + 1

@@ -95,8 +95,8 @@ def _idle(config: Config) -> Iterator[Idle]:
         why = "without checkpoint.save_folder nothing is saved"
         saving = ("save_interval", "keep", "keep_every", "autoresume")
         yield from (Idle(f"checkpoint.{n}", "checkpoint.save_folder", why) for n in saving)
-    elif config.checkpoint.keep == -1:
-        yield Idle("checkpoint.keep_every", "checkpoint.keep", "checkpoint.keep=-1 keeps all")
+    elif config.checkpoint.keep is None:
+        yield Idle("checkpoint.keep_every", "checkpoint.keep", "checkpoint.keep=null keeps all")
     if not config.checkpoint.autoresume and config.checkpoint.load_path is None:
         why = "neither checkpoint.autoresume nor checkpoint.load_path takes a checkpoint up"
         yield Idle("checkpoint.accept_other_data", "checkpoint.autoresume", why)
@@ -161,11 +161,8 @@ def _idle_guard(config: Config) -> Iterator[Idle]:
     if guard.nonfinite != "skip":
         yield Idle("guard.patience", "guard.nonfinite", "it belongs to guard.nonfinite=skip")
     if spikes.action == "none":
-        names, why = ("window", "threshold", "patience"), "guard.spikes.action is none"
-        yield from (Idle(f"guard.spikes.{n}", "guard.spikes.action", why) for n in names)
-    if "rollback" not in (guard.nonfinite, spikes.action):
-        why = "neither guard.nonfinite nor guard.spikes.action is rollback"
-        yield Idle("guard.rollbacks", "guard.nonfinite", why)
+        why = "guard.spikes.action is none"
+        yield Idle("guard.spikes.threshold", "guard.spikes.action", why)
 
 
 def _leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, object, object]]:

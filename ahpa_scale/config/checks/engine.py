@@ -48,7 +48,6 @@ def idle_keys(config: Config) -> Iterator[Idle]:
     owners = {
         "replicate_degree": ("hsdp",),
         "reshard_after_forward": SHARDED_BY_TORCH,
-        "bucket_size": SHARDED_BY_ZERO,
         "offload": SHARDED_BY_ZERO,
         "offload_folder": SHARDED_BY_ZERO,
     }

@@ -145,8 +145,6 @@ def _check_run(config: Config) -> None:
         raise config_error(
             config, "precision", "'amp_fp16' needs a gpu; on the cpu use amp_bf16 or fp32"
         )
-    if config.checkpoint.keep == 0:
-        raise config_error(config, "checkpoint.keep", "0 would keep none; the least is 1, -1: all")
     port = config.logging.metrics_port
     if port is not None and str(port) == os.environ.get("MASTER_PORT"):
         problem = f"ranks meet at TCP port {port}, MASTER_PORT; name another one"
@@ -170,13 +168,6 @@ def _check_guard(config: Config) -> None:
         else:
             continue
         raise config_error(config, f"guard.{key}", problem)
-    if spikes.action != "none" and spikes.patience > spikes.window // 2:
-        raise config_error(
-            config,
-            "guard.spikes.patience",
-            f"{spikes.patience} spikes would be most of the window of {spikes.window} batches, and "
-            f"its median themselves; the most is {spikes.window // 2}",
-        )
 
 
 def check_sampling(config: Config) -> None:

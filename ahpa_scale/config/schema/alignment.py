@@ -91,11 +91,6 @@ class Router(Section):
 class Release(Section):
     """When the alignment is released by measurement: its residual no longer improves."""
 
-    fast: float = Field(0.999, gt=0, lt=1, description="Decay per batch of the fast average.")
-    slow: float = Field(0.99995, gt=0, lt=1, description="Decay per batch of the slow average.")
-    improvement: float = Field(
-        0.02, ge=0, lt=1, description="Share that the fast one must lie below the slow one."
-    )
     ramp: Moment = Field("0.125dur", description="How long the weight then takes to fall to 0.")
 
 

@@ -18,14 +18,10 @@ class Spikes(Section):
         description="After `patience` spikes in a row: warn; stop (exit code 70); rollback (exit "
         "code 76); none: don't look.",
     )
-    window: int = Field(
-        100, ge=10, le=100_000, description="Batches looked back on; none is a spike before."
-    )
     threshold: float = Field(
-        8.0, gt=0, description="Robust standard deviations above the window's median."
-    )
-    patience: int = Field(
-        3, ge=1, le=50_000, description="Spikes in a row; at most half of the window."
+        8.0,
+        gt=0,
+        description="Robust standard deviations above the median of the last 100 batches.",
     )
 
 
@@ -42,9 +38,6 @@ class Guard(Section):
         10, ge=1, le=1_000_000, description="Such batches in a row that end the run; skip only."
     )
     spikes: Spikes = Field(Spikes(), description="Loss spikes.")
-    rollbacks: int = Field(
-        1, ge=1, le=1000, description="Rollbacks to one checkpoint; the next one ends the run."
-    )
     time_limit: Duration | None = Field(
         None,
         description="Time from the start of the process after which training ends with a "

@@ -104,7 +104,6 @@ class Data(Section):
     num_workers: int = Field(
         8, ge=0, le=1024, description="Loader processes per rank; 0 loads in the trainer."
     )
-    shuffle: bool = Field(True, description="Read in a new order each epoch.")
     num_canonical_nodes: int = Field(
         1,
         ge=1,

@@ -31,9 +31,6 @@ class Parallelism(Section):
         description="fsdp2, hsdp: free a block's gathered weights between forward and backward "
         "pass; false trades memory for less traffic.",
     )
-    bucket_size: int = Field(
-        50_000_000, ge=1, description="zero: numbers sent together in one message."
-    )
     offload: Literal["none", "optimizer", "parameters"] = Field(
         "none",
         description="zero: keep the optimizer's shards, with zero3 also the weights', in the "

@@ -68,7 +68,9 @@ class Checkpoint(Section):
         description="Go on with another data set than the checkpoint was trained on, from the "
         "beginning of a pass.",
     )
-    keep: int = Field(-1, ge=-1, le=1_000_000, description="Newest checkpoints kept; -1: all.")
+    keep: int | None = Field(
+        None, ge=1, le=1_000_000, description="Newest checkpoints kept; null: all."
+    )
     keep_every: BatchInterval | None = Field(
         None, description="Besides, keep those at multiples of this, as in '50000ba'; null: none."
     )
@@ -88,10 +90,6 @@ class Logging(Section):
     tensorboard: bool = Field(False, description="Also log to TensorBoard.")
     wandb: bool = Field(False, description="Also log to Weights & Biases.")
     wandb_project: Text | None = Field(None, description="Project name; wandb only.")
-    progress_bar: bool = Field(
-        True,
-        description="Show a progress bar; away from terminals and with json, a line now and then.",
-    )
     format: Literal["text", "json"] = Field(
         "text", description="What console lines are; json: an object each, on stderr."
     )
