@@ -3,11 +3,17 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+
+from stand_in import settled
 
 from ahpa_scale.launch.command import LAUNCHERS_OWN
 
@@ -27,15 +33,54 @@ def outside() -> dict[str, str]:
 
 
 def run(
-    *command: object, environment: Mapping[str, str] | None = None
+    *command: object, environment: Mapping[str, str] | None = None, cold: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a command with one thread to its end, at most 20 minutes, and keeps what it says."""
+    """Runs a command with one thread to its end, at most 20 minutes, and keeps what it says.
+
+    Args:
+        command: a program of the project, or the interpreter and its arguments.
+        environment: variables besides the test's own.
+        cold: start it, and what it starts, as a user does. Else they are forks of a process that
+            has imported torch and Composer: use it where a test is not about starting.
+    """
+    words = [str(word) for word in command]
+    if not cold and words[0] == sys.executable:
+        words[0] = str(warm_python())
+    elif not cold and words[0] in (str(CLI), str(BIN / "composer")):
+        words.insert(0, str(warm_python()))
     return subprocess.run(
-        [str(word) for word in command],
+        words,
         cwd=ROOT,
-        env={**outside(), "OMP_NUM_THREADS": "1", **(environment or {})},
+        env={**_environment(), **(environment or {})},
         capture_output=True,
         text=True,
         timeout=1200,
         check=False,
     )
+
+
+@functools.cache
+def warm_python() -> Path:
+    """An interpreter whose programs are forks of one process, which ends with this one."""
+    folder = Path(tempfile.mkdtemp(prefix="warm-"))
+    socket, python = folder / "socket", folder / "python"
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "tests" / "zygote.py"), str(socket)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        env=_environment(),
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    names = {"REAL": sys.executable, "SOCKET": str(socket), "ENVIRONMENT": settled(_environment())}
+    head = [f"#!{sys.executable} -IS", *(f"{name} = {value!r}" for name, value in names.items())]
+    python.write_text("\n".join(head) + "\n" + (ROOT / "tests" / "stand_in.py").read_text())
+    python.chmod(0o755)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return python
+
+
+def _environment() -> dict[str, str]:
+    return {**outside(), "OMP_NUM_THREADS": "1"}

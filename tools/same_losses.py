@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether a change leaves every loss as it was, to the bit: the demo, every engine, a resumed run.
+The last run, `taken up`, is begun by BEFORE and ended by AFTER, which then also evaluates and
+diagnoses it.
 
     python -m tools.same_losses BEFORE [AFTER] [--batches 20] [--only zero2 resumed]
 
@@ -35,7 +37,9 @@ RUNS: dict[str, tuple[str, ...]] = {
     "window": ("alignment.window=[0.4,0.9]", "alignment.placebo=true"),
     "ratio": ("alignment.weight=null", "alignment.gradient_ratio=0.5"),
     "resumed": ("checkpoint.autoresume=true",),
+    "taken up": ("checkpoint.autoresume=true",),
 }
+_IN_HALVES = ("resumed", "taken up")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 for name in names:
                     curves = []
                     for tree in (before, after):
-                        curves.append(_train(tree, name, data, given.batches))
+                        first = before if name == "taken up" else tree
+                        curves.append(_train(first, tree, name, data, given.batches))
                         bar.update()
                     same = curves[0] == curves[1]
                     differing += not same
@@ -66,16 +71,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(differing > 0)
 
 
-def _train(tree: Path, name: str, data: Path, batches: int) -> dict[str, float]:
-    """Every logged loss of a run, by batch and name."""
+def _train(first: Path, tree: Path, name: str, data: Path, batches: int) -> dict[str, float]:
+    """Every logged loss of a run, by batch and name. A run in halves is begun by `first`."""
     out = tree.parent / f"{tree.name}-{name.replace(' ', '-')}"
     words = [*_BASE, *RUNS[name], f"data.local={data}", f"output_dir={out}",
              f"checkpoint.save_folder={out}/checkpoints", "sampling.interval=null"]  # fmt: skip
-    lengths = [batches // 2, batches] if name == "resumed" else [batches]
-    for length in lengths:
+    parts = [(tree, batches)]
+    if name in _IN_HALVES:
+        parts.insert(0, (first, batches // 2))
+    for worker, length in parts:
         until = [f"max_duration={length}ba", f"checkpoint.save_interval={batches // 2}ba"]
         demo = ["train.py", "yamls/demo-ahpa.yaml", *words, *until]
-        _call(tree, "-m", "composer.cli.launcher", "-n", "4" if name == "hsdp" else "2", *demo)
+        _call(worker, "-m", "composer.cli.launcher", "-n", "4" if name == "hsdp" else "2", *demo)
+    if name == "taken up":
+        _judge(tree, out, data)
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return {
         f"batch {row['batch']} {key}": value
@@ -83,6 +92,15 @@ def _train(tree: Path, name: str, data: Path, batches: int) -> dict[str, float]:
         for key, value in row.items()
         if key.startswith("loss/")
     }
+
+
+def _judge(tree: Path, run: Path, data: Path) -> None:
+    """Evaluates and diagnoses a run."""
+    command = [tree, "-m", "ahpa_scale.cli"]
+    told = ["--data", str(data), "--no-progress"]
+    saved, out = str(run / "checkpoints"), str(run / "evaluated")
+    _call(*command, "evaluate", saved, *told, "--out", out, "--bins", "2")
+    _call(*command, "diagnose", str(run), *told, "--out", str(run / "map"))
 
 
 def _first(before: Mapping[str, float], after: Mapping[str, float]) -> str:
