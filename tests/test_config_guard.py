@@ -57,7 +57,7 @@ def test_what_can_not_be_is_refused_in_one_line(overrides, words, complaint):
 
 def test_the_defaults_skip_bad_batches_and_warn_of_spikes(load):
     guard = build_guard(load())
-    assert (guard.nonfinite, guard.patience, guard.time_limit) == ("skip", 10, None)
+    assert (guard.nonfinite, guard.patience, guard.departure.time_limit) == ("skip", 10, None)
     assert guard.spikes is not None
     assert guard.spikes.action == "warn"
 
@@ -71,7 +71,7 @@ def test_every_key_reaches_the_plug_in(load):
             "guard.spikes={action: rollback, threshold: 5.5}",
         )
     )
-    assert (guard.patience, guard.time_limit) == (7, 3660.0)
+    assert (guard.patience, guard.departure.time_limit) == (7, 3660.0)
     assert guard.save_folder == "saved"
     rule = guard.spikes
     assert rule is not None

@@ -96,11 +96,11 @@ def _train(first: Path, tree: Path, name: str, data: Path, batches: int) -> dict
 
 def _judge(tree: Path, run: Path, data: Path) -> None:
     """Evaluates and diagnoses a run."""
-    command = [tree, "-m", "ahpa_scale.cli"]
+    command = "-m", "ahpa_scale.cli"
     told = ["--data", str(data), "--no-progress"]
     saved, out = str(run / "checkpoints"), str(run / "evaluated")
-    _call(*command, "evaluate", saved, *told, "--out", out, "--bins", "2")
-    _call(*command, "diagnose", str(run), *told, "--out", str(run / "map"))
+    _call(tree, *command, "evaluate", saved, *told, "--out", out, "--bins", "2")
+    _call(tree, *command, "diagnose", str(run), *told, "--out", str(run / "map"))
 
 
 def _first(before: Mapping[str, float], after: Mapping[str, float]) -> str:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor
 
-import ahpa_scale
+from ahpa_scale.algorithms.guard.departure import Departure
 from ahpa_scale.algorithms.guard.finite import (
     batch_norms,
     finite_or_none,
@@ -81,8 +80,7 @@ class Guard(Algorithm):
         self.nonfinite, self.patience, self.rollbacks = nonfinite, patience, rollbacks
         self.save_folder = save_folder
         self.spikes = spikes
-        self.time_limit = time_limit
-        self.requests = requests
+        self.departure = Departure(time_limit, requests)
         self._watch = SpikeWatch(spikes) if spikes else None
         self._journal = Journal(output_dir)
         self._bad_in_row = 0
@@ -132,13 +130,12 @@ class Guard(Algorithm):
         self._loss = loss if self._loss is None else self._loss + loss
 
     def _judge(self, state: State) -> None:
-        if self.nonfinite == "none" and self.time_limit is None and self.requests is None:
+        if self.nonfinite == "none" and not self.departure.possible:
             return
         assert self._loss is not None
-        asked = self.requests
-        told = (self._out_of_time(), bool(asked and asked.leave), bool(asked and asked.save))
         # Filled on the device: a tensor built from host numbers would need a copy.
-        flags = [self._loss.new_full((), float(one)) for one in (False, *told)]
+        answers = (False, *self.departure.asked_here())
+        flags = [self._loss.new_full((), float(answer)) for answer in answers]
         if self.nonfinite != "none":
             norms = batch_norms(state)
             self._norms = norms
@@ -168,20 +165,13 @@ class Guard(Algorithm):
         """The batch's flags. Composer has waited for the losses, so the device is done by now."""
         if self._flags_4 is None:
             return False, False
-        bad, late, leave, save = (bool(flag) for flag in self._flags_4.tolist())
-        if self.requests is not None:
-            self.requests.agree(leave, save)
-            late = late or leave
+        bad, *answers = (bool(flag) for flag in self._flags_4.tolist())
+        late = self.departure.agree(*answers)
         own = own_norms(state)
         if own and self.nonfinite != "none":
             self._norms = own
             bad = bad or bool(nonfinite_flag(torch.as_tensor(norm) for norm in own.values()))
         return bad, late
-
-    def _out_of_time(self) -> bool:
-        if self.time_limit is None or dist.get_global_rank() != 0:
-            return False
-        return time.monotonic() > ahpa_scale.STARTED + self.time_limit
 
     def _on_nonfinite(self, state: State, logger: Logger) -> None:
         logger.log_metrics({"guard/nonfinite": 1.0})
@@ -238,12 +228,7 @@ class Guard(Algorithm):
 
     def _end_in_time(self, state: State) -> None:
         batch = _batch(state)
-        if self.requests is not None and self.requests.leaving:
-            why = self.requests.leave or "another rank"
-            text, event = f"asked to leave at batch {batch} by {why}", "leave"
-        else:
-            text = f"the time limit of {self.time_limit:g} s has passed at batch {batch}"
-            event = "time_limit"
+        text, event = self.departure.reason(batch)
         self._journal.note(f"{text}; the run ends", {"event": event, "batch": batch})
 
 
