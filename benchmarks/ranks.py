@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,7 @@ def train(task: Task, folder: Path) -> dict[str, Any]:
     from ahpa_scale.algorithms.engine import engine_algorithms
     from ahpa_scale.callbacks import MetricsFile
     from ahpa_scale.callbacks.engine_line import EngineLine
+    from ahpa_scale.checkpoint.pieces import algorithm_pieces, model_pieces
     from ahpa_scale.method import HeadSettings
 
     data, generator = Latents(), build_generator(task)
@@ -177,12 +178,12 @@ def train(task: Task, folder: Path) -> dict[str, Any]:
         samples = draw(generator)
     result = {
         "samples": samples,
-        "weights": {
-            name: value
-            for name, value in trainer.state.get_model_state_dict().items()
-            if value.is_floating_point() and not name.endswith("pos_embed")
-        },
-        "average": ema.state_dict()["shadow"],
+        "weights": whole_tensors(
+            (name, piece)
+            for name, piece in model_pieces(trainer.state)
+            if piece.local.is_floating_point() and not name.endswith("pos_embed")
+        ),
+        "average": whole_tensors(algorithm_pieces(trainer.state)),
         "memory": line.memory,
         "line": line.text,
     }
@@ -193,6 +194,21 @@ def train(task: Task, folder: Path) -> dict[str, Any]:
         keys = ("grad_norm/backbone", "grad_norm/attachments")
         result["norms"] = [row[key] for row in rows for key in keys if key in row]
     return result
+
+
+def whole_tensors(pieces: Iterable[tuple[str, Any]]) -> dict[str, torch.Tensor]:
+    """Whole tensors by their own names, joined from the pieces of all ranks, as
+    `ahpa_scale.checkpoint.pieces` finds them. Every rank must call it.
+    """
+    found = {}
+    for name, piece in pieces:
+        first, values_n = piece.share()
+        whole = torch.zeros(torch.Size(piece.shape).numel(), dtype=values_n.dtype)
+        whole[first : first + len(values_n)] = values_n
+        torch.distributed.all_reduce(whole)  # each element is one rank's; the others add zero
+        # Without the room that it has in checkpoints: model/, algorithms/EMA/.
+        found[name.rpartition("/")[2]] = whole.view(piece.shape)
+    return found
 
 
 def _checkpoints(task: Task, folder: Path) -> list[Any]:

@@ -14,9 +14,11 @@ from alignments import nested
 from composer.core import Callback
 from composer.loggers import InMemoryLogger
 from conftest import LEVELS
+from toy_trainer import newest
 
 from ahpa_scale.algorithms import EMA
 from ahpa_scale.algorithms.ahpa import AHPA, read_gap_map, self_groups
+from ahpa_scale.checkpoint.saver import Saver
 from ahpa_scale.method import GapMap
 from ahpa_scale.method.gap import MeasuredGap, OnlineGap
 
@@ -97,13 +99,10 @@ def test_resuming_with_everything_on_is_exact(make_generator, make_trainer, tmp_
         make_generator(),
         algorithms=algorithms(),
         max_duration="5ba",
-        save_folder=str(tmp_path),
-        save_filename="five.pt",
-        save_interval="5ba",
+        callbacks=[Saver(str(tmp_path / "saved"), "5ba")],
     ).fit()
-    resumed = make_generator(seed=9)
-    path = str(tmp_path / "five.pt")
-    make_trainer(resumed, algorithms=algorithms(), max_duration="8ba", load_path=path).fit()
+    resumed, start = make_generator(seed=9), [newest(tmp_path / "saved")]
+    make_trainer(resumed, algorithms=algorithms(), max_duration="8ba", callbacks=start).fit()
     for name, value in straight.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
     assert straight.weight("alignment") == resumed.weight("alignment") == pytest.approx(0.5)

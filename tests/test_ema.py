@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from toy_trainer import Recorder, ToyGenerator, clone_weights, toy_loader, toy_trainer
+from toy_trainer import Recorder, ToyGenerator, clone_weights, newest, toy_loader, toy_trainer
 
-from ahpa_scale.algorithms.ema import EMA, tracked_parameters, update_ema
-from ahpa_scale.algorithms.ema.ema import plain_name
+from ahpa_scale.algorithms.ema import EMA, plain_name, tracked_parameters, update_ema
+from ahpa_scale.checkpoint.saver import Saver
+from ahpa_scale.errors import UserError
 
 AVERAGED = ["dit.mix.weight", "dit.mix.bias", "dit.label.weight"]
 
@@ -103,40 +104,16 @@ def test_updates_come_at_their_interval(interval, kept):
 def test_resume_continues_the_same_average(tmp_path, options):
     whole = EMA(**options)
     toy_trainer("8ba", algorithms=whole).fit()
-    first = toy_trainer(
-        "3ba", algorithms=EMA(**options), save_folder=str(tmp_path), save_interval="3ba"
-    )
-    first.fit()
+    saved = tmp_path / "saved"
+    toy_trainer("3ba", algorithms=EMA(**options), callbacks=Saver(str(saved), "3ba")).fit()
     resumed = EMA(**options)
-    trainer = toy_trainer(
-        "8ba", algorithms=resumed, load_path=str(tmp_path / "latest-rank0.pt"), save_folder=None
-    )
-    trainer.fit()
+    toy_trainer("8ba", algorithms=resumed, callbacks=newest(saved)).fit()
     assert resumed.updates == whole.updates
     assert_same(resumed.shadow, whole.shadow)
 
 
-def test_state_is_plain_and_loads_before_or_after_the_model(tmp_path):
-    ema = EMA(decay=0.8)
-    trainer = toy_trainer("3ba", algorithms=ema)
-    trainer.fit()
-    torch.save(ema.state_dict(), tmp_path / "ema.pt")
-    state = torch.load(tmp_path / "ema.pt", weights_only=True)
-    model = ToyGenerator()
-    early, late = EMA(decay=0.8), EMA(decay=0.8)
-    early.load_state_dict(state)
-    with late.applied(model):
-        late_weights = clone_weights(model)
-    assert not torch.equal(late_weights["dit.mix.weight"], state["shadow"]["dit.mix.weight"])
-    late.load_state_dict(state)
-    for loaded in (early, late):
-        with loaded.applied(model):
-            now = clone_weights(model)
-        assert_same({name: now[name] for name in AVERAGED}, ema.shadow)
-
-
-def test_weights_only_start_begins_the_average_anew(tmp_path):
-    toy_trainer("4ba", algorithms=EMA(decay=0.5), save_folder=str(tmp_path)).fit()
+def test_composers_weights_begin_the_average_anew(tmp_path):
+    toy_trainer("4ba", save_folder=str(tmp_path)).fit()
     ema, recorder = EMA(decay=0.5), Recorder()
     path = str(tmp_path / "latest-rank0.pt")
     toy_trainer(
@@ -145,39 +122,57 @@ def test_weights_only_start_begins_the_average_anew(tmp_path):
     assert_same(ema.shadow, by_hand(recorder.weights, 0.5))
 
 
-def test_state_of_another_model_is_refused():
-    ema = EMA()
-    with ema.applied(nn.Sequential(nn.Linear(2, 2))):
-        pass
-    state = EMA().state_dict() | {"shadow": {"0.weight": torch.zeros(2, 2)}}
-    with pytest.raises(ValueError, match=r"lacks '0\.bias'"):
-        ema.load_state_dict(state)
-    state["shadow"] = dict(ema.shadow) | {"1.weight": torch.zeros(2)}
-    with pytest.raises(ValueError, match=r"unexpected '1\.weight'"):
-        ema.load_state_dict(state)
-    with pytest.raises(ValueError, match="another program"):
-        ema.load_state_dict({"ema_model": {}})
-
-
-def test_evaluation_runs_with_the_average_and_leaves_no_trace():
-    plain, recorder, ema = Recorder(), Recorder(), EMA(decay=0.7)
-    toy_trainer("6ba", callbacks=plain).fit()
-    trainer = toy_trainer(
-        "6ba",
-        algorithms=ema,
-        callbacks=recorder,
-        eval_dataloader=toy_loader(1),
-        eval_interval="3ba",
+def test_composers_checkpoints_are_refused_before_averages_are_lost(tmp_path):
+    message = (
+        r"can't hold EMA's averages: leave save_folder .* ahpa_scale\.checkpoint\.saver\.Saver"
     )
+    with pytest.raises(UserError, match=message):
+        toy_trainer("1ba", algorithms=EMA(), save_folder=str(tmp_path))
+    trainer = toy_trainer("1ba", algorithms=EMA())
+    with pytest.raises(UserError, match=message):
+        trainer.save_checkpoint(str(tmp_path / "one.pt"))
+    with pytest.raises(UserError, match=message):
+        EMA().load_state_dict({"shadow": {}})
+
+
+def test_averages_of_another_model_are_refused():
+    ema = EMA()
+    toy_trainer("1ba", algorithms=ema).fit()
+    with (
+        pytest.raises(UserError, match=r"no average of '0\.weight'"),
+        ema.applied(nn.Sequential(nn.Linear(2, 2))),
+    ):
+        pass
+    del ema.shadow["dit.mix.bias"]
+    with pytest.raises(UserError, match="another model"):
+        toy_trainer("2ba", algorithms=ema)
+
+
+def test_composers_evaluation_never_judges_the_weights_in_place_of_the_average():
+    ema, recorder = EMA(decay=0.7), Recorder()
+    options = {"algorithms": ema, "callbacks": recorder}
+    message = "not EMA's averages: leave eval_dataloader out"
+    with pytest.raises(UserError, match=message):
+        toy_trainer("6ba", eval_dataloader=toy_loader(1), eval_interval="3ba", **options).fit()
+    assert not recorder.weights[1:], "told before anything is trained"
+    recorder.weights.clear()
+    trainer = toy_trainer("6ba", **options)
     trainer.fit()
-    assert len(recorder.evaluated) == 2
-    for evaluated, upto in zip(recorder.evaluated, (4, 7), strict=True):
-        assert_same({n: evaluated[n] for n in AVERAGED}, by_hand(recorder.weights[:upto], 0.7))
-        head = "attachments.alignment.weight"
-        torch.testing.assert_close(
-            evaluated[head], recorder.weights[upto - 1][head], rtol=0, atol=0
-        )
-    assert_same(clone_weights(trainer.state.model), plain.weights[-1])
+    with pytest.raises(UserError, match=message):
+        trainer.eval(toy_loader(1))
+
+
+def test_an_evaluation_inside_applied_runs_with_the_average_and_leaves_no_trace():
+    ema, recorder = EMA(decay=0.7), Recorder()
+    trainer = toy_trainer("6ba", algorithms=ema, callbacks=recorder)
+    trainer.fit()
+    with ema.applied(trainer.state.model):
+        trainer.eval(toy_loader(1))
+    (evaluated,) = recorder.evaluated
+    assert_same({n: evaluated[n] for n in AVERAGED}, by_hand(recorder.weights, 0.7))
+    head = "attachments.alignment.weight"
+    torch.testing.assert_close(evaluated[head], recorder.weights[-1][head], rtol=0, atol=0)
+    assert_same(clone_weights(trainer.state.model), recorder.weights[-1])
     assert not ema.active
 
 

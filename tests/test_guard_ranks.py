@@ -22,7 +22,9 @@ from toy_trainer import CLASSES, Recorder, ToyData, ToyGenerator, clone_weights,
 from ahpa_scale.algorithms import EMA, GradClip, Guard
 from ahpa_scale.algorithms.engine import engine_algorithms
 from ahpa_scale.algorithms.zero import ZeroFront
+from ahpa_scale.checkpoint.pieces import model_pieces
 from ahpa_scale.exits import RunStoppedError
+from benchmarks.ranks import whole_tensors
 
 #: Composer's own FSDP2, which a plain Trainer may have, and the engines of this package.
 COMPOSERS = "composer's fsdp2"
@@ -56,9 +58,7 @@ class Noted(Recorder):
 
     def batch_end(self, state, logger):
         if isinstance(state.model, ZeroFront):
-            partition = state.model.partition
-            parts = partition.masters().items()
-            self.weights.append({k: partition.whole(k, v).clone() for k, v in parts})
+            self.weights.append(whole_tensors(model_pieces(state)))
         else:
             named = clone_weights(state.model).items()
             self.weights.append({name: whole(value) for name, value in named})

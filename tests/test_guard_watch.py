@@ -14,10 +14,12 @@ from conftest import ToyLatents
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
+from toy_trainer import newest
 
 from ahpa_scale.algorithms import EMA, Guard
 from ahpa_scale.algorithms.guard import Spikes
 from ahpa_scale.algorithms.guard.spikes import SpikeWatch, spike_level
+from ahpa_scale.checkpoint.saver import Saver
 from ahpa_scale.exits import RollBackError, RunStoppedError
 
 LOSSES = st.lists(st.floats(0.1, 10.0), min_size=10, max_size=60)
@@ -156,8 +158,7 @@ def test_a_run_out_of_time_ends_with_a_checkpoint_and_goes_on_from_it(
     """This process is older than a millisecond: the first batch is the last. The rest of the run,
     with a limit far away, ends like one that was never cut.
     """
-    saves = {"save_folder": str(tmp_path), "save_filename": "ba{batch}.pt"}
-    saves |= {"save_interval": "100ba", "save_overwrite": True}
+    saved = tmp_path / "saved"
 
     def train(limit: float | None, **settings):
         model, ema = make_generator(), EMA(decay=0.5)
@@ -171,12 +172,12 @@ def test_a_run_out_of_time_ends_with_a_checkpoint_and_goes_on_from_it(
         trainer.fit()
         return trainer, ema
 
-    cut, _ = train(0.001, **saves)
+    cut, _ = train(0.001, callbacks=[Saver(str(saved), "100ba")])
     assert cut.state.timestamp.batch.value == 1
     assert "the time limit of 0.001 s has passed at batch 1; the run ends" in caplog.text
     (told,) = [json.loads(line) for line in (tmp_path / "guard.jsonl").read_text().splitlines()]
     assert (told["event"], told["batch"]) == ("time_limit", 1)
-    resumed, resumed_ema = train(1e9, load_path=str(tmp_path / "ba1.pt"), **saves)
+    resumed, resumed_ema = train(1e9, callbacks=[newest(saved)])
     whole, whole_ema = train(None)
     assert resumed.state.timestamp.batch.value == whole.state.timestamp.batch.value == 4
     for name, value in whole.state.model.state_dict().items():

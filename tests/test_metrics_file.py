@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of metrics.jsonl and evaluation.jsonl: what is in them, and over resumes and kills."""
+"""Rows of metrics.jsonl: what is in them, and over resumes and kills."""
 
 from __future__ import annotations
 
@@ -121,31 +121,15 @@ def test_router_records_join_rows_at_their_interval(tmp_path):
     assert rows[1]["router"] == SUMMARY
 
 
-def test_evaluations_have_their_own_file_and_survive_resumes(tmp_path):
-    class Evaluate(Callback):
-        def eval_batch_end(self, state, logger):
-            logger.log_metrics({"metrics/eval/fid": float(state.timestamp.batch.value)})
-
-    def run(duration, **options):
-        toy_trainer(
-            duration,
-            callbacks=Evaluate(),
-            loggers=MetricsFile(tmp_path),
-            eval_dataloader=toy_loader(1),
-            eval_interval="2ba",
-            **options,
-        ).fit()
-
-    run("4ba", save_folder=str(tmp_path / "saved"), save_interval="2ba")
-    run("6ba", load_path=str(tmp_path / "saved" / "ep0-ba2-rank0.pt"))
-    rows = read_rows(tmp_path, "evaluation.jsonl")
-    assert [(row["batch"], row["metrics/eval/fid"]) for row in rows] == [
-        (2, 2.0),
-        (4, 4.0),
-        (6, 6.0),
-    ]
-    assert len(read_rows(tmp_path)) == 6
-    assert not any("metrics/eval/fid" in row for row in read_rows(tmp_path))
+def test_one_line_says_where_evaluations_go(tmp_path, caplog):
+    toy_trainer(
+        "4ba", loggers=MetricsFile(tmp_path), eval_dataloader=toy_loader(1), eval_interval="2ba"
+    ).fit()
+    (line,) = [line for line in caplog.messages if "eval_dataloader" in line]
+    assert line.startswith(f"{tmp_path}/metrics.jsonl ")
+    assert "ahpa-scale evaluate" in line
+    assert [row["batch"] for row in read_rows(tmp_path)] == [1, 2, 3, 4]
+    assert not (tmp_path / "evaluation.jsonl").exists()
 
 
 @settings(max_examples=40)

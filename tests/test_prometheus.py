@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from ahpa_scale.algorithms import AHPA
 from ahpa_scale.callbacks import Prometheus
+from ahpa_scale.callbacks.speed import Speed
 from ahpa_scale.exporter import Board, Newest, Saved, serving
 from ahpa_scale.method import HeadSettings
 from ahpa_scale.models.flops import training_flops
@@ -46,6 +47,12 @@ def test_numbers_that_are_not_finite_and_odd_names_are_served():
     assert found["ahpa_checkpoint_batch", ()] == 7
     assert found["ahpa_checkpoint_timestamp_seconds", ()] == 1.5e9
     assert found["ahpa_watch_dropped_datagrams_total", ()] == 3
+
+
+def test_speed_is_unknown_before_training():
+    speed = Speed()
+    assert speed.images_per_second is None
+    assert speed.seconds_for(3) is None
 
 
 def test_mfu_is_speed_times_flops_over_the_peak(make_generator, make_trainer):

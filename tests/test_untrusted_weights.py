@@ -66,6 +66,18 @@ def test_what_comes_from_a_hub_is_looked_at_too(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "hub"))
     assert FrozenVAE.from_pretrained("some/vae/inside").latent_channels == 4
+    other = shutil.copytree(copies / "snapshots" / ("0" * 40), copies / "snapshots" / ("1" * 40))
+    weights = load_file(other / "inside" / WEIGHTS)
+    save_file({name: value + 1 for name, value in weights.items()}, other / "inside" / WEIGHTS)
+    (copies / "refs/other").write_text("1" * 40)
+    identities = [
+        FrozenVAE.from_pretrained(f"some/vae/inside{revision}").identity
+        for revision in ("", "@main", "@" + "0" * 40, "@other", "@" + "1" * 40)
+    ]
+    assert identities[:3] == [identities[0]] * 3
+    assert identities[3:] == [identities[3]] * 2 != identities[:2]
+    with pytest.raises(UserError, match="cannot load a VAE from 'some/vae/inside@third'"):
+        FrozenVAE.from_pretrained("some/vae/inside@third")
     inside = copies / "snapshots" / ("0" * 40) / "inside"
     torch.save(load_file(inside / WEIGHTS), inside / "weights.bin")
     point_to(inside, "weights.bin")

@@ -96,6 +96,20 @@ def test_train_vae_on_pictures_of_a_source(tmp_path: Path) -> None:
         train_vae(tmp_path / "deep", Noise(), deep, progress=False)
 
 
+def test_an_error_in_training_leaves_the_bar_on_a_line_of_its_own(tmp_path: Path, capfd) -> None:
+    class Torn(Noise):
+        def read(self, position: int) -> Picture:
+            if position < 11:  # the last one is kept for measuring
+                raise KeyError("torn")
+            return super().read(position)
+
+    with pytest.raises(KeyError, match="torn") as held:
+        train_vae(tmp_path / "vae", Torn(), SMALL)
+    told = capfd.readouterr().err
+    assert "VAE:   0%" in told
+    assert told.endswith("\n"), held
+
+
 def test_train_vae_spares_what_is_not_a_vae(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     for overwrite in (False, True):

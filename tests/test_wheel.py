@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+
+from ahpa_scale.commands.init import SHIPPED
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,6 +47,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pip = [room / "env/bin/python", "-m", "pip", "install", "--no-deps", "-q"]
     call(*pip, "--ignore-installed", wheel, cwd=room)
     return room
+
+
+def test_the_wheel_takes_along_what_init_writes():
+    # setup.py can't import the package: it runs before there is one, without its dependencies.
+    lines = (ROOT / "setup.py").read_text().splitlines()
+    (taken,) = [line for line in lines if line.startswith("SHIPPED = ")]
+    assert ast.literal_eval(taken.removeprefix("SHIPPED = ")) == SHIPPED
 
 
 def test_init_prepare_and_ten_batches(place: Path):

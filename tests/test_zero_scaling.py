@@ -14,12 +14,16 @@ from composer import Callback
 from composer.utils import dist
 from ranks import leave, meet
 from torch.utils.data import DataLoader
-from toy_trainer import CLASSES, ToyData, ToyGenerator, read_rows, toy_trainer
+from toy_trainer import CLASSES, ToyData, ToyGenerator, newest, read_rows, toy_trainer
 
 from ahpa_scale.algorithms import EMA, Guard, ZeRO
 from ahpa_scale.algorithms.zero import ZeroSettings
 from ahpa_scale.algorithms.zero.scaling import SMALLEST, START, LossScale
 from ahpa_scale.callbacks import MetricsFile
+from ahpa_scale.checkpoint.pieces import model_pieces
+from ahpa_scale.checkpoint.saver import Saver
+from ahpa_scale.errors import UserError
+from benchmarks.ranks import whole_tensors
 
 STAGES = (1, 2, 3)
 BATCHES, BATCH, BAD = 6, 4, 3
@@ -78,9 +82,7 @@ class Noted(Callback):
         self.norms: list[list[float]] = []
 
     def batch_end(self, state, logger):
-        partition = state.model.partition
-        parts = partition.masters().items()
-        self.weights.append({k: partition.whole(k, v).clone() for k, v in parts})
+        self.weights.append(whole_tensors(model_pieces(state)))
         self.scales.append(self.zero.scale.value)
         self.norms.append([float(norm) for norm in state.optimizers[0].last_norms])
 
@@ -91,6 +93,7 @@ def run(
     data: ToyData,
     start: float = START,
     batches: int = BATCHES,
+    callbacks: tuple[Callback, ...] = (),
     **settings: Any,
 ) -> tuple[Any, Noted]:
     """One training; the guard must not take an overflow for a bad batch."""
@@ -107,7 +110,7 @@ def run(
         model=model,
         optimizers=torch.optim.AdamW(groups, lr=0.05, fused=True),
         algorithms=[Guard(folder), zero, EMA(decay=0.5)],
-        callbacks=[noted],
+        callbacks=[noted, *callbacks],
         loggers=[MetricsFile(folder)],
         train_dataloader=DataLoader(
             data, BATCH // 2, sampler=dist.get_sampler(data, shuffle=False)
@@ -119,16 +122,35 @@ def run(
     return trainer, noted
 
 
+def composers_checkpoints(trainer: Any, stage: int, folder: Path) -> list[str]:
+    """What the user is told who saves or loads as Composer does."""
+    told = []
+    torch.save({"state": {"model": {}}, "rng": []}, folder / "composers.pt")
+    for attempt in (
+        lambda: trainer.save_checkpoint(str(folder / "weights.pt"), weights_only=True),
+        lambda: run(stage, folder / "new", Numbered(()), save_folder=str(folder / "new")),
+        lambda: run(
+            stage, folder / "new", Numbered(()),
+            load_path=str(folder / "composers.pt"), load_weights_only=True,
+        ),
+    ):  # fmt: skip
+        try:
+            attempt()
+        except UserError as error:
+            told.append(str(error))
+    return told
+
+
 def everything(stage: int, folder: Path) -> dict[str, Any]:
     """Samples alternate between the ranks: number 9 is rank 1's alone, in the third batch."""
-    trainer, noted = run(stage, folder / "steep", Numbered(steep=(9,)))
+    saver = Saver(str(folder / "saved"), f"{BATCHES}ba")
+    trainer, noted = run(stage, folder / "steep", Numbered(steep=(9,)), callbacks=(saver,))
     found = {
         "weights": noted.weights,
         "scales": noted.scales,
         "norms": noted.norms,
         "product": str(trainer.state.model.module.product),
     }
-    trainer.save_checkpoint(str(folder / "saved.pt"))
     trainer.close()
     dist.barrier()
     trainer, noted = run(
@@ -136,9 +158,10 @@ def everything(stage: int, folder: Path) -> dict[str, Any]:
         folder / "resumed",
         Numbered(steep=()),
         batches=BATCHES + 1,
-        load_path=str(folder / "saved.pt"),
+        callbacks=(newest(folder / "saved"),),
     )
     found["resumed"] = noted.scales
+    found["composer's"] = composers_checkpoints(trainer, stage, folder)
     trainer.close()
     trainer, noted = run(stage, folder / "large", Numbered(steep=()), start=2.0**20)
     found["fallen"] = noted.scales
@@ -208,6 +231,15 @@ def test_the_log_has_the_loss_itself_the_scale_and_no_norm_of_the_step_left_out(
 
 def test_a_checkpoint_keeps_the_scale(ranks):
     assert [one["resumed"] for one in ranks[1]] == [[START / 2]] * 2
+
+
+def test_composers_own_checkpoints_are_refused_in_one_line(ranks):
+    for one in ranks[1]:
+        assert len(one["composer's"]) == 3
+        assert {line.partition(":")[0] for line in one["composer's"]} == {
+            "Composer's checkpoints can't hold what ZeRO shards"
+        }
+        assert all("ahpa_scale.checkpoint.saver.Saver" in line for line in one["composer's"])
 
 
 def test_a_scale_that_is_too_large_falls_until_gradients_fit(ranks):

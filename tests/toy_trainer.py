@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ahpa_scale.callbacks import SampleGrid
+from ahpa_scale.checkpoint.local_copy import open_newest
+from ahpa_scale.checkpoint.resume import Resume
 from ahpa_scale.models.flow import get_path
 from ahpa_scale.models.vae_config import LatentScaling
 
@@ -140,6 +142,13 @@ def toy_trainer(
         "seed": 3,
     }
     return Trainer(**settings | options)
+
+
+def newest(folder: Path) -> Resume:
+    """What takes up the newest checkpoint in a folder."""
+    start = open_newest(str(folder), folder.parent / "cache")
+    assert start is not None
+    return Resume(start, same_run=True)
 
 
 def clone_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -9,7 +9,6 @@ from composer.utils import dist
 from torch import nn
 
 METRICS_FILE = "metrics.jsonl"
-EVALUATION_FILE = "evaluation.jsonl"
 ROUTER_FILE = "router.png"
 SAMPLES_FOLDER = "samples"
 

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`metrics.jsonl`: one JSON object per logged batch, gap-free and without duplicates over resumes.
-
-Results of evaluations go to `evaluation.jsonl` in the same way.
-"""
+"""`metrics.jsonl`: one JSON object per logged batch, without gaps or duplicates over resumes."""
 
 from __future__ import annotations
 
@@ -21,12 +18,7 @@ from composer.loggers import Logger, LoggerDestination
 
 from ahpa_scale import storage, typed_json
 from ahpa_scale.algorithms.timing import Every
-from ahpa_scale.callbacks.common import (
-    EVALUATION_FILE,
-    METRICS_FILE,
-    router_summary,
-    writes_files,
-)
+from ahpa_scale.callbacks.common import METRICS_FILE, router_summary, writes_files
 from ahpa_scale.errors import UserError
 from ahpa_scale.log_files import append_line, going_on_without
 from ahpa_scale.storage.disk import new_file_beside
@@ -62,20 +54,17 @@ class MetricsFile(LoggerDestination):
         router_interval: str = "100ba",
     ) -> None:
         self.path = Path(output_dir) / METRICS_FILE
-        self.evaluation_path = Path(output_dir) / EVALUATION_FILE
         self.row_due = Every(interval)
         self.router_due = Every(router_interval, "router_interval")
         self._writing = False
         self._values: dict[str, Any] = {}
         self._router: dict[str, Any] | None = None
-        self._evaluation: dict[str, Any] | None = None
         self._lr: float | None = None
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Keep values until their row is written; ``step`` is known from the event."""
         del step
-        target = self._values if self._evaluation is None else self._evaluation
-        target.update((k, v) for k, v in metrics.items() if not k.startswith(_NOT_WRITTEN))
+        self._values.update((k, v) for k, v in metrics.items() if not k.startswith(_NOT_WRITTEN))
 
     def run_event(self, event: Event, state: State, logger: Logger) -> None:
         """Write at the end of a batch or epoch, then as any callback."""
@@ -91,11 +80,14 @@ class MetricsFile(LoggerDestination):
         self._values.clear()
         if not writes_files():
             return
-        batch = state.timestamp.batch.value
-        for path in (self.path, self.evaluation_path):
-            with going_on_without(path):
-                drop_rows_after(path, batch)
+        if state.evaluators:
+            _log.warning(
+                "%s gives Composer's evaluations no rows of their own: leave eval_dataloader out, "
+                "and run ahpa-scale evaluate on the checkpoints",
+                self.path,
+            )
         with going_on_without(self.path):
+            drop_rows_after(self.path, state.timestamp.batch.value)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.touch()
         self._writing = True
@@ -107,37 +99,26 @@ class MetricsFile(LoggerDestination):
         for key in [key for key in self._values if key.startswith("loss/")]:
             del self._values[key]
 
-    def eval_start(self, state: State, logger: Logger) -> None:
-        del state, logger
-        self._evaluation = {}
-
-    def eval_end(self, state: State, logger: Logger) -> None:
-        del logger
-        values, self._evaluation = self._evaluation or {}, None
-        if values and writes_files():
-            append_line(self.evaluation_path, encode_row(_clock(state) | values))
-
     def close(self, state: State, logger: Logger) -> None:
         del state, logger
         self._writing = False
 
     def _write_row(self, state: State) -> None:
-        row = _clock(state) | {"lr": self._lr} | dict.fromkeys(LOSS_KEYS) | self._values
+        time = state.timestamp
+        row = {
+            "batch": time.batch.value,
+            "num_images": time.sample.value,
+            "epoch": time.epoch.value,
+            "seconds": round(time.total_wct.total_seconds(), 3),
+            "lr": self._lr,
+            **dict.fromkeys(LOSS_KEYS),
+            **self._values,
+        }
         if self._router is not None:
             row["router"] = self._router
         append_line(self.path, encode_row(row))
         self._values.clear()
         self._router = None
-
-
-def _clock(state: State) -> dict[str, Any]:
-    time = state.timestamp
-    return {
-        "batch": time.batch.value,
-        "num_images": time.sample.value,
-        "epoch": time.epoch.value,
-        "seconds": round(time.total_wct.total_seconds(), 3),
-    }
 
 
 def encode_row(row: dict[str, Any]) -> bytes:

@@ -28,12 +28,17 @@ class Speed:
     @property
     def images_per_second(self) -> float | None:
         """Of all ranks together; None before the first batch has ended."""
-        (begun, _, before), (ended, _, after) = self._recent[0], self._recent[-1]
-        return (after - before) / (ended - begun) if ended > begun and after > before else None
+        seconds, _, images = self._passed()
+        return images / seconds if images > 0 < seconds else None
 
     def seconds_for(self, batches: int) -> float | None:
         """Time that `batches` would take; None before the first batch has ended."""
-        (begun, before, _), (ended, after, _) = self._recent[0], self._recent[-1]
-        if not (ended > begun and after > before):
-            return None
-        return batches * (ended - begun) / (after - before)
+        seconds, passed, _ = self._passed()
+        return batches * seconds / passed if passed > 0 < seconds else None
+
+    def _passed(self) -> tuple[float, int, int]:
+        """Seconds, batches and images of the last batches; zeros before `start`."""
+        if not self._recent:
+            return 0.0, 0, 0
+        (begun, *first), (ended, *last) = self._recent[0], self._recent[-1]
+        return ended - begun, last[0] - first[0], last[1] - first[1]

@@ -13,7 +13,6 @@ from composer.loggers import Logger
 
 from ahpa_scale import console
 from ahpa_scale.callbacks.common import (
-    EVALUATION_FILE,
     METRICS_FILE,
     ROUTER_FILE,
     SAMPLES_FOLDER,
@@ -66,7 +65,6 @@ class RunSummary(Callback):
         """
         files = {
             "metrics": self.output_dir / METRICS_FILE,
-            "evaluation": self.output_dir / EVALUATION_FILE,
             "samples": self.output_dir / SAMPLES_FOLDER,
             "router": self.output_dir / ROUTER_FILE,
         }

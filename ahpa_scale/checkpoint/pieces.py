@@ -20,7 +20,7 @@ from composer.utils import dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from ahpa_scale.algorithms.ema.parameters import plain_name, reshard
+from ahpa_scale.algorithms.ema import plain_name, reshard
 
 MODEL, OPTIMIZER, ALGORITHMS = "model/", "optim/", "algorithms/"
 

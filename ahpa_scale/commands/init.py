@@ -14,7 +14,7 @@ from ahpa_scale import console
 from ahpa_scale.commands import options
 
 #: They are in the package after an install from a wheel, in the checkout after an editable one.
-_SHIPPED = ("train.py", "yamls", "k8s", "tools/k8s_settings.py")
+SHIPPED = ("train.py", "yamls", "k8s", "tools/k8s_settings.py")
 
 
 def init(
@@ -28,7 +28,7 @@ def init(
     from ahpa_scale.storage import atomic_folder
 
     with naming(folder), atomic_folder(folder) as room:
-        for name in _SHIPPED:
+        for name in SHIPPED:
             _copy(_source() / name, room / name)
         _link_manifests(room / "k8s")
     console.tell(

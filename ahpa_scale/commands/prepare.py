@@ -21,7 +21,10 @@ def prepare(
         typer.Option(help="Local folder, s3:// or gs:// URL to write.", callback=options.ANY),
     ],
     vae: Annotated[
-        str, typer.Option(help="Diffusers folder, hub id, or 'demo'.", callback=options.VAE)
+        str,
+        typer.Option(
+            help="Diffusers folder, hub id, hub id@revision or 'demo'.", callback=options.VAE
+        ),
     ] = "demo",
     size: Annotated[int, typer.Option(help="Side of the cropped pictures, in pixels.")] = 256,
     grid: Annotated[

@@ -234,19 +234,18 @@ def _fit(model: AutoencoderKL, batches: Batches, settings: VAETraining, progress
         )
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    bar = progress_bar(total=settings.steps, unit="step", desc="VAE", shown=progress)
-    for step in range(settings.steps):
-        image_BCHW = _to_input(batches(step, settings.batch_size), settings)
-        loss = _loss(model, image_BCHW, settings)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if progress and step % 20 == 0:
-            bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
-        bar.update()
-    bar.close()
+    with progress_bar(total=settings.steps, unit="step", desc="VAE", shown=progress) as bar:
+        for step in range(settings.steps):
+            image_BCHW = _to_input(batches(step, settings.batch_size), settings)
+            loss = _loss(model, image_BCHW, settings)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            if progress and step % 20 == 0:
+                bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+            bar.update()
 
 
 def _to_input(pictures: Pixels, settings: VAETraining) -> Tensor:

@@ -110,8 +110,8 @@ def _slurm(found: Variables, nproc: int | None) -> Placement:
     in_step = _in_step(found)
     # A step may use fewer nodes than its job has.
     step = (("SLURM_STEP_NUM_NODES",), ("SLURM_STEP_NODELIST",)) if in_step else ((), ())
-    count = _either(found, *step[0], "SLURM_NNODES", "SLURM_JOB_NUM_NODES")
-    listed = _either(found, *step[1], "SLURM_JOB_NODELIST")
+    count = found.first_set(*step[0], "SLURM_NNODES", "SLURM_JOB_NUM_NODES")
+    listed = found.first_set(*step[1], "SLURM_JOB_NODELIST")
     nnodes = found.needed_whole(count, least=1)
     hosts = _hosts(found, listed) if nnodes > 1 else ["127.0.0.1"]
     if nnodes > len(hosts):
@@ -144,11 +144,6 @@ def _in_step(found: Variables) -> bool:
     """
     number = found.whole("SLURM_STEP_ID")
     return number is not None and number < _SLURM_SPECIAL_STEPS
-
-
-def _either(found: Variables, *names: str) -> str:
-    """The first name whose variable is set, else the last name."""
-    return next((name for name in names if found.text(name)), names[-1])
 
 
 def _hosts(found: Variables, name: str) -> list[str]:

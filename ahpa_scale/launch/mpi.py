@@ -34,22 +34,22 @@ class Family:
         Raises:
             LaunchError: variables are missing or contradict each other.
         """
-        size = _first_set(found, self.size)
+        size = found.first_set(*self.size)
         world = found.needed_whole(size, least=1)
-        name = _first_set(found, self.local_size)
+        name = found.first_set(*self.local_size)
         if world > 1 and found.text(name) is None:
             raise LaunchError(
                 f"{self.name}: {name} is missing, and nothing else tells which ranks share a node; "
                 "give --nnodes, --node-rank, --master-addr and --nproc"
             )
         local = found.whole(name, least=1) or 1
-        rank = found.needed_whole(_first_set(found, self.rank))
+        rank = found.needed_whole(found.first_set(*self.rank))
         if world % local:
             raise LaunchError(
                 f"{self.name}: {size}={world} is no multiple of {name}={local}; use "
                 f"{self.together.format(local)}"
             )
-        local_name = _first_set(found, self.local_rank)
+        local_name = found.first_set(*self.local_rank)
         local_rank = found.whole(local_name)
         if local_rank is not None and rank % local != local_rank:
             raise LaunchError(
@@ -70,11 +70,6 @@ class Family:
             found.source,
             local_rank=rank % local if local > 1 else None,
         )
-
-
-def _first_set(found: Variables, names: tuple[str, ...]) -> str:
-    """The first name whose variable is set, else the last name."""
-    return next((name for name in names if found.text(name)), names[-1])
 
 
 def without_sruns(values: Mapping[str, str]) -> Mapping[str, str]:

@@ -95,6 +95,10 @@ class Variables:
         """The variable; None if it is missing or empty."""
         return self.values.get(name, "").strip() or None
 
+    def first_set(self, *names: str) -> str:
+        """The first name whose variable is set, else the last name."""
+        return next((name for name in names if self.text(name)), names[-1])
+
     def needed(self, name: str, hint: str = "") -> str:
         """The variable.
 

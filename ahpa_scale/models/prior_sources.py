@@ -15,11 +15,11 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 
 from ahpa_scale.errors import UserError
 from ahpa_scale.level_names import LATENT, PRIOR_PREFIX, self_block
+from ahpa_scale.models.attachments import is_sharded
 from ahpa_scale.models.dit import DiT
 from ahpa_scale.models.flow import Path, interpolate
 from ahpa_scale.models.noising import Noised
@@ -158,7 +158,7 @@ def fill_priors(
 
 def _refuse_shards(averages: Averages) -> None:
     for name, average in averages.items():
-        if isinstance(average, DTensor) or hasattr(average, "ds_id"):
+        if is_sharded(average):
             raise UserError(
                 f"levels self.<k> need whole weights, and {name!r} is sharded; "
                 "use parallelism.engine=ddp, or align other levels"

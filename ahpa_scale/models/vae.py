@@ -39,7 +39,8 @@ from ahpa_scale.models.vae_files import PATTERNS, check_weights, read_config
 from ahpa_scale.printable import without_secrets
 from ahpa_scale.unreachable import UnreachableError, is_unreachable
 
-_HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:/(\w[\w./-]*))?")
+#: Repository, folder in it, and a branch, tag or commit.
+_HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:/(\w[\w./-]*))?(?:@(\w[\w./-]*))?")
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,13 @@ class FrozenVAE(nn.Module):
         self.requires_grad_(False).train(False)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, revision: str | None = None) -> FrozenVAE:
+    def from_pretrained(cls, path: str | Path) -> FrozenVAE:
         """Load a VAE in float32 from safetensors; pickled weights are refused.
 
         Args:
             path: a local diffusers folder, ``demo`` (the embedded VAE) or a hub id
-                (``organisation/name`` or ``organisation/name/subfolder``).
-            revision: branch, tag or commit on the hub.
+                (``organisation/name`` or ``organisation/name/subfolder``, and ``@revision`` after
+                it for one branch, tag or commit).
 
         Raises:
             UserError: there is no readable AutoencoderKL.
@@ -101,7 +102,7 @@ class FrozenVAE(nn.Module):
         match = _HUB_ID.fullmatch(str(path))
         if match is None:
             raise UserError(f"no VAE at {str(path)!r}: {_nearest(str(path), _known_names())}")
-        return cls(_load(_from_hub(match[1], match[2], revision)))
+        return cls(_load(_from_hub(*match.groups())))
 
     def train(self, mode: bool = True) -> FrozenVAE:
         """Stay in evaluation mode, whatever the parent module does."""
@@ -194,6 +195,7 @@ def _from_hub(repository: str, subfolder: str | None, revision: str | None) -> P
     inside = "" if subfolder is None else f"{subfolder}/"
     patterns = [inside + pattern for pattern in PATTERNS]
     place = f"{repository}/{subfolder}" if subfolder else repository
+    place += f"@{revision}" if revision else ""
     try:
         copy = snapshot_download(repository, revision=revision, allow_patterns=patterns)
     except RepositoryNotFoundError as error:

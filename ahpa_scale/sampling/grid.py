@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
-import tempfile
 from collections.abc import Sequence
 
 import torch
@@ -90,19 +90,9 @@ def save_image(image: Image.Image, path: str | os.PathLike[str]) -> None:
         image: what to save.
         path: local file; its ending chooses the format. Missing folders are made.
     """
-    target = storage.local_path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(
-        dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix
-    )
-    os.close(handle)
-    try:
-        image.save(temporary)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    target, content = storage.local_path(path), io.BytesIO()
+    image.save(content, Image.registered_extensions()[target.suffix.lower()])
+    storage.write_bytes(target, content.getvalue())
 
 
 def _label_width(

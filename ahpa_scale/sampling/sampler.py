@@ -54,7 +54,8 @@ def sample(
             arXiv 2207.12598, equation 6); 1 is the plain model at half the cost.
         guidance_interval: guide only at times within it, both ends included (Kynkaanniemi et al.
             2024, arXiv 2404.07724); elsewhere the plain model is used.
-        last_step: ``sde`` only: length of the final, noise-free step. 0.04 as in SiT and REPA.
+        last_step: ``sde`` only: length of the final, noise-free step. 0.04 as in SiT and REPA. A
+            single step is the final one and goes from 1 to 0.
 
     Returns:
         float32 [B, C, H, W], in the scaled latent space the model was trained in.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m tools.drill: has small jobs meet 20 kinds of errors, 30 signals and 10 outages.
+"""python -m tools.drill: has small jobs meet 27 kinds of errors, 30 signals and 10 outages.
 
 It needs root (it mounts small file systems), about an hour of two cores that do nothing else, and
 the tests' packages. It ends with 1 where a case did not go as it should.

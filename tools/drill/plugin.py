@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,15 +73,6 @@ def _endless() -> None:
     _endless()
 
 
-def _thread(state: State) -> None:
-    def body() -> None:
-        raise RuntimeError(told("a thread of a plug-in fell over"))
-
-    thread = threading.Thread(target=body)
-    thread.start()
-    thread.join()
-
-
 def _exit(state: State) -> None:
     note()
     os._exit(41)
@@ -101,7 +91,6 @@ CALLBACKS: dict[str, Fault] = {
     "wrong-shape": _shape,
     "no-memory": _memory,
     "recursion": _recursion,
-    "plug-in-thread": _thread,
     "exit": _exit,
     "segfault": _segfault,
 }

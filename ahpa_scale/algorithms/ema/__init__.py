@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
-from .ema import EMA, reshard, tracked_parameters, update_ema
+from .ema import EMA, update_ema
+from .parameters import plain_name, reshard, tracked_parameters
 
-__all__ = ["EMA", "reshard", "tracked_parameters", "update_ema"]
+__all__ = ["EMA", "plain_name", "reshard", "tracked_parameters", "update_ema"]

@@ -15,23 +15,24 @@ from composer.core import Algorithm, Event, State, TimeUnit
 from composer.loggers import Logger
 from torch import Tensor, nn
 
+from ahpa_scale.algorithms.composer_options import checkpoint_error, refuse_save_folder
 from ahpa_scale.algorithms.ema.parameters import (
     Shards,
-    fill,
     local_part,
-    plain_name,
     reshard,
-    same_layout,
     shards_of,
     tracked_parameters,
-    whole,
 )
 from ahpa_scale.algorithms.timing import Every, parse_time
 from ahpa_scale.errors import UserError
 
-__all__ = ["EMA", "plain_name", "tracked_parameters", "update_ema"]
-
 BACKBONE = "dit."
+_AVERAGES = "EMA's averages"
+_EVALUATION = (
+    "Composer's evaluation would judge the weights and not EMA's averages: leave eval_dataloader "
+    "out, and call trainer.eval(...) inside ema.applied(model), or run ahpa-scale evaluate on the "
+    "checkpoints"
+)
 
 
 @torch.no_grad()
@@ -54,14 +55,17 @@ def update_ema(shadow: Sequence[Tensor], params: Sequence[Tensor], decay: float)
 def _check_names(model_names: Mapping[str, Any], ema_names: Mapping[str, Any]) -> None:
     missing = next((name for name in model_names if name not in ema_names), None)
     if missing is not None:
-        raise UserError(f"the stored EMA lacks {missing!r}: it belongs to another model")
+        raise UserError(f"EMA has no average of {missing!r}: it belongs to another model")
     extra = next((name for name in ema_names if name not in model_names), None)
     if extra is not None:
-        raise UserError(f"the stored EMA has an unexpected {extra!r}: it belongs to another model")
+        raise UserError(f"EMA has an unexpected average of {extra!r}: it belongs to another model")
 
 
 class EMA(Algorithm):
-    """Keep a moving average of the backbone; evaluate and sample with it.
+    """Keep a moving average of the backbone, to evaluate and sample with.
+
+    `ahpa_scale.checkpoint` saves the averages, and :meth:`applied` lends them to the model.
+    Composer does neither, so its own checkpoints and evaluations are refused.
 
     Args:
         decay: share of the old average kept per update, in [0, 1); None is 0.9999, unless
@@ -72,7 +76,8 @@ class EMA(Algorithm):
         exclude: prefixes of parameter names that are not averaged.
 
     Raises:
-        UserError: decay or a time string out of range, or both decay and half life.
+        UserError: decay or a time string out of range, or both decay and half life; once a Trainer
+            has the algorithm: its ``save_folder``, or its ``eval_dataloader``.
     """
 
     def __init__(
@@ -103,22 +108,20 @@ class EMA(Algorithm):
         return self._lent is not None
 
     def match(self, event: Event, state: State) -> bool:
-        if event in (Event.BEFORE_LOAD, Event.FIT_START, Event.EVAL_START, Event.EVAL_END):
-            return True
-        return self.update_due(event, state)
+        if event == Event.EVAL_START:
+            return not self.active
+        return event in (Event.BEFORE_LOAD, Event.FIT_START) or self.update_due(event, state)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         del logger
-        if event == Event.EVAL_START:
-            self._lend(state.model)
-        elif event == Event.EVAL_END:
-            self._take_back(state.model)
-        elif event == Event.BEFORE_LOAD:
+        if event == Event.EVAL_START or (event == Event.FIT_START and state.evaluators):
+            raise UserError(_EVALUATION)
+        if event == Event.BEFORE_LOAD:
+            refuse_save_folder(state, _AVERAGES)
             # After wrapping, so that the averages are sharded as the parameters are; before
             # loading, so that a sharded checkpoint finds tensors to load into.
             self._bind(state.model)
         elif event == Event.FIT_START:
-            self._take_back(state.model)  # a failed evaluation leaves the averages in
             self._bind(state.model)
             self._clock = self._now(state) if self._clock is None else self._clock
         else:
@@ -128,8 +131,7 @@ class EMA(Algorithm):
     def applied(self, model: nn.Module) -> Iterator[None]:
         """The model holds the averages inside this context and its own weights, exactly, after it.
 
-        Nests: inside an evaluation, which already runs with the averages, it changes nothing.
-        Takes memory for one more copy of the weights. Under FSDP2 every rank must enter.
+        Nests. Takes memory for one more copy of the weights. Under FSDP2 every rank must enter.
 
         Raises:
             UserError: the model has other parameters than the averages.
@@ -176,46 +178,27 @@ class EMA(Algorithm):
         self._loaded = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Numbers, strings and the whole averages by plain parameter name: the live tensors,
-        or, if sharded, copies on rank 0 and none elsewhere. Every rank must call it.
-        """
-        return {**self.progress(), "shadow": whole(self.shadow, self._shards)}
+        """Composer calls it for its own checkpoints, which would lose the averages."""
+        raise checkpoint_error(_AVERAGES)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave, whole tensors or shards, before or after wrapping.
-
-        Raises:
-            UserError: not an EMA of ours, or one of a model with other parameter names.
-        """
-        if "shadow" not in state:
-            raise UserError("the checkpoint's EMA state has no averages: another program wrote it")
-        if self.shadow:
-            _check_names(self.shadow, state["shadow"])
-            for name, average in self.shadow.items():
-                fill(average, state["shadow"][name], name, self._shards)
-        else:
-            self.shadow = {name: value.detach().clone() for name, value in state["shadow"].items()}
-        self.go_on(state)
+        """Composer calls it for its own checkpoints."""
+        raise checkpoint_error(_AVERAGES)
 
     @property
     def _unit(self) -> str:
         return "ba" if self.half_life is None else str(self.half_life.unit.value)
 
     def _bind(self, model: nn.Module) -> None:
-        """Give every followed parameter an average on the same device with the same sharding."""
-        old, keep = self.shadow, self._loaded or self.updates > 0
+        """Starts every average at its parameter, on the same device with the same sharding.
+        Averages that were loaded or updated stay.
+        """
         params = tracked_parameters(model, self.exclude)
         self._shards = shards_of(model)
-        if keep:
-            _check_names(params, old)
-        self.shadow = {}
-        for name, parameter in params.items():
-            if keep and same_layout(old[name], parameter) and old[name].dtype == torch.float32:
-                self.shadow[name] = old[name]
-                continue
-            self.shadow[name] = parameter.detach().clone().to(torch.float32)
-            if keep:
-                fill(self.shadow[name], old[name], name, self._shards)
+        if self._loaded or self.updates > 0:
+            _check_names(params, self.shadow)
+            return
+        self.shadow = {n: p.detach().clone().to(torch.float32) for n, p in params.items()}
 
     def _update(self, state: State) -> None:
         params = tracked_parameters(state.model, self.exclude)

@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from ahpa_scale.errors import UserError
 
@@ -30,12 +28,6 @@ class Shards(Protocol):
 
     def masters(self) -> Mapping[str, Tensor]:
         """Live parts ``[n]`` by plain name."""
-
-    def whole(self, name: str, part_n: Tensor) -> Tensor:
-        """The whole tensor of the ranks' parts; every rank calls it."""
-
-    def part(self, name: str, whole: Tensor) -> Tensor:
-        """This rank's part of a whole tensor."""
 
     def publish(self) -> None:
         """Makes the model compute with the current parts; every rank calls it."""
@@ -81,48 +73,3 @@ def reshard(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
-
-
-def same_layout(average: Tensor, weight: Tensor) -> bool:
-    """Whether both lie on one device, or are sharded alike."""
-    if isinstance(average, DTensor) != isinstance(weight, DTensor):
-        return False
-    if isinstance(average, DTensor) and isinstance(weight, DTensor):
-        same = average.device_mesh == weight.device_mesh
-        return same and average.placements == weight.placements
-    return average.device == weight.device and average.shape == weight.shape
-
-
-@torch.no_grad()
-def fill(average: Tensor, value: Tensor, name: str = "", shards: Shards | None = None) -> None:
-    """Copy ``value`` (whole, or sharded in the same or another way) into ``average``."""
-    if isinstance(value, DTensor) and not same_layout(average, value):
-        value = value.full_tensor()
-    if shards is not None:
-        average.copy_(shards.part(name, value))
-        return
-    if isinstance(average, DTensor) and not isinstance(value, DTensor):
-        # Every rank holds the whole value, so each keeps its part and nothing is sent.
-        value = distribute_tensor(
-            value.to(average.device), average.device_mesh, average.placements, src_data_rank=None
-        )
-    local_part(average).copy_(local_part(value))
-
-
-def whole(averages: Mapping[str, Tensor], shards: Shards | None) -> dict[str, Tensor]:
-    """The averages as whole tensors: the live ones where they are whole already, else copies on the
-    CPU of rank 0 and nothing elsewhere. Every rank must call it.
-    """
-    sharded = shards is not None or any(isinstance(one, DTensor) for one in averages.values())
-    if not sharded:
-        return dict(averages)
-    kept = dist.get_rank() == 0
-    found = {}
-    for name, average in averages.items():
-        if shards is not None:
-            value = shards.whole(name, average)
-        else:
-            value = average.full_tensor() if isinstance(average, DTensor) else average
-        if kept:
-            found[name] = value.cpu()
-    return found

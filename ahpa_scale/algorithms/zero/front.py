@@ -6,8 +6,10 @@ from __future__ import annotations
 from typing import Any
 
 import composer.trainer.trainer
+from composer.core import State
 from torch import nn
 
+from ahpa_scale.algorithms.composer_options import checkpoint_error
 from ahpa_scale.algorithms.zero.partition import Partition
 
 
@@ -55,3 +57,21 @@ def leave_front_alone() -> None:
 
     prepare.knows_zero = True  # type: ignore[attr-defined]
     composer.trainer.trainer.prepare_ddp_module = prepare
+
+
+#: What ZeRO's user would lose in Composer's checkpoints.
+SHARDS = "what ZeRO shards"
+
+
+def refuse_composers_checkpoints(state: State) -> None:
+    """Makes Composer's own saving and loading an error, on this State only.
+
+    Composer 0.32.1 doesn't know ZeRO. At stage 3 it would save empty weights without a word, and at
+    any stage the next step would overwrite what it loads.
+    """
+
+    def refuse(*_: object, **__: object) -> None:
+        raise checkpoint_error(SHARDS)
+
+    replaced: Any = state
+    replaced.get_model_state_dict = replaced.load_model_state = refuse

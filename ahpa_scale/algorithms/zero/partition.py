@@ -44,14 +44,10 @@ class Partition:
         optimizer: DeepSpeed's ZeRO optimizer.
         names: trainable parameter -> its name.
         stage: 1 to 3.
-        device: where collectives work.
     """
 
-    def __init__(
-        self, optimizer: Any, names: Mapping[nn.Parameter, str], stage: int, device: torch.device
-    ) -> None:
+    def __init__(self, optimizer: Any, names: Mapping[nn.Parameter, str], stage: int) -> None:
         self._optimizer = optimizer
-        self._device = device
         self.stage = stage
         found = self._whole_shards(names) if stage == 3 else self._flat_shards(names)
         self.stretches: dict[str, Stretch] = dict(found)
@@ -81,20 +77,6 @@ class Partition:
         """The part of `name` in a flat tensor with the layout of its shard."""
         one = self.stretches[name]
         return flat.detach().narrow(0, one.start, one.numel)
-
-    @torch.no_grad()
-    def whole(self, name: str, part_n: Tensor) -> Tensor:
-        """The whole tensor, joined from each rank's part; every rank must call it."""
-        one = self.stretches[name]
-        whole = torch.zeros(one.shape.numel(), dtype=part_n.dtype, device=self._device)
-        whole[one.first : one.first + one.numel].copy_(part_n)
-        dist.all_reduce(whole)  # each element has one owner; other ranks add zero
-        return whole.view(one.shape)
-
-    def part(self, name: str, whole: Tensor) -> Tensor:
-        """This rank's part ``[n]`` of a whole tensor."""
-        one = self.stretches[name]
-        return whole.detach().reshape(-1)[one.first : one.first + one.numel]
 
     def memory(self) -> dict[str, int]:
         """Bytes that this rank holds in memory: ``weights``, ``gradients`` and ``optimizer``

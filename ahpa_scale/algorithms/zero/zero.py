@@ -14,11 +14,16 @@ from composer.core import Algorithm, Event, Precision, State
 from composer.loggers import Logger
 from torch import nn
 
+from ahpa_scale.algorithms.composer_options import refuse_save_folder
 from ahpa_scale.algorithms.grad_clip import log_norms, parameter_groups
 from ahpa_scale.algorithms.timing import Every
-from ahpa_scale.algorithms.zero.checkpoint import save_as_whole
 from ahpa_scale.algorithms.zero.files import MappedFiles, keep_in_files
-from ahpa_scale.algorithms.zero.front import ZeroFront, leave_front_alone
+from ahpa_scale.algorithms.zero.front import (
+    SHARDS,
+    ZeroFront,
+    leave_front_alone,
+    refuse_composers_checkpoints,
+)
 from ahpa_scale.algorithms.zero.optimizer import ZeroStep
 from ahpa_scale.algorithms.zero.partition import Partition
 from ahpa_scale.algorithms.zero.scaling import LossScale
@@ -31,8 +36,8 @@ class ZeRO(Algorithm):
 
     After everything is attached and before anything is loaded, the model goes to a DeepSpeed
     engine, which takes the place of DDP's wrapper in ``state.model``. Composer still owns batches,
-    micro-batches, schedulers, events and ``backward``. Checkpoints hold whole tensors by name, as
-    in an unsharded run.
+    micro-batches, schedulers, events and ``backward``. `ahpa_scale.checkpoint` saves and loads each
+    rank's part; Composer's own checkpoints are refused.
 
     Args:
         settings: stage and options.
@@ -45,7 +50,8 @@ class ZeRO(Algorithm):
 
     Raises:
         UserError: on ``BEFORE_LOAD``: no process group, a precision for which Composer scales
-            the loss, or an offload folder that can't be written to or is too small.
+            the loss, Composer's own checkpoints, or an offload folder that can't be written to or
+            is too small.
     """
 
     def __init__(
@@ -104,22 +110,22 @@ class ZeRO(Algorithm):
                 "ZeRO scales the loss itself: give the Trainer precision='fp32', and ZeroSettings "
                 "autocast=torch.float16"
             )
+        refuse_save_folder(state, SHARDS)
         model, (optimizer,) = state.model, state.optimizers
         self._names = _group_names(model, optimizer)
         names = {p: name for name, p in model.named_parameters() if p.requires_grad}
-        device = state.device._device
         folder = self.settings.offload_folder
         files = None if folder is None else MappedFiles(folder)
         config = self.settings.deepspeed(self.max_norm)
-        engine = _initialize(model, optimizer, config, on_cpu=device.type == "cpu")
-        partition = Partition(engine.optimizer, names, self.settings.stage, device)
+        engine = _initialize(model, optimizer, config, on_cpu=state.device._device.type == "cpu")
+        partition = Partition(engine.optimizer, names, self.settings.stage)
         if files is not None:
             parameters = self.settings.offload == "parameters"
             keep_in_files(engine.optimizer, files, partition.flats, parameters)
         leave_front_alone()
         state.model = ZeroFront(model, engine, partition)
         state.optimizers = [ZeroStep(engine, self.settings.stage, self.scale)]
-        save_as_whole(state, partition)
+        refuse_composers_checkpoints(state)
 
 
 def _initialize(

@@ -14,10 +14,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from ahpa_scale import storage, typed_json
-from ahpa_scale.callbacks.common import EVALUATION_FILE
 from ahpa_scale.callbacks.metrics_file import encode_row
 from ahpa_scale.checkpoint.manifest import Manifest
 from ahpa_scale.errors import UserError
+
+EVALUATION_FILE = "evaluation.jsonl"
 
 Row = dict[str, Any]
 Settings = dict[str, Any]

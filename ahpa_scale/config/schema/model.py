@@ -82,7 +82,7 @@ class Vae(Section):
 
     path: VaePath = Field(
         "stabilityai/sd-vae-ft-mse",
-        description="A local diffusers folder, 'demo' (the embedded VAE) or a hub id.",
+        description="A local diffusers folder, 'demo' (embedded), a hub id or hub id@revision.",
     )
 
 
