@@ -128,8 +128,17 @@ def _work(rank: int, ranks: int, port: int, told: str, folder: str) -> None:
     os._exit(0)
 
 
-def train(task: Task, folder: Path) -> dict[str, Any]:
-    """One training in this process, which is one of the ranks."""
+def train(task: Task, folder: Path, generator: Any = None) -> dict[str, Any]:
+    """One training in this process, which is one of the ranks.
+
+    Args:
+        task: how to train.
+        folder: where its files go.
+        generator: what to train; None builds a small DiT.
+
+    Returns:
+        See `run_tasks`.
+    """
     from composer import Trainer
     from composer.utils import dist
 
@@ -140,7 +149,7 @@ def train(task: Task, folder: Path) -> dict[str, Any]:
     from ahpa_scale.checkpoint.pieces import algorithm_pieces, model_pieces
     from ahpa_scale.method import HeadSettings
 
-    data, generator = Latents(), build_generator(task)
+    data, generator = Latents(), generator or build_generator(task)
     ema = EMA(decay=0.9)
     line = EngineLine(task.engine if task.engine != "alone" else "ddp")
     engine = "ddp" if task.engine == "alone" else task.engine

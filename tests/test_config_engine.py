@@ -11,7 +11,7 @@ from composer.devices import DeviceCPU
 
 from ahpa_scale.algorithms import FullyShard, GradClip, ZeRO
 from ahpa_scale.algorithms.zero import ZeroSettings
-from ahpa_scale.run.engine import build_engine, composer_precision, cpu_bf16, prepare_blocks
+from ahpa_scale.run.engine import build_engine, composer_precision, cpu_bf16
 
 
 @pytest.mark.parametrize(
@@ -156,9 +156,3 @@ def test_deepspeed_is_told_everything_that_would_change_a_result():
 def test_settings_that_cannot_be(settings):
     with pytest.raises(ValueError, match=r"stage|bucket|autocast"):
         ZeroSettings(**settings)
-
-
-def test_blocks_recompute_every_so_often(load, make_generator):
-    generator = make_generator()
-    prepare_blocks(load("parallelism.activation_checkpointing=3"), generator, DeviceCPU())
-    assert generator.dit.checkpoint_every == 3

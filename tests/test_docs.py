@@ -46,6 +46,7 @@ def test_snippets_run_in_order(card: Path, make_generator: Callable[..., Any], t
         "make_generator": make_generator,
         "batch": toy_batch,
         "levels": LEVELS,
+        "scaling": model.scaling,
         "loader": DataLoader(ToyLatents(), batch_size=16),
         "optimizer": torch.optim.AdamW(model.parameters(), lr=1e-3),
     }

@@ -201,7 +201,7 @@ def test_applied_gives_the_weights_back_after_an_error_and_nests():
 
 def test_averages_are_the_live_tensors_under_the_backbones_own_names():
     ema = EMA(decay=0.5)
-    with pytest.raises(ValueError, match="no averages of a DiT yet"):
+    with pytest.raises(ValueError, match="no averages of the backbone yet"):
         ema.averages()
     toy_trainer("2ba", algorithms=ema).fit()
     averages = ema.averages()

@@ -176,9 +176,9 @@ def test_a_checkpoint_with_other_auxiliaries_is_refused_by_name(make_generator):
 @pytest.mark.parametrize(
     ("name", "tap", "message"),
     [
-        ("probe", 0, "outside the DiT's blocks 1 to 3"),
-        ("probe", 4, "outside the DiT's blocks 1 to 3"),
-        ("probe", [1, 4], "outside the DiT's blocks 1 to 3"),
+        ("probe", 0, "outside the backbone's blocks 1 to 3"),
+        ("probe", 4, "outside the backbone's blocks 1 to 3"),
+        ("probe", [1, 4], "outside the backbone's blocks 1 to 3"),
         ("probe", [], "names no block"),
         ("flow", 1, "already there"),
         ("there", 1, "already there"),

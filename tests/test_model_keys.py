@@ -76,6 +76,12 @@ def test_the_backbone_has_the_shape_asked_for(small, prepared):
     dit = build_generator(config, read_card(prepared)).dit
     assert (dit.depth, dit.width, dit.heads, dit.grid) == (3, 48, 4, GRID)
     assert len(dit.blocks) == 3
+    assert dit.checkpoint_every is None
+
+
+def test_blocks_recompute_every_so_often(small, prepared):
+    config = small("model.num_classes=3", "parallelism.activation_checkpointing=2")
+    assert build_generator(config, read_card(prepared)).dit.checkpoint_every == 2
 
 
 def test_one_class_is_unconditional_on_any_data_set(small, prepared, complaint):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sources of prior maps: the model's own average, the latent, and what a batch brings.
 
-Legend as in conftest; D width of the DiT.
+Legend as in conftest; D width of the backbone.
 """
 
 from __future__ import annotations

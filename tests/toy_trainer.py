@@ -41,8 +41,8 @@ class ToyDiT(nn.Module):
         self.label = nn.Embedding(CLASSES + 1, 2)
         self.grid = nn.Parameter(torch.ones(1, 2, 4, 4), requires_grad=False)
 
-    def forward(self, x_BCHW: Tensor, t_B: Tensor, y_B: Tensor) -> Tensor:
-        shift_BC = self.label(y_B) + t_B[:, None]
+    def forward(self, x_BCHW: Tensor, t_B: Tensor, condition_B: Tensor) -> Tensor:
+        shift_BC = self.label(condition_B) + t_B[:, None]
         return self.mix(x_BCHW) + shift_BC[:, :, None, None] * self.grid
 
 

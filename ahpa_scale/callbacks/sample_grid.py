@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from ahpa_scale.algorithms.timing import Every
 from ahpa_scale.callbacks.common import SAMPLES_FOLDER, unwrap, writes_files
 from ahpa_scale.errors import UserError
 from ahpa_scale.log_files import going_on_without
+from ahpa_scale.models.backbone import Backbone
 from ahpa_scale.models.flow import Path as FlowPath
 from ahpa_scale.models.vae_config import LatentScaling
 from ahpa_scale.preemption import Requests
@@ -133,43 +134,42 @@ class SampleGrid(Callback):
         lent = averages.applied(state.model) if averages else nullcontext()
         precision = get_precision_context(state.precision, state.precision_config)
         with lent, _evaluating(state.model), precision:
-            dit = unwrap(state.model).dit
-            assert isinstance(dit, nn.Module)
+            backbone = cast(Backbone, unwrap(state.model).dit)
             # Before all other hooks: those of a sharded model gather its weights.
-            vote = dit.register_forward_pre_hook(self._vote, prepend=True)
+            vote = backbone.register_forward_pre_hook(self._vote, prepend=True)
             try:
-                return self._share(dit)
+                return self._share(backbone)
             finally:
                 vote.remove()
 
-    def _vote(self, dit: nn.Module, inputs: object) -> None:
+    def _vote(self, backbone: nn.Module, inputs: object) -> None:
         """Asks all ranks before each forward pass; all make the same number of passes."""
         del inputs
         asked = self.requests.leaving or self.requests.leave is not None
         # Not made from a parameter: a copy of a shard would be a shard too.
-        flag = torch.tensor(float(asked), device=next(dit.parameters()).device)
+        flag = torch.tensor(float(asked), device=next(backbone.parameters()).device)
         dist.all_reduce(flag, reduce_operation="MAX")
         if bool(flag):
             raise _AskedToLeaveError
 
-    def _share(self, dit: nn.Module) -> Tensor:
+    def _share(self, backbone: Backbone) -> Tensor:
         """Draws this rank's part of the pictures and returns all ranks' in order."""
-        device = next(dit.parameters()).device
+        device = next(backbone.parameters()).device
         labels_B, index_B = class_rows(self.classes, self.num_per_class, device)
         ranks, rank, total = dist.get_world_size(), dist.get_global_rank(), len(labels_B)
         # Ranks beyond the last picture repeat it, so all make the same number of passes.
         mine = torch.arange(rank, total + -total % ranks, ranks, device=device).clamp(max=total - 1)
         parts = [
-            self._pictures(dit, labels_B[chunk], index_B[chunk])
+            self._pictures(backbone, labels_B[chunk], index_B[chunk])
             for chunk in mine.split(self.batch_size)
         ]
         gathered = dist.all_gather(torch.cat(parts).contiguous())
         return torch.stack(list(gathered), dim=1).flatten(0, 1)[:total]
 
-    def _pictures(self, dit: nn.Module, labels_B: Tensor, index_B: Tensor) -> Tensor:
-        shape = (_size(dit.in_channels), _size(dit.input_size), _size(dit.input_size))
+    def _pictures(self, backbone: Backbone, labels_B: Tensor, index_B: Tensor) -> Tensor:
+        shape = (backbone.in_channels, backbone.input_size, backbone.input_size)
         z_BCHW = sample(
-            dit,
+            backbone,
             labels_B=labels_B,
             index_B=index_B,
             seed=self.seed,
@@ -180,11 +180,6 @@ class SampleGrid(Callback):
             guidance_scale=self.guidance_scale,
         )
         return self.decoder.decode(self.scaling.denormalise(z_BCHW))
-
-
-def _size(value: object) -> int:
-    assert isinstance(value, int)
-    return value
 
 
 @contextmanager

@@ -14,11 +14,10 @@ from ahpa_scale import storage
 from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.pieces import ALGORITHMS, MODEL
 from ahpa_scale.checkpoint.reader import Reader
+from ahpa_scale.models.backbone import BACKBONE
 from ahpa_scale.tensor_files import save_tensors
 
 Kind = Literal["ema", "model"]
-#: Prefix of the names of the DiT's own weights.
-BACKBONE = "dit."
 _AVERAGES = f"{ALGORITHMS}EMA/"
 
 
@@ -57,7 +56,7 @@ def chosen_kind(folder: Path, kind: Kind | None = None) -> Kind:
 def export_backbone(
     folder: Path, out: Path, kind: Kind | None = None, facts: Mapping[str, str] | None = None
 ) -> tuple[Kind, int]:
-    """Writes the DiT alone, under its own names, as one safetensors file, whole or not at all.
+    """Writes the backbone alone, under its own names, as one safetensors file, whole or not at all.
 
     Args:
         folder: folder of one verified checkpoint, on a local disk.
@@ -69,7 +68,8 @@ def export_backbone(
         The kind that was written, and the number of tensors.
 
     Raises:
-        CheckpointError: the checkpoint is unreadable, lacks the EMA asked for, or holds no DiT.
+        CheckpointError: the checkpoint is unreadable, lacks the EMA asked for, or holds no
+            backbone.
         OSError: the disk refused.
     """
     chosen = chosen_kind(folder, kind)

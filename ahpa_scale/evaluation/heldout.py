@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ahpa_scale.errors import UserError
-from ahpa_scale.models.dit import DiT
+from ahpa_scale.models.backbone import Backbone
 from ahpa_scale.models.flow import Path, velocity_loss
 from ahpa_scale.models.noising import noised
 from ahpa_scale.models.randomness import sample_key
@@ -28,7 +28,7 @@ _SEED = 0
 class Generator(Protocol):
     """The part of `DiffusionGenerator` that is used here, so that Composer is not imported."""
 
-    dit: DiT
+    dit: Backbone
     path: Path
     scaling: LatentScaling
 
@@ -49,7 +49,7 @@ def heldout_flow(
     see `inference_autocast`.
 
     Args:
-        generator: a `DiffusionGenerator`; its DiT gets its own mode back afterwards.
+        generator: a `DiffusionGenerator`; its backbone gets its own mode back afterwards.
         batches: ``moments`` [B, 2C, H, W], ``index`` and ``label`` int64 [B].
         bins: equal parts of t.
         draws: how often each sample is used, each time in another bin.
@@ -104,15 +104,15 @@ def _losses(
         key,
         lambda uniform_B: (bin_B + uniform_B) / bins,
     )
-    label_B = known_labels(generator.dit, batch["label"])
+    condition_B = known_labels(generator.dit, batch["label"])
     with inference_autocast(mean_BCHW.device):
-        v_BCHW = generator.dit(drawn.xt_BCHW, drawn.t_B, label_B)
+        v_BCHW = generator.dit(drawn.xt_BCHW, drawn.t_B, condition_B)
     return bin_B, velocity_loss(v_BCHW, drawn.target_BCHW)
 
 
-def known_labels(dit: DiT, label_B: Tensor) -> Tensor:
+def known_labels(backbone: Backbone, label_B: Tensor) -> Tensor:
     """The labels, or class 0 for a model that was trained without them (num_classes 1)."""
-    return torch.zeros_like(label_B) if dit.num_classes == 1 else label_B
+    return torch.zeros_like(label_B) if backbone.num_classes == 1 else label_B
 
 
 @contextmanager

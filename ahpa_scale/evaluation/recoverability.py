@@ -5,7 +5,7 @@ If a block already shows a level well, aligning it to the level teaches nothing.
 the level, it is lost in the noise. If a deeper block shows it and a shallow one does not, alignment
 can supply it to the shallow one (the recoverability gap of "What Visual Generators Need from
 Teachers", 2026).
-Legend: B batch, C channels, H W latent sides, N tokens, D width of the DiT, L levels, K blocks
+Legend: B batch, C channels, H W latent sides, N tokens, D width of the backbone, L levels, K blocks
 (written D in the map's name), T bins of t.
 """
 
@@ -151,13 +151,13 @@ class _Pictures:
         return {name: value.cpu() for name, value in here.items() if name in wanted}
 
     def _check_count(self) -> None:
-        dit = self.generator.dit
+        backbone = self.generator.dit
         fitted = sum(int(half(batch["index"]).sum()) for batch in self.batches)
-        least = math.ceil(_TOKENS_PER_CHANNEL * dit.width / dit.grid**2)
+        least = math.ceil(_TOKENS_PER_CHANNEL * backbone.width / backbone.grid**2)
         if min(fitted, self.count - fitted) < least:
             raise UserError(
-                f"{self.count} pictures are too few to read {dit.width} channels from "
-                f"{dit.grid**2} tokens a picture; give about {4 * least}"
+                f"{self.count} pictures are too few to read {backbone.width} channels from "
+                f"{backbone.grid**2} tokens a picture; give about {4 * least}"
             )
 
 
@@ -197,7 +197,7 @@ def _tokens(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The tokens after every block, and each level's tokens, ``[B, N, C]``."""
     generator = pictures.generator
-    dit = generator.dit
+    backbone = generator.dit
     inputs = {name: value.to(pictures.device) for name, value in batch.items()}
 
     def key(stream: str) -> Tensor:
@@ -213,14 +213,14 @@ def _tokens(
         lambda uniform_B: (number + uniform_B) / bins,
     )
     clean_BCHW = generator.scaling.normalise(mean_BCHW)
-    label_B = known_labels(dit, inputs["label"])
-    context = SourceContext(inputs, clean_BCHW, drawn, label_B, generator.path)
+    condition_B = known_labels(backbone, inputs["label"])
+    context = SourceContext(inputs, clean_BCHW, drawn, condition_B, generator.path)
     with inference_autocast(mean_BCHW.device):
-        blocks = range(1, dit.depth + 1)
-        tapped = dit(drawn.xt_BCHW, drawn.t_B, label_B, taps=blocks, tokens_only=True)
+        blocks = range(1, backbone.depth + 1)
+        tapped = backbone(drawn.xt_BCHW, drawn.t_B, condition_B, taps=blocks, tokens_only=True)
         fill_priors(inputs, pictures.levels, pictures.sources, context)
     targets = [
-        (patchify if level == LATENT else pool_to_grid)(inputs[PRIOR_PREFIX + level], dit.grid)
+        (patchify if level == LATENT else pool_to_grid)(inputs[PRIOR_PREFIX + level], backbone.grid)
         for level in pictures.levels
     ]
     return [tapped[block] for block in blocks], targets

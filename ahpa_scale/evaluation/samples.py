@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ahpa_scale.errors import UserError
 from ahpa_scale.evaluation.heldout import evaluating, known_labels
-from ahpa_scale.models.dit import DiT
+from ahpa_scale.models.backbone import Backbone
 from ahpa_scale.models.flow import Path
 from ahpa_scale.models.vae_config import LatentScaling
 from ahpa_scale.precision import inference_autocast
@@ -30,7 +30,7 @@ class Decoder(Protocol):
 
 
 def draw_samples(
-    dit: DiT,
+    backbone: Backbone,
     decoder: Decoder,
     scaling: LatentScaling,
     path: Path,
@@ -52,7 +52,7 @@ def draw_samples(
         UserError: as `sample_batches`.
     """
     batches = sample_batches(
-        dit,
+        backbone,
         decoder,
         scaling,
         path,
@@ -68,7 +68,7 @@ def draw_samples(
 
 
 def sample_batches(
-    dit: DiT,
+    backbone: Backbone,
     decoder: Decoder,
     scaling: LatentScaling,
     path: Path,
@@ -86,7 +86,7 @@ def sample_batches(
     On a CPU model and decoder run in its fastest precision, see `inference_autocast`.
 
     Args:
-        dit: the velocity model, with the weights to evaluate.
+        backbone: the velocity model, with the weights to evaluate.
         decoder: the VAE, on the model's device.
         scaling: how the model's latents were scaled.
         path: the interpolant of training.
@@ -106,20 +106,20 @@ def sample_batches(
         raise UserError(f"batch_size must be at least 1, got {batch_size}")
     if labels_N.ndim != 1 or not len(labels_N):
         raise UserError(f"labels must be a list of at least one, got {list(labels_N.shape)}")
-    device = next(dit.parameters()).device
-    labels_N = known_labels(dit, labels_N.to(device))
-    if int(labels_N.min()) < 0 or int(labels_N.max()) >= dit.num_classes:
-        raise UserError(f"labels must be within 0 to {dit.num_classes - 1}")
+    device = next(backbone.parameters()).device
+    labels_N = known_labels(backbone, labels_N.to(device))
+    if int(labels_N.min()) < 0 or int(labels_N.max()) >= backbone.num_classes:
+        raise UserError(f"labels must be within 0 to {backbone.num_classes - 1}")
     if index_N is None:
         index_N = torch.arange(len(labels_N), device=device)
-    shape = (dit.in_channels, dit.input_size, dit.input_size)
+    shape = (backbone.in_channels, backbone.input_size, backbone.input_size)
     for labels_B, index_B in zip(
         labels_N.split(batch_size), index_N.split(batch_size), strict=True
     ):
         # Entered again for each batch, because the caller does its own work between two batches.
-        with torch.no_grad(), evaluating(dit), inference_autocast(device):
+        with torch.no_grad(), evaluating(backbone), inference_autocast(device):
             z_BCHW = sample(
-                dit,
+                backbone,
                 labels_B=labels_B,
                 index_B=index_B,
                 seed=seed,

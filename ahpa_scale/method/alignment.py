@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The alignment loss: tapped hidden states against routed multi-level targets.
 
-Legend: B batch, N tokens, D width of the DiT, C channels of a target, G groups of levels (fine to
-coarse), T bins of the noise level t.
+Legend: B batch, N tokens, D width of the backbone, C channels of a target, G groups of levels
+(fine to coarse), T bins of the noise level t.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ def routed_loss(loss_BG: Tensor, weight_BG: Tensor, strength_B: Tensor | None = 
 
 @dataclass(frozen=True)
 class AlignmentShape:
-    """The sizes and names that the DiT and the data set give an alignment.
+    """The sizes and names that the backbone and the data set give an alignment.
 
     Attributes:
-        width: D, the DiT's width.
-        grid: the DiT's tokens per side.
+        width: D, the backbone's width.
+        grid: the backbone's tokens per side.
         groups: group name -> names of its levels, fine to coarse.
         channels: group name -> channels of its target, after any whitening.
         taps: the block, 1-based, that each group reads, in the order of the groups; None where all
             read the one block that the auxiliary is attached to.
         grids: tokens per side that each group is compared on, in the order of the groups; None for
-            the DiT's own.
+            the backbone's own.
     """
 
     width: int
@@ -66,10 +66,10 @@ class AlignmentShape:
 
 
 class PriorAlignment(nn.Module):
-    """The auxiliary that a DiT carries in training only: heads, router and their loss.
+    """The auxiliary that a backbone carries in training only: heads, router and their loss.
 
     Args:
-        shape: the DiT and the data that it fits.
+        shape: the backbone and the data that it fits.
         settings: how it aligns, with the kind's defaults in place of None.
         router: module mapping t ``[B]`` to weights ``[B, G]``.
         whitening: level -> its whitening; others stay as they are.

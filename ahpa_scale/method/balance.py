@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Automatic lambda: the alignment's gradient at the tap as a fixed share of the flow's.
 
-Legend: B batch, N tokens, D width of the DiT. All numbers stay on the device.
+Legend: B batch, N tokens, D width of the backbone. All numbers stay on the device.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Both gradients at a tapped state, the flow's and the alignment's, from one backward pass.
 
-Legend: B batch, N tokens, D width of the DiT, G groups.
+Legend: B batch, N tokens, D width of the backbone, G groups.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Projection heads from the DiT's hidden state to one group's channels, for training only.
+"""Projection heads from the backbone's hidden state to one group's channels, for training only.
 
-Legend: B batch, N tokens, D width of the DiT, C channels of the target.
+Legend: B batch, N tokens, D width of the backbone, C channels of the target.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def build_head(kind: str, width: int, hidden: int, channels: int) -> nn.Module:
     Args:
         kind: ``mlp`` (three linear layers with SiLU, as REPA, arXiv 2410.06940), ``conv`` or
             ``linear``.
-        width: D, the DiT's width.
+        width: D, the backbone's width.
         hidden: hidden width of the MLP; the other kinds have none.
         channels: C, the target's channels.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encoder levels of the clean image -> alignment targets on the DiT's token grid.
+"""Encoder levels of the clean image -> alignment targets on the backbone's token grid.
 
 Legend: B batch, C channels, H W map height and width, N tokens (grid * grid), G levels.
 Everything here is a function of the clean image only, so nothing carries a gradient.
@@ -25,7 +25,7 @@ def pool_to_grid(map_BCHW: Tensor, grid: int) -> Tensor:
         grid: tokens per side.
 
     Returns:
-        Tokens ``[B, grid * grid, C]`` in float32, row-major as the DiT's own tokens.
+        Tokens ``[B, grid * grid, C]`` in float32, row-major as the backbone's own tokens.
     """
     pooled_BCgg = map_BCHW.float()
     if map_BCHW.shape[-2:] != (grid, grid):
@@ -36,8 +36,8 @@ def pool_to_grid(map_BCHW: Tensor, grid: int) -> Tensor:
 def patchify(map_BCHW: Tensor, grid: int) -> Tensor:
     """Folds the pixels under each token into channels, so that no detail is averaged away.
 
-    Used for the latent, which the DiT itself reads in exactly these patches; a side that the grid
-    does not divide falls back to :func:`pool_to_grid`.
+    Used for the latent, which the backbone itself reads in exactly these patches; a side that
+    the grid does not divide falls back to :func:`pool_to_grid`.
 
     Returns:
         Tokens ``[B, grid * grid, C * p * p]`` in float32, with p = H // grid.
@@ -64,7 +64,7 @@ def spatial_normalise(target_BNC: Tensor, alpha: float, eps: float = 1e-6) -> Te
 
 
 def level_tokens(batch: Mapping[str, Tensor], level: str, grid: int) -> Tensor:
-    """One level's map as float32 tokens ``[B, grid * grid, C]``; the latent in the DiT's own
+    """One level's map as float32 tokens ``[B, grid * grid, C]``; the latent in the backbone's own
     patches.
     """
     fold = patchify if level == LATENT else pool_to_grid

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every choice of one alignment in one place, passed whole from the configuration to the loss.
 
-What the data set and the DiT fix (channels, widths, measured maps) is no choice and is not here.
+What the data set and the backbone fix (channels, widths, measured maps) is no choice and is not
+here.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from ahpa_scale.method.trend import Release
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """The projection from the DiT's tokens to one group's channels.
+    """The projection from the backbone's tokens to one group's channels.
 
     Attributes:
         kind: ``mlp``, ``conv`` or ``linear``, see :func:`ahpa_scale.method.heads.build_head`.
@@ -93,7 +94,7 @@ class AlignmentSettings:
             ``self.<k>`` (SRA, arXiv 2505.02831).
         window: lowest and highest noise level that is aligned; None for all.
         placebo: targets of another picture of the batch, a scientific control.
-        grid: group -> tokens per side that it is compared on; others: the DiT's own.
+        grid: group -> tokens per side that it is compared on; others: the backbone's own.
         whiten: dimensions that PCA whitens each level to; None leaves them as they are.
         token_weights: ``uniform`` or ``residual``, see :class:`~ahpa_scale.method.AlignmentLoss`.
         loss: ``cosine`` or ``smooth_l1``.

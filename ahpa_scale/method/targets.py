@@ -22,17 +22,18 @@ class GroupTargets(nn.Module):
 
     Args:
         groups: group name -> its levels; a group's channels are concatenated in this order.
-        grid: tokens per side of the DiT.
+        grid: tokens per side of the backbone.
         spatial_norm: share of the token mean removed, or None for raw targets. Acts at the full
             grid, before pooling.
         grids: tokens per side that each group is compared on, in the order of the groups; None
-            for the DiT's own.
+            for the backbone's own.
         whitening: level -> its whitening; others stay as they are.
         placebo: give each picture the targets of another picture of its micro-batch. A scientific
             control: any gain that remains does not come from what the targets say.
 
     Raises:
-        UserError: a group's grid is finer than the DiT's, or a group would be left with nothing.
+        UserError: a group's grid is finer than the backbone's, or a group would be left with
+            nothing.
     """
 
     def __init__(
@@ -118,12 +119,12 @@ def _refuse_other_whitening(
 def group_targets(
     batch: Mapping[str, Tensor], groups: Mapping[str, Sequence[str]], grid: int, alpha: float | None
 ) -> list[Tensor]:
-    """One target per group of levels at the DiT's own grid.
+    """One target per group of levels at the backbone's own grid.
 
     Args:
         batch: holds ``prior.<level>`` maps ``[B, C, H, W]`` for every level of every group.
         groups: group name -> its levels; a group's channels are concatenated in this order.
-        grid: tokens per side of the DiT.
+        grid: tokens per side of the backbone.
         alpha: share of the mean removed by the spatial normalisation, or None for raw targets.
 
     Returns:

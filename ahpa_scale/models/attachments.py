@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Details of auxiliary losses: the loss of a released one, and checkpoints of other auxiliaries.
 
-Legend: B batch, N tokens, D width of the DiT.
+Legend: B batch, N tokens, D width of the backbone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def tapped_blocks(name: str, taps: int | Sequence[int], depth: int) -> tuple[int
         raise UserError(f"auxiliary {name!r} names no block to tap; name at least one")
     for tap in blocks:
         if not 1 <= tap <= depth:
-            raise UserError(f"tap {tap} lies outside the DiT's blocks 1 to {depth}")
+            raise UserError(f"tap {tap} lies outside the backbone's blocks 1 to {depth}")
     return blocks
 
 
@@ -71,13 +71,13 @@ def refuse_other_attachments(
         raise UserError(
             f"the checkpoint holds state of the auxiliary {_names(there - here)}, which this model "
             "does not have; add the algorithm that trained it (alignment.kind), "
-            "or load the weights of the DiT alone"
+            "or load the weights of the backbone alone"
         )
     if here - there:
         raise UserError(
             f"this model has the auxiliary {_names(here - there)}, but the checkpoint was trained "
             "without it; remove the algorithm (alignment.kind=none), "
-            "or load the weights of the DiT alone"
+            "or load the weights of the backbone alone"
         )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ahpa_scale.errors import UserError
+from ahpa_scale.models.backbone import Backbone
 from ahpa_scale.models.dit_config import DiTGeometry, resolve_geometry
 from ahpa_scale.models.dit_layers import (
     DiTBlock,
@@ -26,7 +27,7 @@ from ahpa_scale.models.dit_layers import (
 )
 
 
-class DiT(nn.Module):
+class DiT(Backbone):
     """Class-conditional velocity network; build it with ``build_dit``.
 
     Times follow this package: t = 0 is data, t = 1 is noise. The weights released with SiT use
@@ -63,7 +64,7 @@ class DiT(nn.Module):
         self.t_embedder = TimestepEmbedder(width)
         self.y_embedder = LabelEmbedder(num_classes, width, class_dropout_prob)
         self.pos_embed = nn.Parameter(torch.empty(1, self.grid**2, width), requires_grad=False)
-        self.blocks = nn.ModuleList(
+        self.blocks: nn.ModuleList = nn.ModuleList(
             DiTBlock(width, geometry.heads, qk_norm) for _ in range(geometry.depth)
         )
         self.final_layer = FinalLayer(width, geometry.patch_size**2 * self.out_channels)
@@ -93,7 +94,7 @@ class DiT(nn.Module):
         self,
         x_BCHW: Tensor,
         t_B: Tensor,
-        y_B: Tensor,
+        condition_B: Tensor,
         taps: Sequence[int] = (),
         tokens_only: bool = False,
     ) -> Tensor | dict[int, Tensor] | tuple[Tensor, dict[int, Tensor]]:
@@ -102,7 +103,7 @@ class DiT(nn.Module):
         Args:
             x_BCHW: noisy input [B, in_channels, input_size, input_size].
             t_B: times in [0, 1], float32 for accuracy.
-            y_B: int64 labels in [0, num_classes), or ``null_label``.
+            condition_B: int64 labels in [0, num_classes), or ``null_label``.
             taps: blocks, counted from 1, whose output tokens are wanted too.
             tokens_only: return no velocity; stop after the deepest tap.
 
@@ -116,7 +117,7 @@ class DiT(nn.Module):
         """
         self._check(x_BCHW, taps)
         x_BND = self.x_embedder(x_BCHW) + self.pos_embed
-        c_BD = self.t_embedder(t_B) + self.y_embedder(y_B)
+        c_BD = self.t_embedder(t_B) + self.y_embedder(condition_B)
         tapped: dict[int, Tensor] = {}
         last = max(taps, default=0) if tokens_only else self.depth
         for number, block in enumerate(islice(self.blocks, last), start=1):
@@ -220,13 +221,13 @@ class OfficialSiTVelocity(nn.Module):
         self.model = model
         self.null_label = model.null_label
 
-    def forward(self, x_BCHW: Tensor, t_B: Tensor, y_B: Tensor) -> Tensor:
-        return -self.model(x_BCHW, 1.0 - t_B, y_B)
+    def forward(self, x_BCHW: Tensor, t_B: Tensor, condition_B: Tensor) -> Tensor:
+        return -self.model(x_BCHW, 1.0 - t_B, condition_B)
 
 
 def official_sit_velocity(model: DiT) -> OfficialSiTVelocity:
     """Wrap a ``DiT`` loaded with released SiT weights for our time convention.
 
-    The wrapper is called as ``velocity(x_BCHW, t_B, y_B)`` with t = 0 at the data.
+    The wrapper is called as ``velocity(x_BCHW, t_B, condition_B)`` with t = 0 at the data.
     """
     return OfficialSiTVelocity(model)

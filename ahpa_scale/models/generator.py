@@ -2,7 +2,7 @@
 """The ComposerModel: a batch of latents -> velocity -> flow loss, with one seam for auxiliary
 losses.
 
-Legend: B batch, C channels, H W latent height and width, N tokens, D width of the DiT.
+Legend: B batch, C channels, H W latent height and width, N tokens, D width of the backbone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ahpa_scale.models.attachments import (
     released_loss,
     tapped_blocks,
 )
-from ahpa_scale.models.dit import DiT
+from ahpa_scale.models.backbone import Backbone
 from ahpa_scale.models.flow import Path, get_path, sample_timesteps, velocity_loss
 from ahpa_scale.models.noising import noised
 from ahpa_scale.models.prior_sources import LatentSource, PriorSource, SourceContext, fill_priors
@@ -33,15 +33,15 @@ from ahpa_scale.precision import float32_region
 
 
 class DiffusionGenerator(ComposerModel):
-    """A Diffusion Transformer with its flow-matching objective.
+    """A diffusion transformer with its flow-matching objective.
 
     With nothing attached, forward and loss are the plain ones and the state dict holds ``dit.*``
     only. Every random number of a picture derives from (seed, epoch, sample index), so ranks,
     micro-batches and resuming don't change it.
 
     Args:
-        dit: the backbone.
-        scaling: how unscaled VAE latents become the DiT's input.
+        backbone: predicts the velocity.
+        scaling: how unscaled VAE latents become the backbone's input.
         path: ``linear`` or ``gvp`` (SiT, arXiv 2401.08740).
         timesteps: ``uniform`` or ``logit_normal`` (arXiv 2403.03206, section 3.1), with
             `logit_mean` and `logit_std`.
@@ -54,7 +54,7 @@ class DiffusionGenerator(ComposerModel):
 
     def __init__(
         self,
-        dit: DiT,
+        backbone: Backbone,
         *,
         scaling: LatentScaling,
         path: str = "linear",
@@ -67,7 +67,7 @@ class DiffusionGenerator(ComposerModel):
         cpu_bf16: bool = False,
     ) -> None:
         super().__init__()
-        self.dit = dit
+        self.dit = backbone  # the name in every checkpoint
         self.attachments = nn.ModuleDict()
         self.path: Path = get_path(path)
         self.scaling = scaling
@@ -114,7 +114,7 @@ class DiffusionGenerator(ComposerModel):
 
         Raises:
             UserError: the name is taken or reserved, there is no tap, or one lies beyond the
-                DiT's depth.
+                backbone's depth.
         """
         if name in self.attachments or name in ("total", "flow"):
             raise UserError(
@@ -158,7 +158,7 @@ class DiffusionGenerator(ComposerModel):
         return self._weights[name]
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """The DiT's parameters: what is trained for inference."""
+        """The backbone's parameters: what is trained for inference."""
         return self.dit.parameters()
 
     def attachment_parameters(self) -> Iterator[nn.Parameter]:
@@ -190,15 +190,15 @@ class DiffusionGenerator(ComposerModel):
         with float32_region(mean_BCHW):
             key = partial(self._key, batch)
             drawn = noised(mean_BCHW, std_BCHW, self.scaling, self.path, key, self._timesteps)
-        label_B = self._drop_labels(batch)
+        condition_B = self._drop_labels(batch)
         t_B = drawn.t_B
         outputs = {"target": drawn.target_BCHW, "t": t_B, "auxiliary": {}}
         if not self.attachments:
-            return {**outputs, "velocity": self.dit(drawn.xt_BCHW, t_B, label_B)}
+            return {**outputs, "velocity": self.dit(drawn.xt_BCHW, t_B, condition_B)}
         taps = sorted({tap for blocks in self._taps.values() for tap in blocks})
-        velocity_BCHW, tapped = self.dit(drawn.xt_BCHW, t_B, label_B, taps=taps)
+        velocity_BCHW, tapped = self.dit(drawn.xt_BCHW, t_B, condition_B, taps=taps)
         clean_BCHW = self.scaling.normalise(mean_BCHW)
-        context = SourceContext(batch, clean_BCHW, drawn, label_B, self.path)
+        context = SourceContext(batch, clean_BCHW, drawn, condition_B, self.path)
         fill_priors(inputs, levels, self._sources, context)
         auxiliary = {
             name: self._auxiliary_loss(name, {tap: tapped[tap] for tap in blocks}, t_B, inputs)

@@ -4,7 +4,7 @@
 An auxiliary names levels; the generator asks its sources for those that are missing. Cached
 columns need no source, and a VAE's maps come with the latents that it encodes online.
 
-Legend: B batch, C channels, H W latent sides, N tokens, D width of the DiT, g token grid.
+Legend: B batch, C channels, H W latent sides, N tokens, D width of the backbone, g token grid.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.func import functional_call
 from ahpa_scale.errors import UserError
 from ahpa_scale.level_names import LATENT, PRIOR_PREFIX, self_block
 from ahpa_scale.models.attachments import is_sharded
-from ahpa_scale.models.dit import DiT
+from ahpa_scale.models.backbone import Backbone
 from ahpa_scale.models.flow import Path, interpolate
 from ahpa_scale.models.noising import Noised
 from ahpa_scale.precision import float32_region
@@ -34,16 +34,16 @@ class SourceContext:
 
     Attributes:
         batch: as the loader gave it.
-        mean_BCHW: posterior mean of the clean latents, scaled as the DiT's input; float32.
+        mean_BCHW: posterior mean of the clean latents, scaled as the backbone's input; float32.
         drawn: the latents, noise and noise levels of this step.
-        label_B: int64 labels as the student sees them, dropped ones replaced by the null class.
+        condition_B: int64 labels as the student sees them, dropped ones replaced by the null class.
         path: the interpolant between latents and noise.
     """
 
     batch: Mapping[str, Tensor]
     mean_BCHW: Tensor
     drawn: Noised
-    label_B: Tensor
+    condition_B: Tensor
     path: Path
 
 
@@ -60,7 +60,7 @@ class PriorSource(Protocol):
 
 
 class LatentSource:
-    """The scaled latent mean itself, ``latent`` in the DiT's own units."""
+    """The scaled latent mean itself, ``latent`` in the backbone's own units."""
 
     def provides(self, level: str) -> bool:
         """Only ``latent``."""
@@ -79,25 +79,25 @@ class SelfSource:
     block asked for, once for all levels.
 
     Args:
-        dit: the student; its code and its buffers are used, its trained weights are not.
-        averages: returns the present averages by the DiT's own parameter names, in every step.
+        backbone: the student; its code and its buffers are used, its trained weights are not.
+        averages: returns the present averages by the backbone's own parameter names, in every step.
         lead: how much less noise the teacher sees, in units of t, from 0 to 1.
 
     Raises:
         UserError: a lead out of range.
     """
 
-    def __init__(self, dit: DiT, averages: Callable[[], Averages], lead: float) -> None:
+    def __init__(self, backbone: Backbone, averages: Callable[[], Averages], lead: float) -> None:
         if not 0 <= lead <= 1:
             raise UserError(f"the self source's lead is {lead}: give a number from 0 to 1")
         self.lead = lead
-        self._dit = dit
+        self._backbone = backbone
         self._averages = averages
 
     def provides(self, level: str) -> bool:
         """``self.1`` to ``self.<depth>``."""
         block = self_block(level)
-        return block is not None and 1 <= block <= self._dit.depth
+        return block is not None and 1 <= block <= self._backbone.depth
 
     @torch.no_grad()
     def provide(self, levels: Sequence[str], context: SourceContext) -> dict[str, Tensor]:
@@ -114,11 +114,11 @@ class SelfSource:
             xt_BCHW, _ = interpolate(context.path, drawn.x_BCHW, drawn.eps_BCHW, t_B)
         named = {level: self_block(level) for level in levels}
         blocks = {level: block for level, block in named.items() if block is not None}
-        # No layer of the DiT behaves differently in training, so its mode can stay.
+        # A backbone does the same in training and evaluation, so its mode can stay.
         tapped: dict[int, Tensor] = functional_call(
-            self._dit,
+            self._backbone,
             dict(averages),
-            (xt_BCHW, t_B, context.label_B),
+            (xt_BCHW, t_B, context.condition_B),
             {"taps": sorted(set(blocks.values())), "tokens_only": True},
         )
         return {level: token_map(tapped[block]) for level, block in blocks.items()}

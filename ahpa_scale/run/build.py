@@ -39,9 +39,9 @@ from ahpa_scale.run.checkpoints import build_saver, find_start
 from ahpa_scale.run.device import chosen_device
 from ahpa_scale.run.engine import (
     build_engine,
+    compile_blocks,
     composer_precision,
     cpu_bf16,
-    prepare_blocks,
 )
 from ahpa_scale.run.loggers import build_loggers
 
@@ -79,7 +79,8 @@ def build_trainer(
     if vae is not None:
         vae.to(device._device)
     generator = build_generator(config, card, vae, cpu_bf16=cpu_bf16(config, device))
-    prepare_blocks(config, generator, device)
+    if config.parallelism.compile:
+        compile_blocks(config, generator, device)
     tracker_ids = {"wandb": start.tracker_id("wandb")} if config.logging.wandb else {}
     try:
         return Trainer(
@@ -128,6 +129,7 @@ def build_generator(
         width=model.width,
         heads=model.heads,
     )
+    dit.checkpoint_every = config.parallelism.activation_checkpointing
     return DiffusionGenerator(
         dit,
         scaling=card.scaling,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parallelism section -> the engine's plug-ins, and blocks that recompute or are compiled."""
+"""The parallelism section -> the engine's plug-ins, and compiled blocks."""
 
 from __future__ import annotations
 
@@ -42,20 +42,12 @@ def build_engine(config: Config, device: Device) -> list[Algorithm]:
     )
 
 
-def prepare_blocks(config: Config, generator: DiffusionGenerator, device: Device) -> None:
-    """Sets activation checkpointing, and compiles the blocks if asked.
+def compile_blocks(config: Config, generator: DiffusionGenerator, device: Device) -> None:
+    """Compiles block by block and in place: equal blocks share one compilation, and parameters keep
+    their names. The compilation itself runs in the first step.
 
     Raises:
         ConfigError: compiling on the CPU needs a C++ compiler, and there is none.
-    """
-    generator.dit.checkpoint_every = config.parallelism.activation_checkpointing
-    if config.parallelism.compile:
-        _compile(config, generator, device)
-
-
-def _compile(config: Config, generator: DiffusionGenerator, device: Device) -> None:
-    """Compiles block by block and in place: equal blocks share one compilation, and parameters keep
-    their names. The compilation itself runs in the first step.
     """
     compiler = os.environ.get("CXX", "g++")
     if isinstance(device, DeviceCPU) and shutil.which(compiler) is None:

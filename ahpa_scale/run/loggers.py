@@ -14,14 +14,18 @@ from ahpa_scale.callbacks import MetricsFile, Prometheus, TensorBoard, TrainingB
 from ahpa_scale.config.schema import Config
 from ahpa_scale.config.written import as_written
 from ahpa_scale.exporter import Board
-from ahpa_scale.models.dit import DiT
+from ahpa_scale.models.backbone import Backbone
 from ahpa_scale.models.flops import training_flops
 from ahpa_scale.printable import without_secrets
 from ahpa_scale.run.checkpoints import Start
 
 
 def build_loggers(
-    config: Config, start: Start, tracker_ids: Mapping[str, str], dit: DiT, board: Board | None
+    config: Config,
+    start: Start,
+    tracker_ids: Mapping[str, str],
+    backbone: Backbone,
+    board: Board | None,
 ) -> Sequence[LoggerDestination]:
     """Builds the loggers.
 
@@ -29,14 +33,14 @@ def build_loggers(
         config: configuration of the run.
         start: what the run starts from.
         tracker_ids: ids under which trackers know the run.
-        dit: the backbone, to count its FLOPs.
+        backbone: to count its FLOPs.
         board: the numbers that this process serves; None if it serves none.
     """
     chosen, output_dir = config.logging, Path(config.output_dir)
     loggers: list[LoggerDestination] = []
     if board is not None:
         # First: if another logger hangs, the numbers of that batch are already served.
-        loggers.append(Prometheus(board, training_flops(dit)))
+        loggers.append(Prometheus(board, training_flops(backbone)))
     loggers.append(MetricsFile(output_dir, chosen.interval, chosen.router_interval))
     loggers.append(TrainingBar())
     if chosen.tensorboard:

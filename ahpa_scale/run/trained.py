@@ -16,12 +16,12 @@ from ahpa_scale import storage
 from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.find import Found, find_checkpoint
 from ahpa_scale.checkpoint.local_copy import open_checkpoint
-from ahpa_scale.checkpoint.weights import BACKBONE, read_weights
+from ahpa_scale.checkpoint.weights import read_weights
 from ahpa_scale.config.load import load_mapping, load_yaml
 from ahpa_scale.config.schema import Alignment, Config
 from ahpa_scale.data.card import DatasetCard
 from ahpa_scale.errors import UserError
-from ahpa_scale.models.dit import DiT
+from ahpa_scale.models.backbone import BACKBONE, Backbone
 from ahpa_scale.run.main import RESOLVED
 
 
@@ -30,7 +30,7 @@ def find_run(place: str, config: str | None = None) -> tuple[Config, str]:
 
     Args:
         place: folder or URL of a checkpoint; folder or URL of checkpoints, or a run's output
-            folder, to use the newest; or a safetensors file of a DiT's weights.
+            folder, to use the newest; or a safetensors file of a backbone's weights.
         config: the run's resolved configuration. None takes the one in the checkpoint, or looks in
             the folder of the safetensors file and in its parent.
 
@@ -93,24 +93,24 @@ def unaligned(config: Config, card: DatasetCard) -> Config:
     return config.model_copy(update={"alignment": Alignment(), "data": data})
 
 
-def load_backbone(dit: DiT, place: str) -> None:
-    """Loads a checkpoint's EMA into the DiT, or trained weights where there is no EMA.
+def load_backbone(backbone: Backbone, place: str) -> None:
+    """Loads a checkpoint's EMA into the backbone, or trained weights where there is no EMA.
 
     Args:
-        dit: the backbone, built from the run's configuration.
+        backbone: built from the run's configuration.
         place: a checkpoint's folder or URL, or a safetensors file.
 
     Raises:
         UserError: the weights are unreadable, damaged, or of another model.
     """
-    take_weights(dit, _backbone(place), place)
+    take_weights(backbone, _backbone(place), place)
 
 
-def take_weights(dit: DiT, weights: Mapping[str, Tensor], place: str) -> None:
-    """Loads weights by the DiT's own names.
+def take_weights(backbone: Backbone, weights: Mapping[str, Tensor], place: str) -> None:
+    """Loads weights by the backbone's own names.
 
     Args:
-        dit: the backbone, on any device.
+        backbone: the model, on any device.
         weights: whole tensors.
         place: where they came from, for the message.
 
@@ -118,7 +118,7 @@ def take_weights(dit: DiT, weights: Mapping[str, Tensor], place: str) -> None:
         UserError: the weights belong to another model.
     """
     try:
-        result = dit.load_state_dict(weights, strict=False)
+        result = backbone.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         shapes = str(error).splitlines()[-1].strip()
         raise UserError(f"{place} belongs to another configuration: {shapes}") from None
@@ -165,6 +165,6 @@ def _backbone(place: str) -> dict[str, Tensor]:
 
 
 def backbone_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The DiT's weights out of a whole model's, under the DiT's own names."""
+    """The backbone's weights out of a whole model's, under its own names."""
     inner = ((name, value) for name, value in weights.items() if name.startswith(BACKBONE))
     return {name.removeprefix(BACKBONE): value for name, value in inner}

@@ -42,7 +42,8 @@ def sample(
     """Draw samples.
 
     Args:
-        model: a ``DiT`` or any ``velocity(x_BCHW, t_B, y_B)``. Guidance needs ``model.null_label``.
+        model: a backbone or any ``velocity(x_BCHW, t_B, condition_B)``. Guidance needs
+            ``model.null_label``.
         labels_B: int64 [B] classes; sampling runs on their device.
         index_B: int64 [B] identity of each sample: same seed and index, same noise.
         seed: any integer.
@@ -110,14 +111,14 @@ def _guided(
             f"guidance_scale {scale} needs a model with a null class (class_dropout_prob > 0);"
             " use guidance_scale 1.0"
         )
-    y_2B = torch.cat([labels_B, torch.full_like(labels_B, null_label)])
+    condition_2B = torch.cat([labels_B, torch.full_like(labels_B, null_label)])
     low, high = interval
 
     def field(x_BCHW: Tensor, time: float) -> Tensor:
         t_B = _full_time(x_BCHW, time)
         if not low <= time <= high:
             return model(x_BCHW, t_B, labels_B).float()
-        both = model(torch.cat([x_BCHW, x_BCHW]), torch.cat([t_B, t_B]), y_2B).float()
+        both = model(torch.cat([x_BCHW, x_BCHW]), torch.cat([t_B, t_B]), condition_2B).float()
         v_class, v_null = both.chunk(2)
         return v_null + scale * (v_class - v_null)
 

@@ -21,7 +21,7 @@ from ahpa_scale.algorithms.timing import Every
 from ahpa_scale.errors import UserError
 from ahpa_scale.level_names import is_self_level
 from ahpa_scale.method import AlignmentSettings, GapMap, PriorAlignment
-from ahpa_scale.models.dit import DiT
+from ahpa_scale.models.backbone import Backbone
 from ahpa_scale.models.generator import DiffusionGenerator
 from ahpa_scale.models.prior_sources import SelfSource
 
@@ -29,7 +29,7 @@ NAME = "alignment"
 
 
 class AHPA(Algorithm):
-    """Aligns a DiT's hidden state with multi-level features of the frozen VAE encoder (arXiv
+    """Aligns a backbone's hidden state with multi-level features of the frozen VAE encoder (arXiv
     2605.03317).
 
     On ``Event.INIT`` it attaches a :class:`~ahpa_scale.method.PriorAlignment` to the
@@ -78,12 +78,12 @@ class AHPA(Algorithm):
 
     @property
     def tap(self) -> int | Mapping[str, int] | None:
-        """The block that is aligned, or one per group; None until the DiT's depth is known."""
+        """The block that is aligned, or one per group; None until the backbone's depth is known."""
         return self.design.tap
 
-    def build(self, dit: DiT) -> PriorAlignment:
+    def build(self, backbone: Backbone) -> PriorAlignment:
         """Builds only the auxiliary module, see :meth:`Design.build`."""
-        return self.design.build(dit)
+        return self.design.build(backbone)
 
     def match(self, event: Event, state: State) -> bool:
         """Acts once the model exists, around batches, and at the end of epochs and training."""

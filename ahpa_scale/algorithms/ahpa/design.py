@@ -26,12 +26,12 @@ from ahpa_scale.method import (
     ScheduledRouter,
     UniformRouter,
 )
-from ahpa_scale.models.dit import DiT
+from ahpa_scale.models.backbone import Backbone
 from ahpa_scale.models.vae_config import default_groups
 
 
 class Design:
-    """The choices of one alignment; they become a module once the DiT is known.
+    """The choices of one alignment; they become a module once the backbone is known.
 
     Args:
         levels: name -> channels of every prior level that the batches bring, fine to coarse.
@@ -61,7 +61,7 @@ class Design:
         if settings.router.ceiling != "anywhere" and gap_map is None:
             raise UserError(f"ceiling {settings.router.ceiling!r} needs a gap_map")
         self.channels = dict(levels)
-        # The groups of kind self depend on the DiT's depth: `build` fills them.
+        # The groups of kind self depend on the backbone's depth: `build` fills them.
         self.groups: dict[str, tuple[str, ...]] = {}
         if settings.groups or settings.kind != "self":
             chosen = settings.groups or default_groups(self._encoder_levels())
@@ -85,35 +85,36 @@ class Design:
                     f"but the batches bring {', '.join(self.channels) or 'none'}"
                 )
 
-    def build(self, dit: DiT) -> PriorAlignment:
-        """Builds the auxiliary for this DiT's depth, width and token grid.
+    def build(self, backbone: Backbone) -> PriorAlignment:
+        """Builds the auxiliary for this backbone's depth, width and token grid.
 
         Raises:
-            UserError: a group, block, grid or level that this DiT or the data don't have.
+            UserError: a group, block, grid or level that this backbone or the data don't have.
         """
         settings = self.settings
-        default_tap = KINDS[settings.kind].tap(dit.depth)
+        default_tap = KINDS[settings.kind].tap(backbone.depth)
         if self.tap is None:
             self.tap = default_tap
-        self.groups = self.groups or default_self_groups(dit.depth, self.tap)
+        self.groups = self.groups or default_self_groups(backbone.depth, self.tap)
         if isinstance(self.tap, Mapping):
             blocks = per_group("tap", self.tap, self.groups, default_tap)
         else:
             blocks = [self.tap] * len(self.groups)
-        # A latent is read in the DiT's own patches, so its channels follow from the DiT.
-        channels = {**self.channels, LATENT: dit.in_channels * dit.patch_size**2}
-        channels.update(self_channels(self.groups, blocks, dit))
+        # A latent is read in the backbone's own patches.
+        patch = backbone.input_size // backbone.grid
+        channels = {**self.channels, LATENT: backbone.in_channels * patch**2}
+        channels.update(self_channels(self.groups, blocks, backbone))
         whitening = {}
         if settings.whiten is not None:
             whitening = build_whitening(self.groups, channels, settings.whiten, self._statistics)
             channels.update({level: one.dims for level, one in whitening.items()})
         shape = AlignmentShape(
-            width=dit.width,
-            grid=dit.grid,
+            width=backbone.width,
+            grid=backbone.grid,
             groups=self.groups,
             channels={g: sum(channels[one] for one in levels) for g, levels in self.groups.items()},
             taps=blocks if isinstance(self.tap, Mapping) else None,
-            grids=per_group("grid", settings.grid or {}, self.groups, dit.grid),
+            grids=per_group("grid", settings.grid or {}, self.groups, backbone.grid),
         )
         gap = None
         if self._gap_map is not None:

@@ -27,7 +27,7 @@ class Kind:
         loss: ``cosine`` or ``smooth_l1``.
         spatial_norm: share of the token mean removed from targets, or None for raw targets.
         level: the one level that it aligns, or None for levels in groups.
-        depth_share: where it taps the DiT, as a share of the depth.
+        depth_share: where it taps the backbone, as a share of the depth.
         deepest_tap: block beyond which it never taps by default.
     """
 
@@ -40,7 +40,7 @@ class Kind:
     deepest_tap: int = 7
 
     def tap(self, depth: int) -> int:
-        """The block to tap, 1-based, in a DiT of this depth."""
+        """The block to tap, 1-based, in a backbone of this depth."""
         return max(1, min(self.deepest_tap, round(self.depth_share * depth)))
 
 
@@ -86,7 +86,7 @@ ROUTERS: dict[str, RouterDefaults] = {
 
 def filled(settings: AlignmentSettings) -> AlignmentSettings:
     """Settings with the defaults of their kind and of their router's objective filled in. The tap
-    stays as it is: its default depends on the DiT's depth.
+    stays as it is: its default depends on the backbone's depth.
 
     Raises:
         UserError: an unknown kind or objective, both a weight and a gradient ratio, or
@@ -123,7 +123,7 @@ def self_groups(depth: int, tap: int) -> dict[str, tuple[str, ...]]:
     last but one, if they lie behind the tap; the last block if none does.
 
     Args:
-        depth: blocks of the DiT.
+        depth: blocks of the backbone.
         tap: the deepest block that is aligned, 1-based.
 
     Raises:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the alignment of one DiT looks like: its groups, their blocks, grids, channels and
+"""What the alignment of one backbone looks like: its groups, their blocks, grids, channels and
 whitening.
 """
 
@@ -14,7 +14,7 @@ from ahpa_scale.algorithms.ahpa.kinds import self_groups
 from ahpa_scale.errors import UserError
 from ahpa_scale.level_names import is_self_level, self_block
 from ahpa_scale.method import Whitening, whitening
-from ahpa_scale.models.dit import DiT
+from ahpa_scale.models.backbone import Backbone
 
 Groups = Mapping[str, Sequence[str]]
 ValueT = TypeVar("ValueT")
@@ -39,8 +39,8 @@ def default_self_groups(depth: int, tap: int | Mapping[str, int]) -> dict[str, t
     return self_groups(depth, max(tap.values()) if isinstance(tap, Mapping) else tap)
 
 
-def self_channels(groups: Groups, taps: Sequence[int], dit: DiT) -> dict[str, int]:
-    """Channels of each level ``self.<k>``: the DiT's width.
+def self_channels(groups: Groups, taps: Sequence[int], backbone: Backbone) -> dict[str, int]:
+    """Channels of each level ``self.<k>``: the backbone's width.
 
     Raises:
         UserError: a block that does not lie behind the group's own.
@@ -49,12 +49,12 @@ def self_channels(groups: Groups, taps: Sequence[int], dit: DiT) -> dict[str, in
     for levels, tap in zip(groups.values(), taps, strict=True):
         for level in filter(is_self_level, levels):
             block = self_block(level)
-            if block is None or not tap < block <= dit.depth:
+            if block is None or not tap < block <= backbone.depth:
                 raise UserError(
                     f"the level {level!r} must be a block behind the one it is aligned with: "
-                    f"self.{min(tap + 1, dit.depth)} to self.{dit.depth}"
+                    f"self.{min(tap + 1, backbone.depth)} to self.{backbone.depth}"
                 )
-            found[level] = dit.width
+            found[level] = backbone.width
     return found
 
 

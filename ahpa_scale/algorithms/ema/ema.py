@@ -25,8 +25,8 @@ from ahpa_scale.algorithms.ema.parameters import (
 )
 from ahpa_scale.algorithms.timing import Every, parse_time
 from ahpa_scale.errors import UserError
+from ahpa_scale.models.backbone import BACKBONE
 
-BACKBONE = "dit."
 _AVERAGES = "EMA's averages"
 _EVALUATION = (
     "Composer's evaluation would judge the weights and not EMA's averages: leave eval_dataloader "
@@ -146,11 +146,11 @@ class EMA(Algorithm):
             self._take_back(model)
 
     def averages(self) -> dict[str, Tensor]:
-        """The current averages by the DiT's own parameter names: live tensors, which training
+        """The current averages by the backbone's own parameter names: live tensors, which training
         still changes. Do not write to them.
 
         Raises:
-            UserError: there are none yet (before training starts), or none of a DiT.
+            UserError: there are none yet (before training starts), or none of the backbone.
         """
         found = {
             name.removeprefix(BACKBONE): average
@@ -158,7 +158,9 @@ class EMA(Algorithm):
             if name.startswith(BACKBONE)
         }
         if not found:
-            raise UserError("EMA has no averages of a DiT yet; they exist from fit's start on")
+            raise UserError(
+                "EMA has no averages of the backbone yet; they exist from fit's start on"
+            )
         return found
 
     def parts(self) -> Mapping[str, Tensor]:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.distributed as dist
 from composer.core import Algorithm, Event, State
@@ -16,6 +18,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from ahpa_scale.algorithms.fully_shard.gloo import mend_gloo
 from ahpa_scale.errors import UserError
+from ahpa_scale.models.backbone import Backbone
 
 REPLICATE, SHARD = "replicate", "shard"
 
@@ -84,21 +87,19 @@ def shard_generator(
     gather its own weights.
 
     Args:
-        generator: has ``dit`` (with ``blocks``, where there are any) and ``attachments``.
+        generator: has a backbone ``dit`` and ``attachments``.
         mesh: one dimension to shard over, or two: replicate, shard.
         policy: types of the backbone's gathered weights and of its gradients' reduction.
         reshard_after_forward: see :class:`FullyShard`.
     """
     mend_gloo()
-    dit, attachments = generator.dit, generator.attachments
-    assert isinstance(dit, nn.Module)
+    backbone, attachments = cast(Backbone, generator.dit), generator.attachments
     assert isinstance(attachments, nn.Module)
     policy = policy or MixedPrecisionPolicy()
-    blocks = getattr(dit, "blocks", ())
-    for block in blocks:
+    for block in backbone.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
     # The root's own layers are needed at both ends of the pass: gathered once.
-    fully_shard(dit, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    fully_shard(backbone, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     for attachment in attachments.children():
         fully_shard(attachment, mesh=mesh, reshard_after_forward=reshard_after_forward)
 

@@ -35,7 +35,7 @@ from ahpa_scale.evaluation.fidelity import (
 )
 from ahpa_scale.evaluation.heldout import heldout_flow
 from ahpa_scale.evaluation.samples import draw_samples, sample_batches
-from ahpa_scale.models.dit import DiT
+from ahpa_scale.models.backbone import Backbone
 from ahpa_scale.models.flow import Path
 from ahpa_scale.models.vae import FrozenVAE
 from ahpa_scale.models.vae_config import LatentScaling
@@ -221,7 +221,7 @@ class Subject:
         chosen = self._config.sampling.classes
         return list(chosen or range(min(_FIRST_CLASSES, self._config.model.num_classes)))
 
-    def _drawn_by(self) -> tuple[DiT, Decoder, LatentScaling, Path]:
+    def _drawn_by(self) -> tuple[Backbone, Decoder, LatentScaling, Path]:
         return self._generator.dit, self._decoder, self._card.scaling, self._generator.path
 
     def _sampler(self) -> dict[str, Any]:
