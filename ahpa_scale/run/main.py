@@ -78,7 +78,7 @@ def _run(argv: Sequence[str], requests: Requests, way_out: WayOut, stack: ExitSt
         if os.environ.get("LOCAL_RANK", "0") == "0":
             check_folders(config)
         card = read_data_card(config)
-        check_data(config, card)
+        targets = check_data(config, card)
         pulse = stack.enter_context(watch_ranks(config)) or Pulse()
         board = stack.enter_context(serve_metrics(config, pulse))
         lease = stack.enter_context(hold_save_folder(config, requests))
@@ -94,6 +94,7 @@ def _run(argv: Sequence[str], requests: Requests, way_out: WayOut, stack: ExitSt
         trainer = build_trainer(
             config,
             card,
+            targets,
             [Heartbeat(pulse)],
             alive=pulse.saves,
             requests=requests,

@@ -12,11 +12,11 @@ from ahpa_scale.algorithms.ahpa.kinds import KINDS, filled, kind_groups
 from ahpa_scale.algorithms.ahpa.shape import (
     build_whitening,
     default_self_groups,
+    made_channels,
     per_group,
-    self_channels,
 )
 from ahpa_scale.errors import UserError
-from ahpa_scale.level_names import EXTERNAL, LATENT, is_self_level
+from ahpa_scale.level_names import ENCODER, source_of
 from ahpa_scale.method import (
     AlignmentSettings,
     AlignmentShape,
@@ -72,14 +72,15 @@ class Design:
         self._gap_map = gap_map
 
     def _encoder_levels(self) -> list[str]:
-        return [name for name in self.channels if name not in (LATENT, EXTERNAL)]
+        return [name for name in self.channels if source_of(name) == ENCODER]
 
     def _check_levels(self) -> None:
-        for name in (one for group in self.groups.values() for one in group):
-            if is_self_level(name):
-                if self.settings.whiten is not None:
-                    raise UserError(f"whiten needs statistics, and {name!r} changes as it trains")
-            elif name not in self.channels and name != LATENT:
+        for name in (name for levels in self.groups.values() for name in levels):
+            source = source_of(name)
+            if self.settings.whiten is not None and not source.statistics:
+                why = "changes as it trains" if source.averaged else "has none"
+                raise UserError(f"whiten needs statistics, and {name!r} {why}")
+            if name not in self.channels and source.channels is None:
                 raise UserError(
                     f"kind {self.settings.kind!r} aligns the level {name!r}, "
                     f"but the batches bring {', '.join(self.channels) or 'none'}"
@@ -100,18 +101,16 @@ class Design:
             blocks = per_group("tap", self.tap, self.groups, default_tap)
         else:
             blocks = [self.tap] * len(self.groups)
-        # A latent is read in the DiT's own patches, so its channels follow from the DiT.
-        channels = {**self.channels, LATENT: dit.in_channels * dit.patch_size**2}
-        channels.update(self_channels(self.groups, blocks, dit))
+        channels = {**self.channels, **made_channels(self.groups, blocks, dit)}
         whitening = {}
         if settings.whiten is not None:
             whitening = build_whitening(self.groups, channels, settings.whiten, self._statistics)
-            channels.update({level: one.dims for level, one in whitening.items()})
+            channels.update({level: whitened.dims for level, whitened in whitening.items()})
         shape = AlignmentShape(
             width=dit.width,
             grid=dit.grid,
             groups=self.groups,
-            channels={g: sum(channels[one] for one in levels) for g, levels in self.groups.items()},
+            channels={g: sum(map(channels.__getitem__, ls)) for g, ls in self.groups.items()},
             taps=blocks if isinstance(self.tap, Mapping) else None,
             grids=per_group("grid", settings.grid or {}, self.groups, dit.grid),
         )

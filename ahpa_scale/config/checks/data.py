@@ -8,17 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ahpa_scale.config.checks.levels import (
-    alignment_groups,
-    check_level_names,
-    known_levels,
-    stored_levels,
-)
-from ahpa_scale.config.checks.self_levels import level_key
+from ahpa_scale.config.checks.levels import known_levels
 from ahpa_scale.config.errors import ConfigError, choices
 from ahpa_scale.config.schema import Config
+from ahpa_scale.config.targets import Targets, resolve_targets
 from ahpa_scale.errors import UserError
-from ahpa_scale.level_names import EXTERNAL, LATENT
+from ahpa_scale.level_names import single_levels
 from ahpa_scale.models.vae_config import (
     DEMO_VAE,
     KNOWN_VAES,
@@ -68,9 +63,12 @@ def check_placeholders(config: Config) -> None:
             raise _error(config, key, f"put your own bucket in place of {PLACEHOLDER} in {place}")
 
 
-def check_data(config: Config, card: DatasetCard) -> None:
+def check_data(config: Config, card: DatasetCard) -> Targets:
     """Check a configuration against its data set's card. `check_vae_weights` checks the VAE's
     weights, once it is loaded.
+
+    Returns:
+        The targets of the run's alignment.
 
     Raises:
         ConfigError: the first mismatch found.
@@ -80,10 +78,15 @@ def check_data(config: Config, card: DatasetCard) -> None:
         _check_shape,
         _check_classes,
         _check_vae,
-        _check_priors,
     )
     for check in checks:
         check(config, card)
+    vae = load_vae_config(config.vae.path)
+    targets = resolve_targets(config, card.level_names if vae is None else known_levels(vae))
+    assert targets is not None, "the levels are known"
+    if not config.data.online:
+        _check_priors(config, card, targets)
+    return targets
 
 
 def check_vae_weights(config: Config, card: DatasetCard, identity: str) -> None:
@@ -176,24 +179,15 @@ def _check_vae(config: Config, card: DatasetCard) -> None:
         )
 
 
-def _check_priors(config: Config, card: DatasetCard) -> None:
-    vae = load_vae_config(config.vae.path)
-    available = known_levels(vae) if vae is not None else card.level_names
-    check_level_names(config, available)
-    if config.data.online:
-        return
-    groups = alignment_groups(config, available)
-    stored = (*card.level_names, *([EXTERNAL] if card.external_channels else []))
-    needed = stored_levels(groups)
-    for level in needed:
-        if level not in stored:
-            raise _error(
-                config,
-                level_key(config),
-                f"the data set has no {level!r}; {choices(level, (*stored, LATENT))}",
-            )
+def _check_priors(config: Config, card: DatasetCard, targets: Targets) -> None:
+    columns = card.prior_columns
+    options = dict.fromkeys((*columns, *single_levels(held=columns)))
+    for level in targets.stored:
+        if level not in columns:
+            problem = f"the data set has no {level!r}; {choices(level, options)}"
+            raise _error(config, targets.key, problem)
     grid = config.model.geometry().grid
-    if needed and card.grid != grid:
+    if targets.stored and card.grid != grid:
         raise _error(
             config,
             "model.name",
