@@ -49,26 +49,18 @@ class LevelSource:
     patched: bool = False
 
     def level(self, number: int) -> str:
-        """The name of the level of a number."""
+        """The name of its level of this number."""
         return f"{self.name}.{number}"
 
-    def levels(self, depth: int) -> tuple[str, ...]:
-        """All names of its levels for a backbone of `depth` blocks, fine to coarse."""
-        if not self.unit:
-            return (self.name,)
-        return tuple(map(self.level, range(1, (self.count or depth) + 1)))
+    def levels(self, depth: int) -> list[str]:
+        """The names of its numbered levels beside a backbone of `depth` blocks, fine to coarse."""
+        return [self.level(number) for number in range(1, (self.count or depth) + 1)]
 
     def number(self, level: str) -> int | None:
         """The k of its level ``<name>.<k>``; None for any other name."""
         name, _, text = level.partition(".")
-        own = name == self.name and text.isascii() and text.isdecimal()
-        return int(text) if self.unit and own else None
-
-    def owns(self, level: str, depth: int) -> bool:
-        """Whether it has this level for a backbone of `depth` blocks."""
-        if not self.unit:
-            return source_of(level) == self
-        return 1 <= (self.number(level) or 0) <= (self.count or depth)
+        own = self.unit and name == self.name and text.isascii() and text.isdecimal()
+        return int(text) if own else None
 
 
 SOURCES: dict[str, LevelSource] = {}

@@ -87,7 +87,7 @@ def _levels_of(source: str | None, card: DatasetCard, depth: int) -> tuple[str, 
     if source == OWN_BLOCKS.name:
         return tuple(self_groups(depth, 0))
     if source is not None and SOURCES[source].unit:
-        return SOURCES[source].levels(depth)
+        return tuple(SOURCES[source].levels(depth))
     levels = [name for name in _known_levels(card) if source in (None, source_of(name).name)]
     if not levels:
         raise UserError(f"the data set has no levels of source {source!r}; prepare it with them")
@@ -102,10 +102,10 @@ def _check_levels(levels: Sequence[str], card: DatasetCard, depth: int) -> None:
     known = _known_levels(card)
     for level in levels:
         source = source_of(level)
-        if not source.owns(level, depth):
-            names = source.levels(depth)
+        names = source.levels(depth) if source.unit else known
+        if source.unit and level not in names:
             raise UserError(f"no {source.unit} {level!r}; choose one of {names[0]} to {names[-1]}")
-        if not source.unit and level not in known:
+        if level not in names:
             raise UserError(f"the data set has no level {level!r}; {choices(level, known)}")
     twice = [level for level in levels if levels.count(level) > 1]
     if twice:

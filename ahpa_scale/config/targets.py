@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ahpa_scale.algorithms.ahpa import KINDS, self_groups
 from ahpa_scale.config.checks.levels import check_named_levels, check_single, check_targets
 from ahpa_scale.config.defaults import default_tap
-from ahpa_scale.config.errors import ConfigError
+from ahpa_scale.config.errors import config_error
 from ahpa_scale.config.schema import Alignment, Config
 from ahpa_scale.errors import UserError
 from ahpa_scale.level_names import OWN_BLOCKS, LevelSource, source_of
@@ -121,9 +121,7 @@ def _default_self_groups(config: Config) -> Groups:
     try:
         return self_groups(depth, max(named, default=default_tap("self", depth)))
     except UserError as error:
-        raise ConfigError(
-            config.source_of("alignment.kind"), "alignment.kind", str(error)
-        ) from None
+        raise config_error(config, "alignment.kind", str(error)) from None
 
 
 def _level_key(alignment: Alignment) -> str:

@@ -23,7 +23,6 @@ from ahpa_scale.errors import UserError
 from ahpa_scale.evaluation.heldout import evaluating, known_labels
 from ahpa_scale.evaluation.readout import PairMoments, explained_shares
 from ahpa_scale.level_names import PRIOR_PREFIX
-from ahpa_scale.method import AlignmentSettings
 from ahpa_scale.method.priors import level_tokens
 from ahpa_scale.models.generator import DiffusionGenerator
 from ahpa_scale.models.noising import noised
@@ -141,8 +140,7 @@ class _Pictures:
         self.batches = [self._encoded(batch) for batch in batches]
         self.count = sum(len(batch["index"]) for batch in self.batches)
         parameters = {n: p.detach() for n, p in generator.dit.named_parameters()}
-        settings = AlignmentSettings(self_lead=lead)
-        parts = SourceParts(generator.dit, settings, lambda: parameters)
+        parts = SourceParts(generator.dit, lambda: parameters, lead)
         # Before the generator's own sources: one map must use one set of weights.
         self.sources = [*build_sources(levels, parts), *generator.sources]
         self._check_count()

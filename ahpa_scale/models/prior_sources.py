@@ -21,7 +21,6 @@ from torch.func import functional_call
 
 from ahpa_scale.errors import UserError
 from ahpa_scale.level_names import LATENT, OWN_BLOCKS, PRIOR_PREFIX, source_of
-from ahpa_scale.method import AlignmentSettings
 from ahpa_scale.models.dit import DiT
 from ahpa_scale.models.flow import Path, interpolate
 from ahpa_scale.models.noising import Noised
@@ -55,13 +54,13 @@ class SourceParts:
 
     Attributes:
         dit: the student.
-        settings: the alignment's.
         averages: returns the present averages by the DiT's own parameter names; None without EMA.
+        lead: how much less noise a teacher sees, in units of t.
     """
 
     dit: DiT
-    settings: AlignmentSettings
     averages: Callable[[], Averages] | None
+    lead: float
 
 
 class PriorSource(ABC):
@@ -156,11 +155,11 @@ class SelfSource(PriorSource):
                 "levels self.<k> are blocks of the moving average: add the EMA algorithm "
                 "(ema.enabled=true)"
             )
-        return cls(parts.dit, parts.averages, parts.settings.self_lead)
+        return cls(parts.dit, parts.averages, parts.lead)
 
     def provides(self, level: str) -> bool:
         """``self.1`` to ``self.<depth>``."""
-        return OWN_BLOCKS.owns(level, self._dit.depth)
+        return level in OWN_BLOCKS.levels(self._dit.depth)
 
     @torch.no_grad()
     def provide(self, levels: Sequence[str], context: SourceContext) -> dict[str, Tensor]:

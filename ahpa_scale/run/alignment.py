@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ahpa_scale.algorithms.ahpa import AHPA, read_gap_map
-from ahpa_scale.config.errors import ConfigError
+from ahpa_scale.config.errors import config_error
 from ahpa_scale.config.schema import Alignment, Config
 from ahpa_scale.config.targets import Groups, Targets
 from ahpa_scale.data.card import DatasetCard, read_prior_statistics
@@ -64,11 +64,11 @@ def _read_statistics(config: Config, targets: Targets) -> dict[str, Tensor] | No
     try:
         statistics = read_prior_statistics(url)
     except UserError as error:
-        raise _error(config, "alignment.whiten", str(error)) from None
+        raise config_error(config, "alignment.whiten", str(error)) from None
     for level in targets.levels:
         if f"{level}.mean" not in statistics:
             problem = f"the data set has no statistics of {level!r}; prepare it again, or set null"
-            raise _error(config, "alignment.whiten", problem)
+            raise config_error(config, "alignment.whiten", problem)
     return statistics
 
 
@@ -86,9 +86,5 @@ def _read_map(config: Config, targets: Targets) -> GapMap | None:
         gap_map = read_gap_map(path)
         gap_map.gap(targets.groups, blocks, ceiling)
     except UserError as error:
-        raise _error(config, "alignment.router.gap_map", str(error)) from None
+        raise config_error(config, "alignment.router.gap_map", str(error)) from None
     return gap_map
-
-
-def _error(config: Config, key: str, problem: str) -> ConfigError:
-    return ConfigError(config.source_of(key), key, problem)

@@ -17,8 +17,13 @@ from ahpa_scale.checkpoint.find import holds_checkpoints
 from ahpa_scale.checkpoint.lease import Lease, holding
 from ahpa_scale.config.checks.data import check_data, check_placeholders, read_data_card
 from ahpa_scale.config.checks.folders import check_folders
-from ahpa_scale.config.checks.static import config_error
-from ahpa_scale.config.errors import ConfigError, exit_on_user_error, leave, speaks_for_all_ranks
+from ahpa_scale.config.errors import (
+    ConfigError,
+    config_error,
+    exit_on_user_error,
+    leave,
+    speaks_for_all_ranks,
+)
 from ahpa_scale.config.load import load_config, to_yaml
 from ahpa_scale.config.schema import Config, parse_duration
 from ahpa_scale.config.yaml_file import read_yaml

@@ -114,7 +114,8 @@ class AHPA(Algorithm):
         for optimizer in state.optimizers:
             optimizer.add_param_group({"params": list(alignment.parameters())})
         averages = [plug_in.averages for plug_in in state.algorithms if isinstance(plug_in, EMA)]
-        parts = SourceParts(generator.dit, self.settings, averages[0] if averages else None)
+        average = averages[0] if averages else None
+        parts = SourceParts(generator.dit, average, self.settings.self_lead)
         for source in build_sources(alignment.levels, parts):
             generator.add_source(source)
         self._alignment = alignment

@@ -8,10 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ahpa_scale.algorithms.ahpa.kinds import KINDS, filled, kind_groups
+from ahpa_scale.algorithms.ahpa.kinds import KINDS, filled, kind_groups, self_groups
 from ahpa_scale.algorithms.ahpa.shape import (
     build_whitening,
-    default_self_groups,
     made_channels,
     per_group,
 )
@@ -96,7 +95,8 @@ class Design:
         default_tap = KINDS[settings.kind].tap(dit.depth)
         if self.tap is None:
             self.tap = default_tap
-        self.groups = self.groups or default_self_groups(dit.depth, self.tap)
+        deepest = max(self.tap.values()) if isinstance(self.tap, Mapping) else self.tap
+        self.groups = self.groups or self_groups(dit.depth, deepest)
         if isinstance(self.tap, Mapping):
             blocks = per_group("tap", self.tap, self.groups, default_tap)
         else:

@@ -10,7 +10,6 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from ahpa_scale.algorithms.ahpa.kinds import self_groups
 from ahpa_scale.errors import UserError
 from ahpa_scale.level_names import source_of
 from ahpa_scale.method import Whitening, whitening
@@ -32,11 +31,6 @@ def per_group(
     if unknown is not None:
         raise UserError(f"{what} names the group {unknown!r}; there are {', '.join(groups)}")
     return [chosen.get(name, default) for name in groups]
-
-
-def default_self_groups(depth: int, tap: int | Mapping[str, int]) -> dict[str, tuple[str, ...]]:
-    """The groups of kind ``self`` behind its deepest tap."""
-    return self_groups(depth, max(tap.values()) if isinstance(tap, Mapping) else tap)
 
 
 def made_channels(groups: Groups, taps: Sequence[int], dit: DiT) -> dict[str, int]:

@@ -13,7 +13,7 @@ import os
 from ahpa_scale.config.checks.data import check_data, read_data_card
 from ahpa_scale.config.checks.engine import check_engine, world_size
 from ahpa_scale.config.checks.levels import known_levels
-from ahpa_scale.config.errors import ConfigError, choices
+from ahpa_scale.config.errors import choices, config_error
 from ahpa_scale.config.schema import Config, parse_time
 from ahpa_scale.config.targets import resolve_targets
 from ahpa_scale.errors import UserError
@@ -42,11 +42,6 @@ def check_static(config: Config) -> None:
         raise config_error(
             config, "data.local", "name the data set's folder (or the cache of data.remote)"
         )
-
-
-def config_error(config: Config, key: str, problem: str) -> ConfigError:
-    """An error at `key`, with the place where the user wrote it."""
-    return ConfigError(config.source_of(key), key, problem)
 
 
 def geometry(config: Config) -> DiTGeometry:
