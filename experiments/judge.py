@@ -184,7 +184,7 @@ class JudgingRoom:
         """How well a linear readout of each block recovers each level at each noise."""
         card = read_card(self.data.heldout)
         levels = wanted.levels or (*card.level_names, LATENT, EXTERNAL)
-        stored = tuple(one for one in levels if one == EXTERNAL or one in card.level_names)
+        stored = tuple(level for level in levels if level in card.prior_columns)
         batches = islice(self.heldout(stored), -(-wanted.pictures // _BATCH))
         return recoverability(generator, batches, levels, bins=self.study.flow_bins).to_dict()
 

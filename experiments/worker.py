@@ -62,7 +62,7 @@ def run_cell(study: Study, work: Path, results: Path, cell: Cell, digest: str) -
         file = ResultFile(results)
         missing = study.wanted(cell) - stored(file, cell)
         card = read_data_card(plan.config)
-        check_data(plan.config, card)
+        targets = check_data(plan.config, card)
         _start_anew_where_needed(plan, missing)
         # Imported only now, because torch and Composer take seconds.
         from ahpa_scale.run.build import build_trainer
@@ -74,7 +74,7 @@ def run_cell(study: Study, work: Path, results: Path, cell: Cell, digest: str) -
                 save_grid(images_N3SS, results.parent / "samples" / results.stem / name)
 
         judge = Judge(study, plan, digest, missing, file.append, show)
-        trainer = build_trainer(plan.config, card, callbacks=[judge])
+        trainer = build_trainer(plan.config, card, targets, callbacks=[judge])
         storage.write_text(plan.folder / "config.yaml", to_yaml(plan.config))
         storage.write_text(plan.folder / TOLD, json.dumps(plan.told, sort_keys=True))
         judge.map_what_was_trained(trainer.state)

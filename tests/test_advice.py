@@ -197,8 +197,8 @@ def test_levels_of_the_average_are_refused_by_engines_that_shard_whichever_key_n
 
 
 def test_one_level_alone_keeps_its_name():
-    from ahpa_scale.config.checks.levels import alignment_groups
+    from ahpa_scale.config.targets import resolve_targets
 
     config = load_yaml(YAML, ["alignment.levels=[encoder.mid_block]"])
-    groups = alignment_groups(config, ["encoder.down_blocks.0.resnets.0", "encoder.mid_block"])
-    assert groups == {"encoder.mid_block": ("encoder.mid_block",)}
+    levels = ["encoder.down_blocks.0.resnets.0", "encoder.mid_block"]
+    assert resolve_targets(config, levels).groups == {"encoder.mid_block": ("encoder.mid_block",)}

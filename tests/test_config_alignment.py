@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 from small_run import LEVELS, SMALL
 
-from ahpa_scale.config.checks.levels import alignment_groups
 from ahpa_scale.config.load import to_yaml
+from ahpa_scale.config.targets import resolve_targets
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_defaults_agree_with_the_plug_in(load):
 
 def test_groups_of_a_run(load):
     def groups(*overrides: str) -> dict[str, tuple[str, ...]]:
-        return alignment_groups(load(*overrides), LEVELS)
+        return resolve_targets(load(*overrides), LEVELS).groups
 
     assert groups() == {}
     assert list(groups("alignment.kind=ahpa")) == [

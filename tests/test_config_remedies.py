@@ -106,6 +106,7 @@ def test_a_baseline_stays_one_override_away(load):
 @pytest.fixture
 def plug_in(load, prepared, vae_path):
     """Builds the plug-in for the random VAE's data set, as training does."""
+    from ahpa_scale.config.checks.data import check_data
     from ahpa_scale.data.card import read_card
     from ahpa_scale.run.alignment import build_alignment
 
@@ -113,7 +114,8 @@ def plug_in(load, prepared, vae_path):
         text = f"run_name: a\nmax_duration: 9ba\ndata: {{local: {data}}}\n"
         text += f"vae: {{path: {vae_path}}}\n"
         text += "model: {name: tiny/2, input_size: 4, in_channels: 4, num_classes: 3}\n"
-        return build_alignment(load(*overrides, text=text), read_card(prepared))
+        config, card = load(*overrides, text=text), read_card(prepared)
+        return build_alignment(config, card, check_data(config, card))
 
     return build
 
@@ -135,7 +137,7 @@ def test_every_remedy_reaches_the_plug_in(plug_in):
     module = ahpa.build(dit())
     assert module.taps == (2, 2, 3)
     assert module.targets.grids == (2, 2, 1)
-    assert module.targets.placebo
+    assert module.targets.of_another
     assert {one.dims for one in module.targets.whitening} == {5}
     assert not module._loss.uniform
     assert module.balance.share == 0.3

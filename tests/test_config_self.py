@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 from small_run import LEVELS
 
-from ahpa_scale.config.checks.levels import alignment_groups, stored_levels
 from ahpa_scale.config.load import to_yaml
+from ahpa_scale.config.targets import resolve_targets
 
 # XL/2: 28 blocks, tap 7.
 OWN, MIXED = "alignment.kind=self", "alignment.kind=ahpa"
@@ -15,24 +15,24 @@ OWN, MIXED = "alignment.kind=self", "alignment.kind=ahpa"
 
 def test_self_brings_its_own_groups_behind_the_tap(load):
     run = load(OWN)
-    assert list(alignment_groups(run, LEVELS)) == ["self.14", "self.19", "self.27"]
+    assert list(resolve_targets(run, LEVELS).groups) == ["self.14", "self.19", "self.27"]
     deep = load(OWN, "alignment.tap=20")
-    assert list(alignment_groups(deep, LEVELS)) == ["self.27"]
-    assert stored_levels(alignment_groups(run, LEVELS)) == ()
+    assert list(resolve_targets(deep, LEVELS).groups) == ["self.27"]
+    assert resolve_targets(run, LEVELS).stored == ()
 
 
 def test_named_self_levels_stay_apart_and_may_join_the_encoders(load):
     run = load(OWN, "alignment.levels=[self.9, self.12]")
-    assert alignment_groups(run, LEVELS) == {"self.9": ("self.9",), "self.12": ("self.12",)}
+    assert resolve_targets(run, LEVELS).groups == {"self.9": ("self.9",), "self.12": ("self.12",)}
     levels = [LEVELS[0], "encoder.mid_block", "self.14", "self.20"]
     mixed = load(MIXED, f"alignment.levels=[{', '.join(levels)}]")
-    groups = alignment_groups(mixed, LEVELS)
-    assert [list(members) for members in groups.values()] == [[one] for one in levels]
-    assert stored_levels(groups) == (LEVELS[0], "encoder.mid_block")
+    targets = resolve_targets(mixed, LEVELS)
+    assert [list(members) for members in targets.groups.values()] == [[name] for name in levels]
+    assert targets.stored == (LEVELS[0], "encoder.mid_block")
     grouped = load(MIXED, "alignment.groups={near: [latent], far: [self.14, self.20]}")
-    assert alignment_groups(grouped, LEVELS)["far"] == ("self.14", "self.20")
+    assert resolve_targets(grouped, LEVELS).groups["far"] == ("self.14", "self.20")
     single = load("alignment.kind=single", "alignment.level=self.20")
-    assert alignment_groups(single, LEVELS) == {"self.20": ("self.20",)}
+    assert resolve_targets(single, LEVELS).groups == {"self.20": ("self.20",)}
 
 
 def test_a_run_against_itself_survives_the_round_trip(load, tmp_path):

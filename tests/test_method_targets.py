@@ -170,7 +170,7 @@ def test_whitened_targets_stay_in_float32_under_autocast():
 
 def test_the_placebo_gives_each_picture_the_targets_of_another():
     plain = GroupTargets(GROUPS, 4, 0.6)(priors())
-    placebo = GroupTargets(GROUPS, 4, 0.6, placebo=True)
+    placebo = GroupTargets(GROUPS, 4, 0.6, of_another=True)
     for own_BNC, other_BNC in zip(plain, placebo(priors()), strict=True):
         assert torch.equal(other_BNC[1:], own_BNC[:-1])
         assert torch.equal(other_BNC[0], own_BNC[-1])

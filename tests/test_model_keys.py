@@ -114,7 +114,8 @@ def test_what_needs_classes_is_refused_without_them(complaint):
 
 def test_an_unconditional_run_draws_its_grid_and_trains(small, prepared, tmp_path):
     config = small("model.num_classes=1", "max_duration=2ba", "sampling={interval: 2ba, steps: 1}")
-    trainer = build_trainer(config, read_card(prepared))
+    card = read_card(prepared)
+    trainer = build_trainer(config, card, check_data(config, card))
     trainer.fit()
     trainer.close()
     assert (tmp_path / "run" / "samples" / "step-00000002.png").exists()
@@ -123,10 +124,11 @@ def test_an_unconditional_run_draws_its_grid_and_trains(small, prepared, tmp_pat
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on the CPU")
 def test_compiled_blocks_compute_alike_and_keep_their_names(small, prepared):
     config = small("model.num_classes=3", "parallelism.compile=true", "precision=fp32")
-    trainer = build_trainer(config, read_card(prepared))
+    card = read_card(prepared)
+    trainer = build_trainer(config, card, check_data(config, card))
     dit = trainer.state.model.dit
     assert all(block._compiled_call_impl is not None for block in dit.blocks)
-    plain = build_generator(config, read_card(prepared)).dit
+    plain = build_generator(config, card).dit
     assert dit.state_dict().keys() == plain.state_dict().keys()
     # At initialisation a block is the identity; other weights show whether it computes.
     generator = torch.Generator().manual_seed(0)
@@ -144,5 +146,7 @@ def test_compiled_blocks_compute_alike_and_keep_their_names(small, prepared):
 def test_compiling_without_a_compiler_is_one_line(small, prepared, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     config = small("model.num_classes=3", "parallelism.compile=true")
+    card = read_card(prepared)
+    targets = check_data(config, card)
     with pytest.raises(ConfigError, match=r"parallelism\.compile.*no-such-compiler"):
-        build_trainer(config, read_card(prepared))
+        build_trainer(config, card, targets)

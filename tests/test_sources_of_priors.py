@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ahpa_scale.algorithms.ema import EMA
-from ahpa_scale.level_names import self_block
+from ahpa_scale.level_names import OWN_BLOCKS
 from ahpa_scale.models.flow import interpolate
 from ahpa_scale.models.prior_sources import SelfSource
 from ahpa_scale.models.randomness import normal, sample_key
@@ -205,8 +205,8 @@ def test_a_lead_out_of_range_is_refused(lead, make_generator):
 @settings(max_examples=60)
 @given(st.one_of(st.integers(0, 999).map("self.{}".format), st.text(max_size=8)))
 def test_only_self_and_a_number_names_a_block(level):
-    block = self_block(level)
+    block = OWN_BLOCKS.number(level)
     assert block is None or int(level.removeprefix("self.")) == block
-    assert self_block("self.7") == 7
-    assert self_block("self.x") is None
-    assert self_block("7") is None
+    assert OWN_BLOCKS.number("self.7") == 7
+    assert OWN_BLOCKS.number("self.x") is None
+    assert OWN_BLOCKS.number("7") is None

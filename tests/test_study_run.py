@@ -21,7 +21,7 @@ from composer.core import Callback
 from PIL import Image
 from small_study import ROOT, content, write
 
-from ahpa_scale.config.checks.static import read_data_card
+from ahpa_scale.config.checks.static import check_data, read_data_card
 from ahpa_scale.run.build import build_trainer
 from experiments import assets, judges
 from experiments.__main__ import main
@@ -92,7 +92,8 @@ def test_variants_of_a_seed_share_start_order_times_and_noise(work, tmp_path):
         )
         config = config.model_copy(update={**places, "checkpoint": saving})
         recorders.append(Recorder())
-        trainer = build_trainer(config, read_data_card(config), callbacks=[recorders[-1]])
+        card = read_data_card(config)
+        trainer = build_trainer(config, card, check_data(config, card), callbacks=[recorders[-1]])
         trainer.fit()
         trainer.close()
     none, *paired, other_seed = recorders

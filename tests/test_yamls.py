@@ -74,11 +74,11 @@ def test_the_promised_files_are_there():
 def test_the_model_is_built_at_full_size_and_takes_a_step_forward(path: Path):
     config = load_yaml(path)
     card = card_for(config)
-    check_data(config, card)
+    targets = check_data(config, card)
     with torch.device("meta"):
         generator = build_generator(config, card)
         if config.alignment.kind != "none":
-            plug_in = build_alignment(config, card)
+            plug_in = build_alignment(config, card, targets)
             assert plug_in.tap is not None
             generator.attach("alignment", plug_in.build(generator.dit), plug_in.tap, 0.5)
         batch = meta_batch(config, card)

@@ -19,7 +19,7 @@ from ahpa_scale import console, storage
 from ahpa_scale.algorithms.ahpa import self_groups
 from ahpa_scale.config.brought import Brought, bring
 from ahpa_scale.config.checks.data import check_data, check_vae_weights
-from ahpa_scale.config.diagnosis import SELF, VAE, Diagnosis
+from ahpa_scale.config.diagnosis import Diagnosis
 from ahpa_scale.config.errors import choices
 from ahpa_scale.config.schema import Config
 from ahpa_scale.data.card import DatasetCard, read_card
@@ -28,7 +28,7 @@ from ahpa_scale.data.stream import build_loader
 from ahpa_scale.errors import UserError
 from ahpa_scale.evaluation.figures import draw_recoverability
 from ahpa_scale.evaluation.recoverability import RecoverabilityMap, recoverability
-from ahpa_scale.level_names import EXTERNAL, LATENT, is_self_level, self_block
+from ahpa_scale.level_names import OWN_BLOCKS, SOURCES, single_levels, source_of
 from ahpa_scale.models.generator import DiffusionGenerator
 from ahpa_scale.models.vae import FrozenVAE
 from ahpa_scale.run.build import build_generator
@@ -84,27 +84,28 @@ def _load(config: Config, card: DatasetCard, place: str) -> DiffusionGenerator:
 
 
 def _levels_of(source: str | None, card: DatasetCard, depth: int) -> tuple[str, ...]:
-    if source == SELF:
+    if source == OWN_BLOCKS.name:
         return tuple(self_groups(depth, 0))
-    external = (EXTERNAL,) if card.external_channels is not None else ()
-    found = {
-        VAE: card.level_names,
-        LATENT: (LATENT,),
-        EXTERNAL: external,
-        None: (*card.level_names, LATENT, *external),
-    }[source]
-    if not found:
+    if source is not None and SOURCES[source].unit:
+        return tuple(SOURCES[source].levels(depth))
+    levels = [name for name in _known_levels(card) if source in (None, source_of(name).name)]
+    if not levels:
         raise UserError(f"the data set has no levels of source {source!r}; prepare it with them")
-    return found
+    return tuple(levels)
+
+
+def _known_levels(card: DatasetCard) -> list[str]:
+    return [*card.level_names, *single_levels(held=card.prior_channels)]
 
 
 def _check_levels(levels: Sequence[str], card: DatasetCard, depth: int) -> None:
-    known = [*card.level_names, LATENT, *([EXTERNAL] if card.external_channels else [])]
+    known = _known_levels(card)
     for level in levels:
-        block = self_block(level)
-        if is_self_level(level) and (block is None or not 1 <= block <= depth):
-            raise UserError(f"no block {level!r}; choose one of self.1 to self.{depth}")
-        if not is_self_level(level) and level not in known:
+        source = source_of(level)
+        names = source.levels(depth) if source.unit else known
+        if source.unit and level not in names:
+            raise UserError(f"no {source.unit} {level!r}; choose one of {names[0]} to {names[-1]}")
+        if level not in names:
             raise UserError(f"the data set has no level {level!r}; {choices(level, known)}")
     twice = [level for level in levels if levels.count(level) > 1]
     if twice:
@@ -117,12 +118,11 @@ def _pictures(
     """The data set's first pictures, in order: `prepare` has shuffled them already."""
     card = brought.card
     labels = None if brought.labels is None else torch.tensor(brought.labels)
-    stored = [*(card.level_names if card.kind == "latents" else ()), EXTERNAL]
     loader = build_loader(
         wanted.data,
         local=local,
         batch_size=min(_BATCH, wanted.pictures, card.num_samples),
-        levels=tuple(level for level in levels if level in stored),
+        levels=tuple(level for level in levels if level in card.prior_columns),
         shuffle=False,
         drop_last=False,
     )

@@ -7,10 +7,7 @@ from dataclasses import dataclass
 
 from ahpa_scale.config.errors import choices
 from ahpa_scale.errors import UserError
-from ahpa_scale.level_names import EXTERNAL, LATENT
-
-VAE, SELF = "vae", "self"
-SOURCES = (VAE, LATENT, EXTERNAL, SELF)
+from ahpa_scale.level_names import SOURCES
 
 
 @dataclass(frozen=True)
@@ -22,7 +19,7 @@ class Diagnosis:
         data: the data set, a folder or a URL.
         config: the run's configuration; None looks near the checkpoint.
         levels: names of levels; empty: those of the source.
-        source: one of SOURCES; None: all that the data set has.
+        source: one of `level_names.SOURCES`; None: all that the data set has.
         pictures: at most this many, from the data set's beginning.
         bins: equal bins of t.
         device: torch device.

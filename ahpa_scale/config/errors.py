@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from ahpa_scale import console
 from ahpa_scale.disk_errors import mendable
@@ -19,6 +19,9 @@ from ahpa_scale.errors import HostError, UserError
 from ahpa_scale.exits import MISTAKE, TRY_AGAIN
 from ahpa_scale.printable import without_secrets
 from ahpa_scale.unreachable import UnreachableError
+
+if TYPE_CHECKING:
+    from ahpa_scale.config.schema import Config
 
 COMMAND_LINE = "command line"
 _YIELD_SECONDS = 5.0
@@ -38,6 +41,11 @@ class ConfigError(UserError):
     def __init__(self, source: str, key: str, problem: str) -> None:
         self.source, self.key, self.problem = source, key, one_line(problem)
         super().__init__(": ".join(part for part in (source, key, self.problem) if part))
+
+
+def config_error(config: Config, key: str, problem: str) -> ConfigError:
+    """A mistake at `key`, with the place where the user wrote it."""
+    return ConfigError(config.source_of(key), key, problem)
 
 
 def one_line(text: str) -> str:

@@ -123,6 +123,21 @@ class DatasetCard:
         """Names of the levels, fine to coarse."""
         return tuple(level.name for level in self.levels)
 
+    @property
+    def prior_channels(self) -> dict[str, int]:
+        """Level -> channels of every level that batches can bring, fine to coarse; of pictures the
+        VAE makes the encoder's levels.
+        """
+        channels = {level.name: level.channels for level in self.levels}
+        external = {} if self.external_channels is None else {EXTERNAL: self.external_channels}
+        return {**channels, **external}
+
+    @property
+    def prior_columns(self) -> tuple[str, ...]:
+        """The levels among them that have a column."""
+        encoded = () if self.kind == "latents" else self.level_names
+        return tuple(level for level in self.prior_channels if level not in encoded)
+
     def to_json(self) -> str:
         """The text of `dataset.json`."""
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"

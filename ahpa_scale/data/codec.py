@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ahpa_scale.data.card import DatasetCard
 from ahpa_scale.errors import UserError
-from ahpa_scale.level_names import EXTERNAL, PRIOR_PREFIX
+from ahpa_scale.level_names import PRIOR_PREFIX
 
 STORED_AS = {"float16": "float16", "bfloat16": "uint16"}
 
@@ -27,19 +27,16 @@ def columns(card: DatasetCard) -> dict[str, str]:
 
     Array columns have a fixed shape, so that a reader can find one without decoding the others.
     """
-    found = {"label": "int"}
+    encodings = {"label": "int"}
     if card.kind == "images":
-        found["image"] = "png"
+        encodings["image"] = "png"
     else:
         channels, height, width = card.latent_shape
-        found["moments"] = f"ndarray:float16:{2 * channels},{height},{width}"
-    sizes = {level.name: level.channels for level in card.levels if card.kind == "latents"}
-    if card.external_channels is not None:
-        sizes[EXTERNAL] = card.external_channels
-    for name, channels in sizes.items():
-        shape = f"{channels},{card.grid},{card.grid}"
-        found[PRIOR_PREFIX + name] = f"ndarray:{STORED_AS[card.prior_dtype]}:{shape}"
-    return found
+        encodings["moments"] = f"ndarray:float16:{2 * channels},{height},{width}"
+    for level in card.prior_columns:
+        shape = f"{card.prior_channels[level]},{card.grid},{card.grid}"
+        encodings[PRIOR_PREFIX + level] = f"ndarray:{STORED_AS[card.prior_dtype]}:{shape}"
+    return encodings
 
 
 def encode_moments(mean_BCHW: Tensor, std_BCHW: Tensor) -> NDArray[Any]:

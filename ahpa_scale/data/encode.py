@@ -86,10 +86,7 @@ class BatchEncoder:
     def _levels(self) -> tuple[str, ...]:
         """Names of the levels whose statistics are gathered."""
         card = self._card
-        if card.kind != "latents":
-            return ()
-        external = () if card.external_channels is None else (EXTERNAL,)
-        return (LATENT, *card.level_names, *external)
+        return (LATENT, *card.prior_columns) if card.kind == "latents" else ()
 
     def scaling(self) -> LatentScaling:
         """The scaling for the latents seen so far."""

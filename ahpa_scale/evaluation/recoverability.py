@@ -22,11 +22,16 @@ from torch import Tensor
 from ahpa_scale.errors import UserError
 from ahpa_scale.evaluation.heldout import evaluating, known_labels
 from ahpa_scale.evaluation.readout import PairMoments, explained_shares
-from ahpa_scale.level_names import LATENT, PRIOR_PREFIX, self_block
-from ahpa_scale.method.priors import patchify, pool_to_grid
+from ahpa_scale.level_names import PRIOR_PREFIX
+from ahpa_scale.method.priors import level_tokens
 from ahpa_scale.models.generator import DiffusionGenerator
 from ahpa_scale.models.noising import noised
-from ahpa_scale.models.prior_sources import SelfSource, SourceContext, fill_priors
+from ahpa_scale.models.prior_sources import (
+    SourceContext,
+    SourceParts,
+    build_sources,
+    fill_priors,
+)
 from ahpa_scale.models.randomness import sample_key, uniform
 from ahpa_scale.precision import inference_autocast
 from ahpa_scale.progress import progress_bar
@@ -134,11 +139,10 @@ class _Pictures:
         self.device = next(generator.dit.parameters()).device
         self.batches = [self._encoded(batch) for batch in batches]
         self.count = sum(len(batch["index"]) for batch in self.batches)
-        self.sources = [*generator.sources]
-        if any(self_block(level) is not None for level in levels):
-            # Before the generator's own sources: one map must use one set of weights.
-            parameters = {n: p.detach() for n, p in generator.dit.named_parameters()}
-            self.sources.insert(0, SelfSource(generator.dit, lambda: parameters, lead))
+        parameters = {n: p.detach() for n, p in generator.dit.named_parameters()}
+        parts = SourceParts(generator.dit, lambda: parameters, lead)
+        # Before the generator's own sources: one map must use one set of weights.
+        self.sources = [*build_sources(levels, parts), *generator.sources]
         self._check_count()
 
     def _encoded(self, batch: Batch) -> dict[str, Tensor]:
@@ -219,10 +223,7 @@ def _tokens(
         blocks = range(1, backbone.depth + 1)
         tapped = backbone(drawn.xt_BCHW, drawn.t_B, condition_B, taps=blocks, tokens_only=True)
         fill_priors(inputs, pictures.levels, pictures.sources, context)
-    targets = [
-        (patchify if level == LATENT else pool_to_grid)(inputs[PRIOR_PREFIX + level], backbone.grid)
-        for level in pictures.levels
-    ]
+    targets = [level_tokens(inputs, level, backbone.grid) for level in pictures.levels]
     return [tapped[block] for block in blocks], targets
 
 

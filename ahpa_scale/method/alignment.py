@@ -112,7 +112,7 @@ class PriorAlignment(nn.Module):
             settings.spatial_norm,
             grids=shape.grids,
             whitening=whitening,
-            placebo=settings.placebo,
+            of_another=settings.placebo,
         )
         self._loss = AlignmentLoss(settings.loss, settings.smooth_l1_beta, settings.token_weights)
         channels, head = [shape.channels[name] for name in self.groups], settings.head

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ahpa_scale.level_names import LATENT, PRIOR_PREFIX
+from ahpa_scale.level_names import PRIOR_PREFIX, source_of
 
 
 def pool_to_grid(map_BCHW: Tensor, grid: int) -> Tensor:
@@ -64,10 +64,10 @@ def spatial_normalise(target_BNC: Tensor, alpha: float, eps: float = 1e-6) -> Te
 
 
 def level_tokens(batch: Mapping[str, Tensor], level: str, grid: int) -> Tensor:
-    """One level's map as float32 tokens ``[B, grid * grid, C]``; the latent in the backbone's own
-    patches.
+    """One level's map as float32 tokens ``[B, grid * grid, C]``; some, such as the latent, in the
+    backbone's own patches.
     """
-    fold = patchify if level == LATENT else pool_to_grid
+    fold = patchify if source_of(level).patched else pool_to_grid
     return fold(batch[PRIOR_PREFIX + level], grid)
 
 

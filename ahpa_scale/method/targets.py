@@ -28,8 +28,8 @@ class GroupTargets(nn.Module):
         grids: tokens per side that each group is compared on, in the order of the groups; None
             for the backbone's own.
         whitening: level -> its whitening; others stay as they are.
-        placebo: give each picture the targets of another picture of its micro-batch. A scientific
-            control: any gain that remains does not come from what the targets say.
+        of_another: give each picture the targets of another picture of its micro-batch. A
+            scientific control: any gain that remains does not come from what the targets say.
 
     Raises:
         UserError: a group's grid is finer than the backbone's, or a group would be left with
@@ -44,14 +44,14 @@ class GroupTargets(nn.Module):
         *,
         grids: Sequence[int] | None = None,
         whitening: Mapping[str, Whitening] | None = None,
-        placebo: bool = False,
+        of_another: bool = False,
     ) -> None:
         super().__init__()
         self.groups = {name: tuple(levels) for name, levels in groups.items()}
         self.grid = grid
         self.spatial_norm = spatial_norm
         self.grids = tuple(grids or [grid] * len(self.groups))
-        self.placebo = placebo
+        self.of_another = of_another
         self._whitened = list(whitening or {})
         # A list, because level names hold dots, and module names must not.
         self.whitening = nn.ModuleList((whitening or {}).values())
@@ -76,7 +76,7 @@ class GroupTargets(nn.Module):
             Float32 targets ``[B, N_g, C_g]`` in the order of the groups.
 
         Raises:
-            UserError: a placebo of a single picture.
+            UserError: targets of another picture, and there is only one.
         """
         targets = []
         for levels, side in zip(self.groups.values(), self.grids, strict=True):
@@ -95,10 +95,10 @@ class GroupTargets(nn.Module):
             return whitened
 
     def _exchanged(self, target_BNC: Tensor) -> Tensor:
-        if not self.placebo:
+        if not self.of_another:
             return target_BNC
         if target_BNC.shape[0] < 2:
-            raise UserError("a placebo needs micro-batches of at least 2 pictures")
+            raise UserError("targets of another picture need micro-batches of at least 2 pictures")
         return target_BNC.roll(1, dims=0)
 
 

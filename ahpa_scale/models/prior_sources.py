@@ -9,16 +9,17 @@ Legend: B batch, C channels, H W latent sides, N tokens, D width of the backbone
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
 from ahpa_scale.errors import UserError
-from ahpa_scale.level_names import LATENT, PRIOR_PREFIX, self_block
+from ahpa_scale.level_names import LATENT, OWN_BLOCKS, PRIOR_PREFIX, source_of
 from ahpa_scale.models.attachments import is_sharded
 from ahpa_scale.models.backbone import Backbone
 from ahpa_scale.models.flow import Path, interpolate
@@ -47,31 +48,78 @@ class SourceContext:
     path: Path
 
 
-class PriorSource(Protocol):
-    """Makes maps of some levels. It runs inside the forward pass, so it must not wait for the
-    device.
+@dataclass(frozen=True)
+class SourceParts:
+    """What a source may be built from.
+
+    Attributes:
+        backbone: the student.
+        averages: returns the present averages by the backbone's own parameter names; None without
+            EMA.
+        lead: how much less noise a teacher sees, in units of t.
     """
+
+    backbone: Backbone
+    averages: Callable[[], Averages] | None
+    lead: float
+
+
+class PriorSource(ABC):
+    """Makes maps of the levels of one declared source. It runs inside the forward pass, so it must
+    not wait for the device.
+
+    Attributes:
+        name: that of its declaration, see :class:`~ahpa_scale.level_names.LevelSource`.
+        classes: name -> the subclass of that name.
+    """
+
+    name: ClassVar[str]
+    classes: ClassVar[dict[str, type[PriorSource]]] = {}
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        PriorSource.classes[cls.name] = cls
+
+    @classmethod
+    def build(cls, parts: SourceParts) -> PriorSource:
+        """The source of one run.
+
+        Raises:
+            UserError: a part that it needs is missing.
+        """
+        return cls()
 
     def provides(self, level: str) -> bool:
         """Whether it can make this level."""
+        return source_of(level).name == self.name
 
+    @abstractmethod
     def provide(self, levels: Sequence[str], context: SourceContext) -> dict[str, Tensor]:
         """Makes levels that it provides: level -> map ``[B, C, g, g]`` without a graph."""
 
 
-class LatentSource:
+def build_sources(levels: Sequence[str], parts: SourceParts) -> list[PriorSource]:
+    """The sources of those levels that are made in each step.
+
+    Raises:
+        UserError: a part that one of them needs is missing.
+    """
+    sources = dict.fromkeys(map(source_of, levels))
+    made = [source.name for source in sources if source.channels is not None]
+    return [PriorSource.classes[name].build(parts) for name in made]
+
+
+class LatentSource(PriorSource):
     """The scaled latent mean itself, ``latent`` in the backbone's own units."""
 
-    def provides(self, level: str) -> bool:
-        """Only ``latent``."""
-        return level == LATENT
+    name = LATENT
 
     def provide(self, levels: Sequence[str], context: SourceContext) -> dict[str, Tensor]:
         """The map ``[B, C, H, W]`` in float32."""
         return dict.fromkeys(levels, context.mean_BCHW)
 
 
-class SelfSource:
+class SelfSource(PriorSource):
     """Tokens of the model's own moving average on a less noisy view of the same pictures.
 
     The teacher of SRA (arXiv 2505.02831, section 3): the same latents, noise and label at
@@ -87,6 +135,8 @@ class SelfSource:
         UserError: a lead out of range.
     """
 
+    name = OWN_BLOCKS.name
+
     def __init__(self, backbone: Backbone, averages: Callable[[], Averages], lead: float) -> None:
         if not 0 <= lead <= 1:
             raise UserError(f"the self source's lead is {lead}: give a number from 0 to 1")
@@ -94,10 +144,23 @@ class SelfSource:
         self._backbone = backbone
         self._averages = averages
 
+    @classmethod
+    def build(cls, parts: SourceParts) -> SelfSource:
+        """The source of one run.
+
+        Raises:
+            UserError: there are no averages.
+        """
+        if parts.averages is None:
+            raise UserError(
+                "levels self.<k> are blocks of the moving average: add the EMA algorithm "
+                "(ema.enabled=true)"
+            )
+        return cls(parts.backbone, parts.averages, parts.lead)
+
     def provides(self, level: str) -> bool:
         """``self.1`` to ``self.<depth>``."""
-        block = self_block(level)
-        return block is not None and 1 <= block <= self._backbone.depth
+        return level in OWN_BLOCKS.levels(self._backbone.depth)
 
     @torch.no_grad()
     def provide(self, levels: Sequence[str], context: SourceContext) -> dict[str, Tensor]:
@@ -112,7 +175,7 @@ class SelfSource:
         with float32_region(drawn.x_BCHW):
             t_B = (drawn.t_B - self.lead).clamp(min=0)
             xt_BCHW, _ = interpolate(context.path, drawn.x_BCHW, drawn.eps_BCHW, t_B)
-        named = {level: self_block(level) for level in levels}
+        named = {level: OWN_BLOCKS.number(level) for level in levels}
         blocks = {level: block for level, block in named.items() if block is not None}
         # A backbone does the same in training and evaluation, so its mode can stay.
         tapped: dict[int, Tensor] = functional_call(

@@ -23,9 +23,9 @@ from ahpa_scale.callbacks import (
 )
 from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.config.checks.data import check_vae_weights
-from ahpa_scale.config.checks.levels import alignment_groups, stored_levels
 from ahpa_scale.config.errors import ConfigError
 from ahpa_scale.config.schema import Config, parse_duration, parse_time
+from ahpa_scale.config.targets import Targets
 from ahpa_scale.data.card import DatasetCard
 from ahpa_scale.data.stream import build_loader
 from ahpa_scale.errors import UserError
@@ -49,6 +49,7 @@ from ahpa_scale.run.loggers import build_loggers
 def build_trainer(
     config: Config,
     card: DatasetCard,
+    targets: Targets,
     callbacks: Sequence[Callback] = (),
     *,
     alive: Callable[[], None] | None = None,
@@ -60,6 +61,7 @@ def build_trainer(
     Args:
         config: a configuration that passed its checks.
         card: card of the data set named in the configuration.
+        targets: what the alignment aligns with, from `check_data`.
         callbacks: further callbacks, run after those from the configuration.
         alive: called while the run waits for an upload.
         requests: requests from outside, for example to save or leave.
@@ -85,11 +87,11 @@ def build_trainer(
     try:
         return Trainer(
             model=generator,
-            train_dataloader=_build_loader(config, card),
+            train_dataloader=_build_loader(config, targets),
             optimizers=_build_optimizer(config, generator),
             schedulers=_build_scheduler(config),
             max_duration=config.max_duration,
-            algorithms=build_algorithms(config, card, device, requests),
+            algorithms=build_algorithms(config, card, targets, device, requests),
             callbacks=[
                 *start.callbacks(),
                 *build_saver(config, start, tracker_ids, alive, requests, card),
@@ -145,12 +147,16 @@ def build_generator(
 
 
 def build_algorithms(
-    config: Config, card: DatasetCard, device: Device, requests: Requests | None = None
+    config: Config,
+    card: DatasetCard,
+    targets: Targets,
+    device: Device,
+    requests: Requests | None = None,
 ) -> list[Algorithm]:
     """Builds the plug-ins: alignment, guard, engine with gradient clipping, EMA."""
     algorithms: list[Algorithm] = []
-    if config.alignment.kind != "none":
-        algorithms.append(build_alignment(config, card))
+    if targets.groups:
+        algorithms.append(build_alignment(config, card, targets))
     # Before GradClip: Composer runs algorithms in reverse order after the backward passes.
     algorithms.append(build_guard(config, requests))
     algorithms.extend(build_engine(config, device))
@@ -189,16 +195,13 @@ def _load_vae(config: Config, card: DatasetCard) -> FrozenVAE | None:
     return vae
 
 
-def _build_loader(config: Config, card: DatasetCard) -> Any:
+def _build_loader(config: Config, targets: Targets) -> Any:
     data = config.data
-    levels: tuple[str, ...] = ()
-    if config.alignment.kind != "none" and not data.online:
-        levels = stored_levels(alignment_groups(config, card.level_names))
     return build_loader(
         data.remote or str(data.local),
         local=data.local if data.remote else None,
         batch_size=config.global_train_batch_size // dist.get_world_size(),
-        levels=levels,
+        levels=() if data.online else targets.stored,
         seed=config.seed,
         num_workers=data.num_workers,
         num_canonical_nodes=data.num_canonical_nodes,

@@ -17,8 +17,13 @@ from ahpa_scale.checkpoint.find import holds_checkpoints
 from ahpa_scale.checkpoint.lease import Lease, holding
 from ahpa_scale.config.checks.data import check_data, check_placeholders, read_data_card
 from ahpa_scale.config.checks.folders import check_folders
-from ahpa_scale.config.checks.static import config_error
-from ahpa_scale.config.errors import ConfigError, exit_on_user_error, leave, speaks_for_all_ranks
+from ahpa_scale.config.errors import (
+    ConfigError,
+    config_error,
+    exit_on_user_error,
+    leave,
+    speaks_for_all_ranks,
+)
 from ahpa_scale.config.load import load_config, to_yaml
 from ahpa_scale.config.schema import Config, parse_duration
 from ahpa_scale.config.yaml_file import read_yaml
@@ -78,7 +83,7 @@ def _run(argv: Sequence[str], requests: Requests, way_out: WayOut, stack: ExitSt
         if os.environ.get("LOCAL_RANK", "0") == "0":
             check_folders(config)
         card = read_data_card(config)
-        check_data(config, card)
+        targets = check_data(config, card)
         pulse = stack.enter_context(watch_ranks(config)) or Pulse()
         board = stack.enter_context(serve_metrics(config, pulse))
         lease = stack.enter_context(hold_save_folder(config, requests))
@@ -94,6 +99,7 @@ def _run(argv: Sequence[str], requests: Requests, way_out: WayOut, stack: ExitSt
         trainer = build_trainer(
             config,
             card,
+            targets,
             [Heartbeat(pulse)],
             alive=pulse.saves,
             requests=requests,

@@ -165,9 +165,9 @@ def install(fault: str) -> None:
     ours = build.build_trainer
 
     def with_plugin(
-        config: Any, card: Any, callbacks: Sequence[Callback] = (), **options: Any
+        config: Any, card: Any, targets: Any, callbacks: Sequence[Callback] = (), **options: Any
     ) -> Trainer:
-        return ours(config, card, [*callbacks, Plugin(fault)], **options)
+        return ours(config, card, targets, [*callbacks, Plugin(fault)], **options)
 
     build.build_trainer = with_plugin
 

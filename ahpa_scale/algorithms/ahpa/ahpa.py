@@ -19,11 +19,10 @@ from ahpa_scale.algorithms.ahpa.schedule import Schedule
 from ahpa_scale.algorithms.ema import EMA
 from ahpa_scale.algorithms.timing import Every
 from ahpa_scale.errors import UserError
-from ahpa_scale.level_names import is_self_level
 from ahpa_scale.method import AlignmentSettings, GapMap, PriorAlignment
 from ahpa_scale.models.backbone import Backbone
 from ahpa_scale.models.generator import DiffusionGenerator
-from ahpa_scale.models.prior_sources import SelfSource
+from ahpa_scale.models.prior_sources import SourceParts, build_sources
 
 NAME = "alignment"
 
@@ -114,15 +113,11 @@ class AHPA(Algorithm):
         generator.attach(NAME, alignment, taps, self.weight, logged=False)
         for optimizer in state.optimizers:
             optimizer.add_param_group({"params": list(alignment.parameters())})
-        if any(is_self_level(level) for level in alignment.levels):
-            ema = next((one for one in state.algorithms if isinstance(one, EMA)), None)
-            if ema is None:
-                raise UserError(
-                    "levels self.<k> are blocks of the moving average: add the EMA algorithm "
-                    "(ema.enabled=true)"
-                )
-            lead = self.settings.self_lead
-            generator.add_source(SelfSource(generator.dit, ema.averages, lead))
+        averages = [plug_in.averages for plug_in in state.algorithms if isinstance(plug_in, EMA)]
+        average = averages[0] if averages else None
+        parts = SourceParts(generator.dit, average, self.settings.self_lead)
+        for source in build_sources(alignment.levels, parts):
+            generator.add_source(source)
         self._alignment = alignment
 
     def _weigh(self, state: State) -> None:

@@ -8,15 +8,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ahpa_scale.algorithms.ahpa.kinds import KINDS, filled, kind_groups
+from ahpa_scale.algorithms.ahpa.kinds import KINDS, filled, kind_groups, self_groups
 from ahpa_scale.algorithms.ahpa.shape import (
     build_whitening,
-    default_self_groups,
+    made_channels,
     per_group,
-    self_channels,
 )
 from ahpa_scale.errors import UserError
-from ahpa_scale.level_names import EXTERNAL, LATENT, is_self_level
+from ahpa_scale.level_names import ENCODER, source_of
 from ahpa_scale.method import (
     AlignmentSettings,
     AlignmentShape,
@@ -72,14 +71,15 @@ class Design:
         self._gap_map = gap_map
 
     def _encoder_levels(self) -> list[str]:
-        return [name for name in self.channels if name not in (LATENT, EXTERNAL)]
+        return [name for name in self.channels if source_of(name) == ENCODER]
 
     def _check_levels(self) -> None:
-        for name in (one for group in self.groups.values() for one in group):
-            if is_self_level(name):
-                if self.settings.whiten is not None:
-                    raise UserError(f"whiten needs statistics, and {name!r} changes as it trains")
-            elif name not in self.channels and name != LATENT:
+        for name in (name for levels in self.groups.values() for name in levels):
+            source = source_of(name)
+            if self.settings.whiten is not None and not source.statistics:
+                why = "changes as it trains" if source.averaged else "has none"
+                raise UserError(f"whiten needs statistics, and {name!r} {why}")
+            if name not in self.channels and source.channels is None:
                 raise UserError(
                     f"kind {self.settings.kind!r} aligns the level {name!r}, "
                     f"but the batches bring {', '.join(self.channels) or 'none'}"
@@ -95,24 +95,22 @@ class Design:
         default_tap = KINDS[settings.kind].tap(backbone.depth)
         if self.tap is None:
             self.tap = default_tap
-        self.groups = self.groups or default_self_groups(backbone.depth, self.tap)
+        deepest = max(self.tap.values()) if isinstance(self.tap, Mapping) else self.tap
+        self.groups = self.groups or self_groups(backbone.depth, deepest)
         if isinstance(self.tap, Mapping):
             blocks = per_group("tap", self.tap, self.groups, default_tap)
         else:
             blocks = [self.tap] * len(self.groups)
-        # A latent is read in the backbone's own patches.
-        patch = backbone.input_size // backbone.grid
-        channels = {**self.channels, LATENT: backbone.in_channels * patch**2}
-        channels.update(self_channels(self.groups, blocks, backbone))
+        channels = {**self.channels, **made_channels(self.groups, blocks, backbone)}
         whitening = {}
         if settings.whiten is not None:
             whitening = build_whitening(self.groups, channels, settings.whiten, self._statistics)
-            channels.update({level: one.dims for level, one in whitening.items()})
+            channels.update({level: whitened.dims for level, whitened in whitening.items()})
         shape = AlignmentShape(
             width=backbone.width,
             grid=backbone.grid,
             groups=self.groups,
-            channels={g: sum(channels[one] for one in levels) for g, levels in self.groups.items()},
+            channels={g: sum(map(channels.__getitem__, ls)) for g, ls in self.groups.items()},
             taps=blocks if isinstance(self.tap, Mapping) else None,
             grids=per_group("grid", settings.grid or {}, self.groups, backbone.grid),
         )

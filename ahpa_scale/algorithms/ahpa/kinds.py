@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from ahpa_scale.errors import UserError
-from ahpa_scale.level_names import EXTERNAL, LATENT, self_level
+from ahpa_scale.level_names import EXTERNAL, LATENT, OWN_BLOCKS
 
 if TYPE_CHECKING:
     from ahpa_scale.method import AlignmentSettings
@@ -133,7 +133,7 @@ def self_groups(depth: int, tap: int) -> dict[str, tuple[str, ...]]:
     blocks = sorted(block for block in wanted if block > tap) or [depth]
     if blocks[0] <= tap:
         raise UserError(f"kind 'self' aligns block {tap} with deeper ones, and there are {depth}")
-    return {self_level(block): (self_level(block),) for block in blocks}
+    return {level: (level,) for level in map(OWN_BLOCKS.level, blocks)}
 
 
 def kind_groups(
@@ -155,7 +155,7 @@ def kind_groups(
     named = {name: tuple(levels) for name, levels in groups.items()}
     if kind != "single":
         return named
-    levels = [one for group in named.values() for one in group]
+    levels = [name for members in named.values() for name in members]
     if level is not None and level in named:
         return {level: named[level]}
     if level is not None and level in levels:

@@ -10,9 +10,8 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from ahpa_scale.algorithms.ahpa.kinds import self_groups
 from ahpa_scale.errors import UserError
-from ahpa_scale.level_names import is_self_level, self_block
+from ahpa_scale.level_names import source_of
 from ahpa_scale.method import Whitening, whitening
 from ahpa_scale.models.backbone import Backbone
 
@@ -34,28 +33,25 @@ def per_group(
     return [chosen.get(name, default) for name in groups]
 
 
-def default_self_groups(depth: int, tap: int | Mapping[str, int]) -> dict[str, tuple[str, ...]]:
-    """The groups of kind ``self`` behind its deepest tap."""
-    return self_groups(depth, max(tap.values()) if isinstance(tap, Mapping) else tap)
-
-
-def self_channels(groups: Groups, taps: Sequence[int], backbone: Backbone) -> dict[str, int]:
-    """Channels of each level ``self.<k>``: the backbone's width.
+def made_channels(groups: Groups, taps: Sequence[int], backbone: Backbone) -> dict[str, int]:
+    """Channels of each level that is made in each step, such as the backbone's width for
+    ``self.<k>``.
 
     Raises:
-        UserError: a block that does not lie behind the group's own.
+        UserError: a block of the moving average that does not lie behind the group's own.
     """
-    found = {}
+    channels = {}
     for levels, tap in zip(groups.values(), taps, strict=True):
-        for level in filter(is_self_level, levels):
-            block = self_block(level)
-            if block is None or not tap < block <= backbone.depth:
+        for level, source in zip(levels, map(source_of, levels), strict=True):
+            if source.averaged and not tap < (source.number(level) or 0) <= backbone.depth:
+                first, last = min(tap + 1, backbone.depth), backbone.depth
                 raise UserError(
                     f"the level {level!r} must be a block behind the one it is aligned with: "
-                    f"self.{min(tap + 1, backbone.depth)} to self.{backbone.depth}"
+                    f"{source.level(first)} to {source.level(last)}"
                 )
-            found[level] = backbone.width
-    return found
+            if source.channels is not None:
+                channels[level] = source.channels(backbone)
+    return channels
 
 
 def build_whitening(
@@ -73,7 +69,7 @@ def build_whitening(
         UserError: a level without statistics, or with those of another width.
     """
     built = {}
-    for level in (one for levels in groups.values() for one in levels):
+    for level in (name for levels in groups.values() for name in levels):
         mean_C = statistics.get(f"{level}.mean")
         if mean_C is None:
             known = [key.removesuffix(".mean") for key in statistics if key.endswith(".mean")]

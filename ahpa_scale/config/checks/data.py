@@ -8,17 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ahpa_scale.config.checks.levels import (
-    alignment_groups,
-    check_level_names,
-    known_levels,
-    stored_levels,
-)
-from ahpa_scale.config.checks.self_levels import level_key
-from ahpa_scale.config.errors import ConfigError, choices
+from ahpa_scale.config.checks.levels import known_levels
+from ahpa_scale.config.errors import choices, config_error
 from ahpa_scale.config.schema import Config
+from ahpa_scale.config.targets import Targets, resolve_targets
 from ahpa_scale.errors import UserError
-from ahpa_scale.level_names import EXTERNAL, LATENT
+from ahpa_scale.level_names import single_levels
 from ahpa_scale.models.vae_config import (
     DEMO_VAE,
     KNOWN_VAES,
@@ -49,7 +44,7 @@ def read_data_card(config: Config) -> DatasetCard:
     try:
         return read_card(url)
     except UserError as error:
-        raise _error(config, key, str(error)) from None
+        raise config_error(config, key, str(error)) from None
 
 
 def check_placeholders(config: Config) -> None:
@@ -65,12 +60,17 @@ def check_placeholders(config: Config) -> None:
     }
     for key, place in places.items():
         if place is not None and PLACEHOLDER in place:
-            raise _error(config, key, f"put your own bucket in place of {PLACEHOLDER} in {place}")
+            raise config_error(
+                config, key, f"put your own bucket in place of {PLACEHOLDER} in {place}"
+            )
 
 
-def check_data(config: Config, card: DatasetCard) -> None:
+def check_data(config: Config, card: DatasetCard) -> Targets:
     """Check a configuration against its data set's card. `check_vae_weights` checks the VAE's
     weights, once it is loaded.
+
+    Returns:
+        The targets of the run's alignment.
 
     Raises:
         ConfigError: the first mismatch found.
@@ -80,10 +80,15 @@ def check_data(config: Config, card: DatasetCard) -> None:
         _check_shape,
         _check_classes,
         _check_vae,
-        _check_priors,
     )
     for check in checks:
         check(config, card)
+    vae = load_vae_config(config.vae.path)
+    targets = resolve_targets(config, card.level_names if vae is None else known_levels(vae))
+    assert targets is not None, "the levels are known"
+    if not config.data.online:
+        _check_priors(config, card, targets)
+    return targets
 
 
 def check_vae_weights(config: Config, card: DatasetCard, identity: str) -> None:
@@ -98,7 +103,7 @@ def check_vae_weights(config: Config, card: DatasetCard, identity: str) -> None:
         ConfigError: it is another VAE.
     """
     if identity != card.vae.identity:
-        raise _error(
+        raise config_error(
             config,
             "vae.path",
             f"{config.vae.path!r} has other weights (identity {identity}) than the VAE that made "
@@ -109,13 +114,13 @@ def check_vae_weights(config: Config, card: DatasetCard, identity: str) -> None:
 
 def _check_kind(config: Config, card: DatasetCard) -> None:
     if config.data.online and card.kind != "images":
-        raise _error(
+        raise config_error(
             config,
             "data.online",
             "the data set holds cached latents and no pictures; set it to false",
         )
     if not config.data.online and card.kind != "latents":
-        raise _error(
+        raise config_error(
             config,
             "data.online",
             "the data set holds pictures and no latents; set it to true, or prepare latents",
@@ -125,13 +130,13 @@ def _check_kind(config: Config, card: DatasetCard) -> None:
 def _check_shape(config: Config, card: DatasetCard) -> None:
     channels, height, width = card.latent_shape
     if config.model.in_channels != channels:
-        raise _error(
+        raise config_error(
             config,
             "model.in_channels",
             f"{config.model.in_channels} does not fit the data set, whose latents have {channels}",
         )
     if (height, width) != (config.model.input_size,) * 2:
-        raise _error(
+        raise config_error(
             config,
             "model.input_size",
             f"{config.model.input_size} does not fit the data set, whose latents are "
@@ -141,7 +146,7 @@ def _check_shape(config: Config, card: DatasetCard) -> None:
 
 def _check_classes(config: Config, card: DatasetCard) -> None:
     if config.model.num_classes != card.num_classes and not config.model.unconditional:
-        raise _error(
+        raise config_error(
             config,
             "model.num_classes",
             f"{config.model.num_classes} does not fit the data set, which has {card.num_classes}; "
@@ -155,53 +160,40 @@ def _check_vae(config: Config, card: DatasetCard) -> None:
     # Folders move between machines and are compared by their weights; published names must agree.
     if path != other and path in named and other in named:
         problem = f"{path!r} is not the VAE of the data set; that is {other!r}"
-        raise _error(config, "vae.path", problem)
+        raise config_error(config, "vae.path", problem)
     vae = load_vae_config(path)
     if vae is None:
         return
     if downsample(vae) != card.vae.downsample:
         problem = f"{path!r} shrinks pictures {downsample(vae)} times, the data set's VAE did "
-        raise _error(config, "vae.path", problem + f"{card.vae.downsample} times")
+        raise config_error(config, "vae.path", problem + f"{card.vae.downsample} times")
     # An image set has not been scaled yet.
     scaled = card.kind == "latents" and card.scaling.kind == "config"
     if scaled and LatentScaling.from_config(vae) != card.scaling:
         problem = f"{path!r} scales latents otherwise than the VAE of the data set"
-        raise _error(config, "vae.path", problem)
+        raise config_error(config, "vae.path", problem)
     levels = known_levels(vae)
     if any(name not in levels for name in card.level_names):
-        raise _error(
+        raise config_error(
             config,
             "vae.path",
             f"{path!r} lacks encoder levels of the data set: another VAE wrote it",
         )
 
 
-def _check_priors(config: Config, card: DatasetCard) -> None:
-    vae = load_vae_config(config.vae.path)
-    available = known_levels(vae) if vae is not None else card.level_names
-    check_level_names(config, available)
-    if config.data.online:
-        return
-    groups = alignment_groups(config, available)
-    stored = (*card.level_names, *([EXTERNAL] if card.external_channels else []))
-    needed = stored_levels(groups)
-    for level in needed:
-        if level not in stored:
-            raise _error(
-                config,
-                level_key(config),
-                f"the data set has no {level!r}; {choices(level, (*stored, LATENT))}",
-            )
+def _check_priors(config: Config, card: DatasetCard, targets: Targets) -> None:
+    columns = card.prior_columns
+    options = dict.fromkeys((*columns, *single_levels(held=columns)))
+    for level in targets.stored:
+        if level not in columns:
+            problem = f"the data set has no {level!r}; {choices(level, options)}"
+            raise config_error(config, targets.key, problem)
     grid = config.model.geometry().grid
-    if needed and card.grid != grid:
-        raise _error(
+    if targets.stored and card.grid != grid:
+        raise config_error(
             config,
             "model.name",
             f"{config.model.name} has a grid of {grid}x{grid} tokens, and the data set's "
             "priors are pooled to "
             f"{card.grid}x{card.grid}; prepare them for this grid",
         )
-
-
-def _error(config: Config, key: str, problem: str) -> ConfigError:
-    return ConfigError(config.source_of(key), key, problem)

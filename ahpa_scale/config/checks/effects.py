@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ahpa_scale.config.checks.engine import idle_keys
-from ahpa_scale.config.checks.self_levels import aligns_own_blocks
 from ahpa_scale.config.errors import COMMAND_LINE, ConfigError
 from ahpa_scale.config.explain import shown
 from ahpa_scale.config.schema import Alignment, Config
 from ahpa_scale.config.schema.alignment import LEVEL_KINDS
 from ahpa_scale.config.schema.fields import Section
+from ahpa_scale.config.targets import named_sources
+from ahpa_scale.level_names import OWN_BLOCKS
 
 SectionT = TypeVar("SectionT", bound=Section)
 
@@ -100,7 +101,7 @@ def _idle(config: Config) -> Iterator[Idle]:
     if not config.checkpoint.autoresume and config.checkpoint.load_path is None:
         why = "neither checkpoint.autoresume nor checkpoint.load_path takes a checkpoint up"
         yield Idle("checkpoint.accept_other_data", "checkpoint.autoresume", why)
-    yield from (Idle(*one) for one in idle_keys(config))
+    yield from (Idle(*rule) for rule in idle_keys(config))
     yield from _idle_guard(config)
     if not config.watch.enabled:
         names, why = ["silence", "port"], "watch.enabled is false"
@@ -152,7 +153,7 @@ def _idle_remedies(alignment: Alignment) -> Iterator[Idle]:
             Idle(f"alignment.router.{n}", switch, why)
             for n in ("gap_map", "ceiling", "gap_strength")
         )
-    if not aligns_own_blocks(alignment):
+    if OWN_BLOCKS not in named_sources(alignment):
         yield Idle("alignment.self_lead", "alignment.kind", "no level self.<block> is aligned")
 
 

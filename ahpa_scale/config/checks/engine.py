@@ -6,10 +6,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from ahpa_scale.config.checks.self_levels import aligns_own_blocks
 from ahpa_scale.config.errors import ConfigError
 from ahpa_scale.config.schema import Config
 from ahpa_scale.config.schema.parallelism import SHARDED_BY_TORCH, SHARDED_BY_ZERO
+from ahpa_scale.config.targets import named_sources
 
 #: A key without effect, the key that makes it idle, and the reason.
 Idle = tuple[str, str, str]
@@ -79,12 +79,13 @@ def _problems(config: Config, depth: int) -> Iterator[tuple[str, str]]:
             "parallelism.offload",
             f"'parameters' needs parallelism.engine=zero3, not {engine}; choose 'optimizer'",
         )
-    if engine != "ddp" and aligns_own_blocks(config.alignment):
-        yield (
-            "parallelism.engine",
-            f"levels self.<block> need whole averages, and {engine} shards them; use ddp, or align "
-            "other levels",
-        )
+    for source in named_sources(config.alignment):
+        if engine != "ddp" and source.averaged:
+            yield (
+                "parallelism.engine",
+                f"levels {source.name}.<{source.unit}> need whole averages, and {engine} shards "
+                "them; use ddp, or align other levels",
+            )
     if chosen.compile and engine == "zero3":
         yield (
             "parallelism.compile",

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import os
 
-from ahpa_scale.config.checks.alignment import check_remedies
 from ahpa_scale.config.checks.data import check_data, read_data_card
 from ahpa_scale.config.checks.engine import check_engine, world_size
-from ahpa_scale.config.checks.levels import alignment_groups, check_level_names, known_levels
-from ahpa_scale.config.defaults import default_tap
-from ahpa_scale.config.errors import ConfigError, choices
+from ahpa_scale.config.checks.levels import known_levels
+from ahpa_scale.config.errors import choices, config_error
 from ahpa_scale.config.schema import Config, parse_time
+from ahpa_scale.config.targets import resolve_targets
 from ahpa_scale.errors import UserError
 from ahpa_scale.models.dit_config import DiTGeometry, resolve_geometry
 from ahpa_scale.models.vae_config import DEMO_VAE, KNOWN_VAES, load_vae_config
@@ -37,16 +36,12 @@ def check_static(config: Config) -> None:
     _check_run(config)
     _check_guard(config)
     check_sampling(config)
+    _check_alignment(config)
     _check_vae(config)
     if config.data.local is None:
         raise config_error(
             config, "data.local", "name the data set's folder (or the cache of data.remote)"
         )
-
-
-def config_error(config: Config, key: str, problem: str) -> ConfigError:
-    """An error at `key`, with the place where the user wrote it."""
-    return ConfigError(config.source_of(key), key, problem)
 
 
 def geometry(config: Config) -> DiTGeometry:
@@ -70,13 +65,8 @@ def geometry(config: Config) -> DiTGeometry:
 
 
 def _check_model(config: Config) -> None:
-    depth = geometry(config).depth
-    alignment = config.alignment
-    if alignment.kind == "none":
-        return
-    tap = alignment.tap or default_tap(alignment.kind, depth)
-    named = tap if isinstance(tap, dict) else {"": tap}
-    for group, block in named.items():
+    depth, tap = geometry(config).depth, config.alignment.tap or {}
+    for group, block in (tap if isinstance(tap, dict) else {"": tap}).items():
         if block > depth:
             raise config_error(
                 config,
@@ -200,6 +190,16 @@ def check_sampling(config: Config) -> None:
         )
 
 
+def _check_alignment(config: Config) -> None:
+    chosen = config.alignment
+    if chosen.router.ceiling == "same_t" and chosen.router.gap_map is None:
+        problem = "'same_t' compares blocks, which only alignment.router.gap_map knows; name one"
+        raise config_error(config, "alignment.router.ceiling", problem)
+    if chosen.window is not None and not 0 <= chosen.window[0] < chosen.window[1] <= 1:
+        problem = "must be two noise levels, 0 <= lowest < highest <= 1"
+        raise config_error(config, "alignment.window", problem)
+
+
 def _check_vae(config: Config) -> None:
     try:
         vae = load_vae_config(config.vae.path)
@@ -209,18 +209,12 @@ def _check_vae(config: Config) -> None:
         hint = choices(config.vae.path, (DEMO_VAE, *KNOWN_VAES))
         problem = f"{config.vae.path!r} is neither a folder here nor a hub id; {hint}"
         raise config_error(config, "vae.path", problem)
-    if vae is None:
-        # A hub id that this version does not know: check_data compares with the card instead.
-        check_level_names(config, None)
-        check_remedies(config, None)
-        return
-    channels = int(vae["latent_channels"])
-    if channels != config.model.in_channels:
+    if vae is not None and int(vae["latent_channels"]) != config.model.in_channels:
         raise config_error(
             config,
             "model.in_channels",
             f"{config.model.in_channels} does not fit the VAE {config.vae.path}, which has "
-            f"{channels}",
+            f"{int(vae['latent_channels'])}",
         )
-    check_level_names(config, known_levels(vae))
-    check_remedies(config, alignment_groups(config, known_levels(vae)))
+    # A hub id that this version does not know: check_data compares with the card as well.
+    resolve_targets(config, None if vae is None else known_levels(vae))
