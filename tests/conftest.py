@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ahpa_scale.launch.command import LAUNCHERS_OWN
+
 LEVELS = {
     "encoder.down_blocks.0.resnets.0": 8,
     "encoder.down_blocks.1.resnets.0": 12,
@@ -40,6 +42,15 @@ hypothesis.settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("any machine")
+
+
+@pytest.fixture(autouse=True)
+def _no_place_in_a_job() -> None:
+    """Composer notes one in the environment when a test trains: rank 0 of 1. The programs that
+    another test starts would take it for theirs.
+    """
+    for name in LAUNCHERS_OWN:
+        os.environ.pop(name, None)
 
 
 class ToyLatents(Dataset):

@@ -117,13 +117,16 @@ def test_a_lease_that_was_taken_is_lost_and_one_that_cannot_be_renewed_is_not(
         lost.set()
 
     folder, url = tmp_path / "saved", "memory://lease/saved"
+    # A link and a file replace each other in one step. The renewal sees no moment without either.
+    (tmp_path / "away").mkdir()
+    for name in ("saved", "again"):
+        (tmp_path / name).symlink_to(tmp_path / "away")
+    (tmp_path / "file").touch()
     with holding(str(folder), "first", note) as held, holding(url, "first", note):
-        folder.rename(tmp_path / "away")
-        folder.touch()
+        (tmp_path / "file").replace(folder)
         while "can't be renewed for now" not in caplog.text:
             assert not told
-        folder.unlink()
-        (tmp_path / "away").rename(folder)
+        (tmp_path / "again").replace(folder)
         held.confirm()
         other = lease.Holder("second", "token", "host-b", {"pid": "7"})
         storage.write_text(storage.join(url, LEASE), lease._text(other))
