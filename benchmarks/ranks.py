@@ -209,12 +209,15 @@ def whole_tensors(pieces: Iterable[tuple[str, Any]]) -> dict[str, torch.Tensor]:
     """Whole tensors by their own names, joined from the pieces of all ranks, as
     `ahpa_scale.checkpoint.pieces` finds them. Every rank must call it.
     """
+    from composer.utils import dist
+
     found = {}
     for name, piece in pieces:
         first, values_n = piece.share()
         whole = torch.zeros(torch.Size(piece.shape).numel(), dtype=values_n.dtype)
         whole[first : first + len(values_n)] = values_n
-        torch.distributed.all_reduce(whole)  # each element is one rank's; the others add zero
+        if dist.get_world_size() > 1:
+            torch.distributed.all_reduce(whole)  # each element is one rank's; the others add zero
         # Without the room that it has in checkpoints: model/, algorithms/EMA/.
         found[name.rpartition("/")[2]] = whole.view(piece.shape)
     return found

@@ -234,6 +234,16 @@ leave("000002_next_epoch")
 second = build_loader(sys.argv[1], batch_size=4)
 print(second.dataset._shm_prefix_int)
 """
+ENDING = """
+import threading
+ending = SharedMemory("000001_barrier", create=True, size=4096)
+def end():
+    ending.unlink()
+    print("found its own")
+threading.Timer(1, end).start()
+second = build_loader(sys.argv[1], batch_size=4)
+print(second.dataset._shm_prefix_int)
+"""
 
 
 def test_what_a_killed_job_left_in_shared_memory_stops_nobody(prepared, tmp_path):
@@ -242,6 +252,12 @@ def test_what_a_killed_job_left_in_shared_memory_stops_nobody(prepared, tmp_path
 
 def test_numbers_of_killed_jobs_are_free_again(prepared, tmp_path):
     assert with_shared_memory_of_its_own(FIND_A_NUMBER, prepared, tmp_path) == "1\n"
+
+
+def test_a_job_that_is_ending_still_finds_its_memory(prepared, tmp_path):
+    """Its ranks end one after another, and the first takes its list of folders along."""
+    said = with_shared_memory_of_its_own(ENDING, prepared, tmp_path)
+    assert said == "found its own\n1\n"
 
 
 def with_shared_memory_of_its_own(work: str, prepared: str, folder: Path) -> str:

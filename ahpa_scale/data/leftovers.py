@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from streaming.base.distributed import get_local_rank
 from streaming.base.shared import SharedMemory, prefix
 
 _MEMORY = Path("/dev/shm")
+#: For a job that is ending. A rank that hangs keeps its memory for good.
+_PATIENCE_SECONDS = 5.0
 
 
 def clear_leftovers() -> None:
@@ -22,15 +26,43 @@ def clear_leftovers() -> None:
     that takes this number dies of a FileExistsError. If a position is left, a later job takes it
     for its own. If the list of folders is missing, streaming no longer detects runs that share a
     cache folder. A stream makes this list first and keeps it while it lives, so a number without a
-    list belongs to nobody.
+    list belongs to nobody, or to a job whose ranks are ending one after another. Such a job is
+    waited for: its last ranks would complain of the memory that they no longer find.
     """
     if get_local_rank() != 0:
         return
-    for kind in SHM_TO_CLEAN:
-        for path in _MEMORY.glob(f"{'[0-9]' * 6}_{kind}"):
-            if not path.with_name(f"{path.name[:6]}_{LOCALS}").exists():
-                with suppress(FileNotFoundError, PermissionError):
-                    path.unlink()
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while _mapped(_without_list()) and time.monotonic() < until:
+        time.sleep(0.05)
+    for path in _without_list():
+        with suppress(FileNotFoundError, PermissionError):
+            path.unlink()
+
+
+def _without_list() -> list[Path]:
+    """Shared memory of numbers that have no list of folders."""
+    return [
+        path
+        for kind in SHM_TO_CLEAN
+        for path in _MEMORY.glob(f"{'[0-9]' * 6}_{kind}")
+        if not path.with_name(f"{path.name[:6]}_{LOCALS}").exists()
+    ]
+
+
+def _mapped(paths: Sequence[Path]) -> bool:
+    """Whether a living process uses one of them, as far as this one may see."""
+    marks = []
+    for path in paths:
+        with suppress(FileNotFoundError):
+            told = path.stat()
+            device = f"{os.major(told.st_dev):02x}:{os.minor(told.st_dev):02x}"
+            marks.append(f" {device} {told.st_ino} ")
+    for maps in Path("/proc").glob("[0-9]*/maps") if marks else ():
+        with suppress(OSError):
+            text = maps.read_text()
+            if any(mark in text for mark in marks):
+                return True
+    return False
 
 
 class _ClosedWhenUnused(SharedMemory):
