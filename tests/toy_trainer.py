@@ -33,7 +33,7 @@ SUMMARY = {
 class ToyDiT(nn.Module):
     """Velocity as the DiT gives it, from one convolution and one embedding."""
 
-    in_channels, input_size, null_label = 2, 4, CLASSES
+    in_channels, input_size, null_label, blocks = 2, 4, CLASSES, ()
 
     def __init__(self) -> None:
         super().__init__()
