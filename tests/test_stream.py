@@ -234,6 +234,10 @@ leave("000002_next_epoch")
 second = build_loader(sys.argv[1], batch_size=4)
 print(second.dataset._shm_prefix_int)
 """
+LEFT_TO_THE_TRACKER = """
+import os
+os._exit(0)
+"""
 ENDING = """
 import threading
 ending = SharedMemory("000001_barrier", create=True, size=4096)
@@ -247,21 +251,30 @@ print(second.dataset._shm_prefix_int)
 
 
 def test_what_a_killed_job_left_in_shared_memory_stops_nobody(prepared, tmp_path):
-    assert with_shared_memory_of_its_own(READ_ALL, prepared, tmp_path) == f"{2 * COUNT}\n"
+    done = with_shared_memory_of_its_own(READ_ALL, prepared, tmp_path)
+    assert done.stdout == f"{2 * COUNT}\n", done.stderr
 
 
 def test_numbers_of_killed_jobs_are_free_again(prepared, tmp_path):
-    assert with_shared_memory_of_its_own(FIND_A_NUMBER, prepared, tmp_path) == "1\n"
+    done = with_shared_memory_of_its_own(FIND_A_NUMBER, prepared, tmp_path)
+    assert done.stdout == "1\n", done.stderr
+
+
+def test_a_rank_that_is_cut_off_leaves_its_memory_without_a_word(prepared, tmp_path):
+    done = with_shared_memory_of_its_own(LEFT_TO_THE_TRACKER, prepared, tmp_path)
+    assert done.stderr == ""
 
 
 def test_a_job_that_is_ending_still_finds_its_memory(prepared, tmp_path):
     """Its ranks end one after another, and the first takes its list of folders along."""
-    said = with_shared_memory_of_its_own(ENDING, prepared, tmp_path)
-    assert said == "found its own\n1\n"
+    done = with_shared_memory_of_its_own(ENDING, prepared, tmp_path)
+    assert done.stdout == "found its own\n1\n", done.stderr
 
 
-def with_shared_memory_of_its_own(work: str, prepared: str, folder: Path) -> str:
-    """What a process prints that has shared memory and locks to itself: its numbers are known."""
+def with_shared_memory_of_its_own(
+    work: str, prepared: str, folder: Path
+) -> subprocess.CompletedProcess[str]:
+    """A process that has shared memory and locks to itself: its numbers are known."""
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /dev/shm && exec "$@"', "sh",
          sys.executable, "-c", LEAVE + work, prepared],
@@ -269,5 +282,4 @@ def with_shared_memory_of_its_own(work: str, prepared: str, folder: Path) -> str
     )  # fmt: skip
     if "unshare failed" in done.stderr:
         pytest.skip(f"no mount namespaces on this machine: {done.stderr.strip()}")
-    assert done.stdout, done.stderr
-    return done.stdout
+    return done
