@@ -21,10 +21,10 @@ VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' ahpa_scale/__init__.py
 # One thread a rank: ranks share the cores, and more threads than cores make each other wait.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help venv demo test lint k8s image lock clean-runs
+.PHONY: help venv demo test test-quick lint k8s image lock clean-runs
 help:
 	@echo 'make demo   train AHPA on the embedded demo, draw samples and the router (about 6 minutes)'
-	@echo 'make test   the test suite'
+	@echo 'make test   the test suite; make test-quick leaves out the modules of tests/slow.txt'
 	@echo 'make lint   formatting, lint, types, import floors, manifests as written from yamls/'
 	@echo 'make k8s    k8s/settings.env into the manifests'
 	@echo 'make image  the container image of docker/'
@@ -56,6 +56,9 @@ test: $(STAMP) $(FASHION)/.unpacked
 	bash tools/get_podman.sh
 	bash tools/get_promtool.sh .cache/promtool
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-quick: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist worksteal --quick
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

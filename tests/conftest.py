@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -23,6 +24,8 @@ LEVELS = {
     "encoder.down_blocks.1.resnets.0": 12,
     "encoder.mid_block": 12,
 }
+
+SLOW = Path(__file__).with_name("slow.txt")
 
 pytest_plugins = [
     "bad_stores",
@@ -42,6 +45,15 @@ hypothesis.settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("any machine")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="leave out the modules of slow.txt")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    slow = SLOW.read_text().splitlines() if config.getoption("--quick") else ()
+    return True if collection_path.name in slow else None
 
 
 @pytest.fixture(autouse=True)
