@@ -17,8 +17,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ahpa_scale.launch.command import LAUNCHERS_OWN
-
 LEVELS = {
     "encoder.down_blocks.0.resnets.0": 8,
     "encoder.down_blocks.1.resnets.0": 12,
@@ -54,15 +52,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     slow = SLOW.read_text().splitlines() if config.getoption("--quick") else ()
     return True if collection_path.name in slow else None
-
-
-@pytest.fixture(autouse=True)
-def _no_place_in_a_job() -> None:
-    """Composer notes one in the environment when a test trains: rank 0 of 1. The programs that
-    another test starts would take it for theirs.
-    """
-    for name in LAUNCHERS_OWN:
-        os.environ.pop(name, None)
 
 
 class ToyLatents(Dataset):

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import string
 import subprocess
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from job import outside
 from omegaconf import OmegaConf
 
 from ahpa_scale.config.checks.static import check_static
@@ -272,7 +272,7 @@ def test_train_refuses_before_anything_starts(kind, tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(text)
     # A thread count is all that the child gets told about this machine.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**outside(), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "train.py", str(path)],
         cwd=ROOT,
