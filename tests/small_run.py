@@ -9,7 +9,6 @@ import pytest
 
 from ahpa_scale.config.load import ConfigError, load_yaml
 from ahpa_scale.config.schema import Config
-from ahpa_scale.launch.command import LAUNCHERS_OWN
 from ahpa_scale.models.vae_config import KNOWN_VAES, encoder_levels
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,7 +38,7 @@ class SmallRun:
 
 @pytest.fixture
 def load(tmp_path, monkeypatch):
-    for name in LAUNCHERS_OWN:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     return SmallRun(tmp_path)
 

@@ -68,6 +68,7 @@ from ahpa_scale.run.engine import build_engine, composer_precision, cpu_bf16
 )
 def test_what_an_engine_cannot_do(complaint, monkeypatch, overrides, world, words):
     monkeypatch.setenv("WORLD_SIZE", str(world))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     said = complaint(*overrides)
     assert all(word in said for word in words), said
 
