@@ -185,7 +185,7 @@ def test_two_ranks_say_all_in_json(data, tmp_path):
     # Composer's launcher shows the first rank and keeps what the others say in files.
     logs = [tmp_path / "rank1.out", tmp_path / "rank1.err"]
     words = ["-n", 2, "--stdout", logs[0], "--stderr", logs[1]]
-    done = run(BIN / "composer", *words, *arguments(data, tmp_path, chosen))
+    done = run(BIN / "composer", *words, *arguments(data, tmp_path, chosen), cold=True)
     assert done.returncode == 0, done.stderr
     first, second = objects(done.stderr), objects(logs[1].read_text())
     assert logs[0].read_text() == ""

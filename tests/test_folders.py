@@ -41,7 +41,7 @@ def test_a_run_that_can_save_nowhere_does_not_start(command, tmp_path: Path):
     (tmp_path / "run.yaml").write_text(SMALL)
     saved = f"checkpoint.save_folder={tmp_path}/file/saved"
     items = [saved, f"output_dir={tmp_path}/run"]
-    done = run(*command, "train.py", tmp_path / "run.yaml", *items)
+    done = run(*command, "train.py", tmp_path / "run.yaml", *items, cold=True)
     assert done.returncode == 2
     (line,) = (one for one in done.stderr.splitlines() if one.startswith("error: "))
     assert "checkpoint.save_folder: " in line

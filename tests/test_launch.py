@@ -167,7 +167,7 @@ def test_the_job_ends_with_the_code_of_the_rank_that_failed(ends: str, code: int
         f"        {ends}\n"
         "    time.sleep(900)\n",
     )
-    done = run(CLI, "launch", "--nproc", "2", script, YAML)
+    done = run(CLI, "launch", "--nproc", "2", script, YAML, cold=True)
     assert done.returncode == code, done.stderr
 
 

@@ -98,19 +98,9 @@ class DiT(Backbone):
         taps: Sequence[int] = (),
         tokens_only: bool = False,
     ) -> Tensor | dict[int, Tensor] | tuple[Tensor, dict[int, Tensor]]:
-        """Predict the velocity of noisy inputs.
+        """Predicts the velocity of noisy inputs, see :meth:`Backbone.forward`.
 
-        Args:
-            x_BCHW: noisy input [B, in_channels, input_size, input_size].
-            t_B: times in [0, 1], float32 for accuracy.
-            condition_B: int64 labels in [0, num_classes), or ``null_label``.
-            taps: blocks, counted from 1, whose output tokens are wanted too.
-            tokens_only: return no velocity; stop after the deepest tap.
-
-        Returns:
-            The velocity [B, C, H, W] (the first C channels when the model also predicts sigma);
-            with taps, a pair of it and ``{block: tokens [B, N, D]}``; with `tokens_only` only
-            the latter.
+        If the model also predicts sigma, the velocity is its first C channels.
 
         Raises:
             UserError: a tap outside 1..depth, or an input of the wrong size.
