@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
+from job import CLI, run
 from PIL import Image
 
 from ahpa_scale.data.prepare import prepare
@@ -71,6 +76,29 @@ def prepared(pictures, vae_path, tmp_path_factory) -> str:
     options = {"size": SIZE, "batch_size": 10, "shard_size": "20kb", "scaling": "channel"}
     prepare(str(pictures), out, vae_path=vae_path, progress=False, **options)
     return out
+
+
+@pytest.fixture(scope="session")
+def demo_data(tmp_path_factory) -> Callable[[int], Path]:
+    """Makes folders of the demo's data, of so many samples; a test may damage its own. Each size is
+    prepared once for all of pytest's processes.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def make(num_samples: int) -> Path:
+        kept = shared / f"demo-{num_samples}"
+        with FileLock(f"{kept}.lock"):
+            if not kept.exists():
+                begun = tmp_path_factory.mktemp("begun") / "demo"
+                done = run(CLI, "prepare", "demo", "--size", 32, "--out", begun,
+                           "--num-samples", num_samples, "--no-progress")  # fmt: skip
+                assert done.returncode == 0, done.stderr
+                begun.rename(kept)
+        return Path(shutil.copytree(kept, tmp_path_factory.mktemp("data") / "demo"))
+
+    return make
 
 
 def batches(url: str, **options: object) -> list[dict[str, torch.Tensor]]:

@@ -43,20 +43,29 @@ def run(
         cold: start it, and what it starts, as a user does. Else they are forks of a process that
             has imported torch and Composer: use it where a test is not about starting.
     """
-    words = [str(word) for word in command]
-    if not cold and words[0] == sys.executable:
-        words[0] = str(warm_python())
-    elif not cold and words[0] in (str(CLI), str(BIN / "composer")):
-        words.insert(0, str(warm_python()))
     return subprocess.run(
-        words,
+        [str(word) for word in command] if cold else warmed(*command),
         cwd=ROOT,
-        env={**_environment(), **(environment or {})},
+        env={**variables(), **(environment or {})},
         capture_output=True,
         text=True,
         timeout=1200,
         check=False,
     )
+
+
+def warmed(*command: object) -> list[str]:
+    """A command whose program is a fork of a warmed process, in the namespaces of who starts it.
+
+    Start it with `variables`. Of its processes only the first, and those that it starts as
+    programs, have its environment in /proc; SIGSTOP stops the first alone.
+    """
+    words = [os.fsdecode(word) if isinstance(word, bytes) else str(word) for word in command]
+    if words[0] == sys.executable:
+        return [str(warm_python()), *words[1:]]
+    if words[0] in (str(CLI), str(BIN / "composer")):
+        return [str(warm_python()), *words]
+    return words
 
 
 @functools.cache
@@ -69,12 +78,12 @@ def warm_python() -> Path:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd=ROOT,
-        env=_environment(),
+        env=variables(),
         text=True,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
-    names = {"REAL": sys.executable, "SOCKET": str(socket), "ENVIRONMENT": settled(_environment())}
+    names = {"REAL": sys.executable, "SOCKET": str(socket), "ENVIRONMENT": settled(variables())}
     head = [f"#!{sys.executable} -IS", *(f"{name} = {value!r}" for name, value in names.items())]
     python.write_text("\n".join(head) + "\n" + (ROOT / "tests" / "stand_in.py").read_text())
     python.chmod(0o755)
@@ -82,5 +91,6 @@ def warm_python() -> Path:
     return python
 
 
-def _environment() -> dict[str, str]:
+def variables() -> dict[str, str]:
+    """Of a program of the project: one thread."""
     return {**outside(), "OMP_NUM_THREADS": "1"}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from data_sets import COUNT
-from job import ROOT, outside
+from job import ROOT, variables, warmed
 
 #: As containers have them: a memory and a temporary folder of their own.
 CONTAINER = ("unshare", "--ipc", "--mount", "sh", "-c",
@@ -60,11 +60,11 @@ def start(prepared: str, tmp_path: Path):
     def begin(name: str, partner: str = "", limit: str = "") -> subprocess.Popen[str]:
         temporary = tmp_path / f"tmp-{name}"
         temporary.mkdir()
-        words = [*CONTAINER, sys.executable, "-c", JOB, prepared, str(tmp_path), name, partner]
+        words = warmed(sys.executable, "-c", JOB, prepared, tmp_path, name, partner, limit)
         pipe = subprocess.PIPE
         jobs.append(
             subprocess.Popen(
-                [*words, limit], cwd=ROOT, env={**outside(), "TMPDIR": str(temporary)},
+                [*CONTAINER, *words], cwd=ROOT, env={**variables(), "TMPDIR": str(temporary)},
                 stdin=pipe, stdout=pipe, stderr=pipe, text=True,
             )
         )  # fmt: skip

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from job import CLI, ROOT, run
+from job import CLI, ROOT, run, variables, warmed
 
 from ahpa_scale.checkpoint.find import list_checkpoints
 from benchmarks.resume_engines import BOUND, measure
@@ -56,18 +55,16 @@ def logged_steps(folder: Path) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory) -> tuple[Path, int, str, str]:
+def asked(demo_data, tmp_path_factory) -> tuple[Path, int, str, str]:
     """A run on two ranks that was sent SIGTERM through its launcher: folder, exit code, stdout,
     stderr.
     """
     folder = tmp_path_factory.mktemp("asked")
-    size = ["--size", "32", "--num-samples", "256", "--no-progress"]
-    done = run(CLI, "prepare", "demo", *size, "--out", folder / "data")
-    assert done.returncode == 0, done.stderr
+    demo_data(256).rename(folder / "data")
     process = subprocess.Popen(
-        [CLI, "launch", "--nproc", "2", "train.py", "yamls/demo-ahpa.yaml", *settings(folder)],
+        warmed(CLI, "launch", "--nproc", 2, "train.py", "yamls/demo-ahpa.yaml", *settings(folder)),
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=variables(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

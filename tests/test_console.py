@@ -166,12 +166,8 @@ def test_with_json_a_terminal_gets_lines_and_no_bar(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("data") / "demo"
-    done = run(CLI, "prepare", "demo", "--size", 32, "--out", out, "--num-samples", 128,
-               "--no-progress")  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return out
+def data(demo_data) -> Path:
+    return demo_data(128)
 
 
 def test_two_ranks_say_all_in_json(data, tmp_path):

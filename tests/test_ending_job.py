@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from job import BIN, CLI, ROOT, outside, run
+from job import BIN, CLI, ROOT, outside
 from test_two_hosts import arguments, rows
 
 from ahpa_scale.checkpoint.find import list_checkpoints
@@ -96,12 +96,8 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("data") / "demo"
-    done = run(CLI, "prepare", "demo", "--size", 32, "--out", out, "--num-samples", 256,
-               "--no-progress")  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return out
+def data(demo_data) -> Path:
+    return demo_data(256)
 
 
 class Job:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from job import BIN, CLI, run
+from job import BIN, run
 
 from ahpa_scale.config.schema import Data
 
@@ -29,20 +29,21 @@ QUICK = [
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("data") / "demo"
-    done = run(CLI, "prepare", "demo", "--size=32", "--out", out, "--num-samples=256")
-    assert done.returncode == 0, done.stderr
-    return out
+def data(demo_data) -> Path:
+    return demo_data(256)
 
 
 def train(
     data: Path, folder: Path, *overrides: str, ranks: int = 2, workers: int = 1
 ) -> subprocess.CompletedProcess[str]:
     command = [sys.executable] if ranks == 1 else [BIN / "composer", "-n", ranks]
+    return run(*command, "train.py", *words(data, folder, *overrides, workers=workers))
+
+
+def words(data: Path, folder: Path, *overrides: str, workers: int = 1) -> list[str]:
     places = [f"data.local={data}", f"data.num_workers={workers}", f"output_dir={folder}"]
     places.append(f"checkpoint.save_folder={folder}/checkpoints")
-    return run(*command, "train.py", "yamls/demo-ahpa.yaml", *QUICK, *places, *overrides)
+    return ["yamls/demo-ahpa.yaml", *QUICK, *places, *overrides]
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -95,6 +96,29 @@ def test_fsdp2_goes_on_from_a_zero_checkpoint(data, tmp_path):
     told, went_on = losses(zero), losses(tmp_path / "run")
     for batch in (4, 5, 6):
         assert went_on[batch] == pytest.approx(told[batch], rel=1e-4)
+
+
+#: Trains, and says which processes it has started that live on.
+STARTED = """
+import sys
+import psutil
+from ahpa_scale.preemption import listening
+from ahpa_scale.run.main import main
+
+if __name__ == "__main__":
+    with listening(preparing=True) as requests:
+        main(sys.argv[1:], requests)
+    print([child.cmdline() for child in psutil.Process().children(recursive=True)])
+"""
+
+
+def test_deepspeed_starts_no_compilers(data, tmp_path):
+    script = tmp_path / "started.py"
+    script.write_text(STARTED)
+    chosen = words(data, tmp_path / "run", "parallelism.engine=zero2", "precision=fp32")
+    done = run(sys.executable, script, *chosen)
+    assert done.returncode == 0, done.stderr
+    assert "compile_worker" not in done.stdout
 
 
 @pytest.mark.parametrize("engine", ["fsdp2", "zero2"])

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -17,7 +16,7 @@ from typing import Any
 from checkpoint_runs import RANK_0, flip
 from evaluated_run import BATCHES, batches_of, command, printed, rows_of
 from fault_proxy import ALWAYS, Faults
-from job import CLI
+from job import CLI, variables, warmed
 from s3_server import BUCKET
 
 from ahpa_scale import storage
@@ -103,8 +102,8 @@ def test_it_leaves_when_asked_and_goes_on_when_started_again(trained, saved, eva
     out = tmp_path / "out"
     shutil.move(saved / "ba6", tmp_path / "ba6")
     process = subprocess.Popen(
-        [CLI, *command(saved, trained / "held-out", out), "--follow", "--every", "30m"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        warmed(CLI, *command(saved, trained / "held-out", out), "--follow", "--every", "30m"),
+        env=variables(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from job import run
 
 from ahpa_scale import cli, typed_json
 from ahpa_scale.checkpoint.manifest import Manifest
@@ -104,13 +105,7 @@ def test_a_librarys_error_before_training_ends_with_1_and_its_traceback():
         "program.load_config = load_config\n"
         "program.main(['x.yaml'])\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run(sys.executable, "-c", program)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert "ValueError: of a library" in done.stderr
@@ -173,17 +168,8 @@ def test_a_users_mistakes_end_with_2_as_a_program(words, line, tmp_path):
     (tmp_path / "file").write_text("x")
     (tmp_path / "latin.yaml").write_bytes(b"a:\xe9\n")
     (tmp_path / "empty.yaml").write_bytes(b"")
-    done = subprocess.run(
-        [
-            sys.executable,
-            *(one.format(here=tmp_path) if isinstance(one, str) else one for one in words),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    given = (word.format(here=tmp_path) if isinstance(word, str) else word for word in words)
+    done = run(sys.executable, *given)
     assert done.returncode == 2, done.stderr
     [said] = done.stderr.splitlines()
     assert said.startswith("error: ")

@@ -9,21 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from job import BIN, CLI, run
+from job import BIN, run
 
 # A factor that float32 does not hold: while the alignment acts, no batch has a finite loss.
 BOOM = ("alignment.weight=1e39", "precision=fp32")
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("data") / "demo"
-    done = run(
-        CLI, "prepare", "demo", "--size", "32", "--out", str(out), "--num-samples", "64",
-        "--no-progress",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return out
+def data(demo_data) -> Path:
+    return demo_data(64)
 
 
 def train(data: Path, folder: Path, *overrides: str, ranks: int = 1) -> Any:

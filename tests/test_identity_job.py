@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from job import BIN, CLI, FASTEST, ROOT, outside, run
+from job import BIN, FASTEST, ROOT, outside, run
 
 from ahpa_scale.checkpoint.find import list_checkpoints
 from ahpa_scale.checkpoint.lease import LEASE
@@ -43,12 +43,9 @@ def batches(folder: Path) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
+def data(demo_data) -> Path:
     """Four batches."""
-    out = tmp_path_factory.mktemp("data") / "demo"
-    done = run(CLI, "prepare", "demo", "--size=32", "--out", out, "--num-samples=64")
-    assert done.returncode == 0, done.stderr
-    return out
+    return demo_data(64)
 
 
 @pytest.fixture(scope="module")

@@ -123,10 +123,8 @@ def test_a_process_that_torchrun_started_becomes_its_rank(tmp_path):
     assert ranks in done.stdout
 
 
-def test_ranks_that_torchrun_started_train(tmp_path):
-    prepare = ("prepare", "demo", "--size", 32, "--num-samples", 64, "--no-progress")
-    assert run(CLI, *prepare, "--out", tmp_path / "data").returncode == 0
-    words = arguments(tmp_path / "data", tmp_path, {"max_duration": "3ba"})
+def test_ranks_that_torchrun_started_train(demo_data, tmp_path):
+    words = arguments(demo_data(64), tmp_path, {"max_duration": "3ba"})
     done = run(
         BIN / "torchrun", "--no-python", "--standalone", "--nproc-per-node", 2, CLI, "launch",
         *words,

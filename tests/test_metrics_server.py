@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from job import CLI, ROOT, run
+from job import ROOT, run, variables, warmed
 from scrape import free_port, get, scrape, values
 from test_two_hosts import arguments
 
@@ -34,12 +34,8 @@ from ahpa_scale.watch import Pulse
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("data") / "demo"
-    done = run(CLI, "prepare", "demo", "--size", 32, "--out", out, "--num-samples", 128,
-               "--no-progress")  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return out
+def data(demo_data) -> Path:
+    return demo_data(128)
 
 
 class Job:
@@ -51,9 +47,9 @@ class Job:
         keys |= {"logging.metrics_port": str(self.port), "global_train_batch_size": "16"}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *arguments(data, folder, keys)],
+                warmed(sys.executable, *arguments(data, folder, keys)),
                 cwd=ROOT,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env=variables(),
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )

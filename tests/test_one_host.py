@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from job import CLI, ROOT, outside, run
+from job import CLI, ROOT, outside
 from test_two_hosts import arguments, rows
 from test_watch import free_udp_port
 
@@ -55,15 +55,12 @@ class Job:
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory) -> Iterator[Job]:
+def ended(demo_data, tmp_path_factory) -> Iterator[Job]:
     can = subprocess.run([*CONTAINER, "true"], capture_output=True, text=True, check=False)
     if can.returncode != 0:
         pytest.skip(f"no PID namespaces on this machine: {can.stderr.strip()}")
     folder = tmp_path_factory.mktemp("one-host")
-    done = run(CLI, "prepare", "demo", "--size", 32, "--out", folder / "data", "--num-samples", 64,
-               "--no-progress")  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    job = Job(folder / "data", folder)
+    job = Job(demo_data(64), folder)
     try:
         for launcher in job.launchers:
             launcher.wait(400)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from job import variables, warmed
 from PIL import Image
 
 from ahpa_scale.data.card import read_card
@@ -25,8 +26,10 @@ from ahpa_scale.errors import UserError
 
 
 def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ahpa_scale.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, **options)
+    command = warmed(sys.executable, "-m", "ahpa_scale.cli", *arguments)
+    return subprocess.run(
+        command, env=variables(), capture_output=True, text=True, timeout=600, **options
+    )
 
 
 def refused(*arguments: object) -> str:

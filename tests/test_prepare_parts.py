@@ -15,6 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 from data_sets import batches, everything
+from job import run
 from s3_server import BUCKET, s3_server
 
 from ahpa_scale.data.card import read_card, read_prior_statistics
@@ -122,9 +123,8 @@ def test_a_part_of_other_options_is_refused(tmp_path):
     ],
 )
 def test_bad_input_is_one_line(words, message, tmp_path):
-    command = [sys.executable, "-m", "ahpa_scale.cli", "prepare", "demo", "--size", "32"]
-    command += ["--out", str(tmp_path / "set"), *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = ["-m", "ahpa_scale.cli", "prepare", "demo", "--size", "32"]
+    done = run(sys.executable, *command, "--out", tmp_path / "set", *words)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert message in done.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from data_sets import COUNT, GRID, SIZE, batches, everything, save_features, save_pictures
+from job import run
 
 from ahpa_scale.data.card import read_card
 from ahpa_scale.data.parts import prepare_part
@@ -127,15 +127,14 @@ def test_too_many_are_one_line_and_leave_nothing(spoiled, tmp_path):
     root, _ = spoiled
     command = [sys.executable, "-m", "ahpa_scale.cli", "prepare", str(root), "--size", "32"]
     command += ["--out", str(tmp_path / "set"), "--no-progress"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run(*command)
     assert done.returncode == 2, done.stderr
     line = done.stderr.splitlines()[-1]
     assert line.startswith("error: 2 of 53 pictures cannot be read, and 1 % may be: ")
     assert line.endswith("mend them, or allow more with --rejects")
     assert os.listdir(tmp_path) == ["spoiled"]
-    done = subprocess.run(
-        [*command, "--rejects", "0.1"], capture_output=True, text=True, check=True
-    )
+    done = run(*command, "--rejects", "0.1")
+    assert done.returncode == 0, done.stderr
     assert f"5 of 53 pictures cannot be read and are left out: see {tmp_path}/set" in done.stderr
     assert "48 pictures" in done.stdout
     assert sorted(os.listdir(tmp_path)) == ["set", "spoiled"]

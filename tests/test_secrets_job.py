@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from job import CLI, ROOT, run
+from job import CLI, ROOT
 from test_ending_job import Job, words
 
 PASSWORD, TOKEN = "correct-horse-battery", "token-1f0c9e77"
@@ -52,13 +52,9 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def place(demo_data) -> Path:
     """Of the data set that the store has."""
-    out = tmp_path_factory.mktemp("data") / "demo"
-    done = run(CLI, "prepare", "demo", "--size", 32, "--out", out, "--num-samples", 128,
-               "--no-progress")  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return out
+    return demo_data(128)
 
 
 def arguments_of(job: Job) -> set[str]:

@@ -18,6 +18,7 @@ import torch
 from data_sets import COUNT, LEVELS, batches, everything
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from job import variables, warmed
 from s3_server import free_ports
 from streaming import StreamingDataset
 from streaming.base.format.mds.reader import MDSReader
@@ -277,8 +278,8 @@ def with_shared_memory_of_its_own(
     """A process that has shared memory and locks to itself: its numbers are known."""
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /dev/shm && exec "$@"', "sh",
-         sys.executable, "-c", LEAVE + work, prepared],
-        env={**os.environ, "TMPDIR": str(folder)}, capture_output=True, text=True, check=False,
+         *warmed(sys.executable, "-c", LEAVE + work, prepared)],
+        env={**variables(), "TMPDIR": str(folder)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if "unshare failed" in done.stderr:
         pytest.skip(f"no mount namespaces on this machine: {done.stderr.strip()}")

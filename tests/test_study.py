@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import job
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -183,14 +184,8 @@ def test_a_key_that_the_product_has_learnt_since_is_no_difference(study, tmp_pat
 def test_a_dry_run_lists_the_cells_and_a_bad_cell_ends_with_status_2(tmp_path):
     def run(**changes):
         path = write(tmp_path, content(**changes))
-        words = ["run", str(path), "--work", str(tmp_path / "w"), "--results", str(tmp_path / "r")]
-        return subprocess.run(
-            [sys.executable, "-m", "experiments", *words, "--dry-run"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        words = ["run", path, "--work", tmp_path / "w", "--results", tmp_path / "r", "--dry-run"]
+        return job.run(sys.executable, "-m", "experiments", *words)
 
     good = run()
     assert good.returncode == 0, good.stderr

@@ -18,6 +18,7 @@ import pytest
 import torch
 from composer import Trainer
 from composer.core import Callback
+from job import run
 from PIL import Image
 from small_study import ROOT, content, write
 
@@ -51,14 +52,7 @@ def cell_rows(study: Study, work: Path, results: Path, cell: Cell) -> list[dict[
 
 def command(path: Path, work: Path, results: Path, *more: str) -> subprocess.CompletedProcess[str]:
     words = ["run", path, "--work", work, "--results", results, "--jobs", "2", *more]
-    return subprocess.run(
-        [sys.executable, "-m", "experiments", *map(str, words)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
+    return run(sys.executable, "-m", "experiments", *words)
 
 
 class Recorder(Callback):

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from job import run
 from PIL import Image
-from small_study import ROOT
 
 from experiments.pictures import collect
 from experiments.recipes import FolderRecipe
@@ -39,14 +39,7 @@ def images(tmp_path_factory) -> Path:
 
 def transfer(images: Path, work: Path, *more: str) -> subprocess.CompletedProcess[str]:
     words = ["--images", str(images), "--work", str(work), "--jobs", "2", *more]
-    return subprocess.run(
-        [sys.executable, "experiments/transfer.py", *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=1200,
-        check=False,
-    )
+    return run(sys.executable, "experiments/transfer.py", *words)
 
 
 def test_the_last_line_is_the_ratio_and_a_second_call_only_repeats_it(images, tmp_path):

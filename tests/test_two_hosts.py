@@ -42,15 +42,11 @@ ENGINES: dict[str, dict[str, str]] = {
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
+def data(demo_data) -> Path:
     reason = why_not()
     if reason is not None:
         pytest.skip(reason)
-    out = tmp_path_factory.mktemp("data") / "demo"
-    done = run(CLI, "prepare", "demo", "--size", 32, "--out", out, "--num-samples", 256,
-               "--no-progress")  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return out
+    return demo_data(256)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import socket
@@ -16,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
+import job
 import pytest
 
 from ahpa_scale.config.schema import Config
@@ -70,8 +70,8 @@ class Ranks:
             }  # fmt: skip
             self.processes.append(
                 subprocess.Popen(
-                    [sys.executable, RANK, section, *map(str, (*self.meeting, batches, end))],
-                    env=os.environ | {name: str(value) for name, value in told.items()},
+                    job.warmed(sys.executable, RANK, section, *self.meeting, batches, end),
+                    env=job.variables() | {name: str(value) for name, value in told.items()},
                     stderr=subprocess.PIPE,
                     text=True,
                 )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -11,44 +12,45 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
-from job import BIN, CLI, ROOT, run
+from job import BIN, ROOT, variables, warmed
 from test_two_hosts import arguments, rows
 
 SILENCE = 15
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("data") / "demo"
-    done = run(CLI, "prepare", "demo", "--size", 32, "--out", out, "--num-samples", 64,
-               "--no-progress")  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return out
+def data(demo_data) -> Path:
+    return demo_data(64)
 
 
 class Job:
     """Two ranks that train without end, under Composer's launcher."""
 
-    def __init__(self, data: Path, folder: Path) -> None:
+    def __init__(self, data: Path, folder: Path, cold: bool) -> None:
         chosen = {"max_duration": "100000ba", "watch.silence": str(SILENCE)}
         self.folder, self.log = folder, folder / "log"
+        words = [str(BIN / "composer"), "-n", "2", *arguments(data, folder, chosen)]
         with self.log.open("w") as log:
             self.launcher = subprocess.Popen(
-                [BIN / "composer", "-n", "2", *arguments(data, folder, chosen)],
+                words if cold else warmed(*words),
                 cwd=ROOT,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**variables(), "MARK": str(folder)},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
 
     def rank(self, number: int) -> int:
         """The process of a rank."""
-        children = Path(f"/proc/{self.launcher.pid}/task/{self.launcher.pid}/children")
-        for pid in children.read_text().split():
-            if f"LOCAL_RANK={number}" in Path(f"/proc/{pid}/environ").read_text().split("\0"):
-                return int(pid)
-        raise AssertionError(f"no rank {number}")
+        told = {"MARK": str(self.folder), "LOCAL_RANK": str(number)}.items()
+        ranks = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if told <= process.environ().items():
+                    ranks.append(process)
+        # The eldest: its workers have the same environment.
+        return min(ranks, key=psutil.Process.create_time).pid
 
     def trains(self) -> None:
         """Waits for the first batches."""
@@ -60,8 +62,8 @@ class Job:
 
 
 @pytest.fixture
-def job(data: Path, tmp_path: Path) -> Iterator[Job]:
-    started = Job(data, tmp_path)
+def job(request: pytest.FixtureRequest, data: Path, tmp_path: Path) -> Iterator[Job]:
+    started = Job(data, tmp_path, cold="stops" in request.node.name)
     started.trains()
     ranks = [started.rank(number) for number in (0, 1)]
     yield started

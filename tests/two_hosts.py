@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from job import ROOT
+from job import ROOT, variables, warmed
 
 ADDRESSES = ("10.231.7.1", "10.231.7.2")
 _SETUP = """
@@ -49,18 +49,17 @@ class Host:
 
     def start(self, *command: object, environment: Mapping[str, str] | None = None) -> Running:
         """Starts a command on this host; what it says is added to `log`."""
-        variables = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
+        environment = {
+            **variables(),
             "GLOO_SOCKET_IFNAME": self.cable,
             "TMPDIR": self._temporary.name,
             **(environment or {}),
         }
-        inside = ["unshare", "--uts", "sh", "-c", _SETUP, "sh", self.name, *map(str, command)]
+        inside = ["unshare", "--uts", "sh", "-c", _SETUP, "sh", self.name, *warmed(*command)]
         with self.log.open("a") as log:
             process = subprocess.Popen(
                 ["ip", "netns", "exec", self.space, *inside],
-                cwd=ROOT, env=variables, stdout=log, stderr=subprocess.STDOUT,
+                cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
         return Running(self, process)
 

@@ -8,6 +8,7 @@ it as ``python zygote.py SOCKET``; it ends with the end of its input.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import json
@@ -63,8 +64,10 @@ def serve(path: str) -> dict[str, Any]:
         request, descriptors = _receive(asker)
         pid = os.fork()
         if pid == 0:
-            for place, descriptor in enumerate(descriptors):
+            for place, descriptor in enumerate(descriptors[:3]):
                 os.dup2(descriptor, place)
+            _enter(descriptors[3:])
+            for descriptor in descriptors:
                 os.close(descriptor)
             for held in (listener, asker, *(other for other, _ in running.values())):
                 held.close()
@@ -78,9 +81,18 @@ def serve(path: str) -> dict[str, Any]:
 
 
 def _receive(asker: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    head, descriptors, _, _ = socket.recv_fds(asker, 8, 3)
+    head, descriptors, _, _ = socket.recv_fds(asker, 8, 7)
     content = asker.recv(int(head), socket.MSG_WAITALL)
     return json.loads(content), descriptors
+
+
+def _enter(spaces: list[int]) -> None:
+    """Enters the asker's namespaces. The last is that of mounts, where /proc may be another."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for space in spaces:
+        name = os.readlink(f"/proc/self/fd/{space}")
+        if name != os.readlink(f"/proc/self/ns/{name.partition(':')[0]}") and libc.setns(space, 0):
+            raise OSError(ctypes.get_errno(), f"setns {name}")
 
 
 def _follow(running: Running, ready: list[Any]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from typing import Any
 
 import torch
@@ -135,9 +134,9 @@ def _initialize(
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    if "torch._inductor" not in sys.modules:
-        # DeepSpeed's unused optimizers would start a compiler process on each rank.
-        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    # One of DeepSpeed's unused optimizers is compiled at its import. torch would start up to 32
+    # compilers on each rank then; it still does at the first block that is compiled.
+    os.environ.setdefault("TORCH_WARM_POOL", "0")
     import deepspeed
 
     if on_cpu:
