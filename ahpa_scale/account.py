@@ -46,9 +46,9 @@ def _private_folder() -> Path | None:
     try:
         room = Path(tempfile.gettempdir(), f"ahpa-scale-uid-{os.getuid()}")
         room.mkdir(mode=0o700, exist_ok=True)
-        found = room.lstat()
-        ours = found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        if stat.S_ISDIR(found.st_mode) and ours:
+        status = room.lstat()
+        ours = status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        if stat.S_ISDIR(status.st_mode) and ours:
             return room
         return Path(tempfile.mkdtemp(prefix="ahpa-scale-"))
     except OSError:

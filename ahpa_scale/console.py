@@ -30,7 +30,7 @@ _formatter: logging.Formatter | None = None
 
 
 def set_up(format: Format, *, rank: int | None, node: int | None) -> None:
-    """Chooses the format for this process. ``text`` changes nothing, so JSON stays chosen.
+    """Chooses the format for this process. ``text`` changes nothing: JSON, once chosen, stays.
 
     Args:
         format: format of all further lines.

@@ -15,7 +15,7 @@ _MENDABLE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.EBUSY),
 }
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-#: Python sets their errno. Without errno, our own code raised them.
+#: Python gives them an errno. Without one, our own code has raised them.
 _NAMED = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
@@ -29,7 +29,7 @@ def mendable(error: BaseException) -> str | None:
         return " ".join(str(error).split()) if isinstance(error, _NAMED) else None
     if error.errno not in _MENDABLE or (error.filename is None and error.errno not in _FULL):
         return None
-    names = [os.fsdecode(one) for one in (error.filename, error.filename2) if one is not None]
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if name is not None]
     return ": ".join([" to ".join(names) or "writing", str(error.strerror)])
 
 

@@ -42,7 +42,7 @@ class WayOut:
     """Shows an error once, and makes the process end in time.
 
     Attributes:
-        training: `one_way_out` then ends the process itself at every exception, SystemExit too.
+        training: if set, `one_way_out` ends the process itself at every exception, SystemExit too.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of the levels that an alignment compares with and of a batch's columns that hold them; what
-each source of levels needs.
+"""Names of an alignment's levels, and of a batch's columns that hold them. What each source of
+levels needs.
 
 A level is named by the path of a module of the VAE's encoder, ``latent``, ``external`` (features
 that came with the data) or ``self.<k>`` (tokens after block k, from 1, of the model's own moving
@@ -29,11 +29,11 @@ class LevelSource:
 
     Attributes:
         name: name of its only level; with `unit`, the levels are ``<name>.<k>``.
-        channels: channels of a level, by the backbone. The levels are then made in each step. None:
-            the data set's columns or the VAE bring them, and the card tells their channels.
+        channels: gives a level's channels for a backbone; such levels are made in each step. None:
+            they come from the data set's columns or the VAE, and the card tells their channels.
         unit: what k counts, from 1, fine to coarse. Such levels are not grouped by default.
         count: the largest k; None: the backbone's depth.
-        averaged: made by the whole moving average from blocks behind the tap.
+        averaged: made by blocks behind the tap, in the whole model's moving average.
         statistics: whether the data set's statistics cover it, so that it can be whitened.
         online: whether it exists where pictures are encoded while training.
         patched: maps become tokens in the backbone's own patches and are not averaged.
@@ -49,11 +49,11 @@ class LevelSource:
     patched: bool = False
 
     def level(self, number: int) -> str:
-        """The name of its level of this number."""
+        """The name of its level k = `number`."""
         return f"{self.name}.{number}"
 
     def levels(self, depth: int) -> list[str]:
-        """The names of its numbered levels beside a backbone of `depth` blocks, fine to coarse."""
+        """The names of its numbered levels for a backbone of `depth` blocks, fine to coarse."""
         return [self.level(number) for number in range(1, (self.count or depth) + 1)]
 
     def number(self, level: str) -> int | None:
@@ -80,7 +80,7 @@ def source_of(level: str) -> LevelSource:
 
 
 def single_levels(held: Collection[str] | None = None) -> list[str]:
-    """The levels that bear their source's name: all, or those that are made or that `held` has."""
+    """The levels named as their source: all, or those made in each step and those in `held`."""
     single = (source for source in SOURCES.values() if not source.unit and source != ENCODER)
     return [s.name for s in single if held is None or s.channels is not None or s.name in held]
 

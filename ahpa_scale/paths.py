@@ -15,7 +15,7 @@ from difflib import get_close_matches
 
 from ahpa_scale.errors import UserError
 
-#: URL schemes whose first part is a bucket, container or host. `s3:x` counts as a slip for one.
+#: URL schemes whose first part is a bucket, container or host. `s3:x` counts as a slip for a URL.
 STORES = (
     *("s3", "s3a", "gs", "gcs", "az", "abfs", "adl", "hf", "oci", "oss"),
     *("http", "https", "sftp", "ftp"),
@@ -121,7 +121,7 @@ def _refuse_odd_characters(text: str) -> None:
 
 
 def _of_file_url(text: str, slashes: int, rest: str) -> str:
-    """The path of a file URL (RFC 8089), which must name no host or this one."""
+    """The path of a file URL (RFC 8089). Its host must be missing or this one."""
     if _ESCAPED.search(rest):
         raise UserError(f"{text!r} has escaped characters: write the path itself, without file:")
     if slashes == 2:

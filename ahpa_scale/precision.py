@@ -33,7 +33,7 @@ def cpu_has_bf16() -> bool:
 
 
 def inference_autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 autocast on a CPU with such kernels, where it is up to four times as fast. Float32
+    """bfloat16 autocast on a CPU with bfloat16 kernels, which are up to four times as fast. Float32
     on other CPUs, and the caller's autocast on other devices.
     """
     if device.type != "cpu":

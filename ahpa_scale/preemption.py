@@ -2,9 +2,8 @@
 """Requests to a run from outside: to leave (SIGTERM, SIGUSR1, Ctrl-C, a file ``STOP``), or to save
 now (a file ``SAVE``).
 
-Schedulers send a signal before they take a machine away. The main thread may then wait in a
-collective for long, so a separate thread listens. The run acts between two batches, on all ranks
-together. torch is not imported.
+Schedulers send a signal before they take a machine away. A separate thread listens, because the
+main thread may wait in a collective. All ranks act together, between two batches. No torch.
 """
 
 from __future__ import annotations
@@ -76,10 +75,9 @@ class Requests:
 def listening(*, grace: float | None = None, preparing: bool = False) -> Iterator[Requests]:
     """Listens while the body runs. Enter it on the main thread.
 
-    A second request by signal, or the end of the grace time, ends the process at once, with exit
-    code 80 and without a checkpoint. The end of the parent launcher is a request as well; a hang-up
-    of the terminal is not. Processes that are forked meanwhile, such as loaders' workers, ignore
-    all these signals and end with this process.
+    A second signal, or the end of the grace time, ends the process at once, with exit code 80 and
+    no checkpoint. The end of the launcher is a request as well; a hang-up of the terminal is not.
+    Forked processes, such as loaders' workers, ignore these signals and end with this process.
 
     Args:
         grace: seconds from the first signal; None: no limit.
@@ -110,9 +108,7 @@ def listening(*, grace: float | None = None, preparing: bool = False) -> Iterato
 
 
 def hear_signals() -> None:
-    """Sets this process's signal handlers again, after a library has replaced them, as Composer
-    does when it is imported. Call it on the main thread.
-    """
+    """Sets the signal handlers. Call it on the main thread, and again after Composer's import."""
     for number in _HEARD:
         signal.signal(number, _pass)
 
@@ -294,8 +290,8 @@ def _ignore() -> None:
 
 
 def leave_signals_to_parent() -> None:
-    """Makes a process that was forked from a listening one ignore the signals again, after a
-    library has set a handler, as torch does in loaders' workers.
+    """Ignores the signals again in a fork of a listening process, after a library has set handlers,
+    as torch does in loaders' workers.
     """
     if _answered_above:
         for number in _HEARD:

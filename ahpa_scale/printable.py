@@ -14,7 +14,7 @@ _OBEYED = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 _PASSWORD = re.compile(r"(?<=://)([^\s/?#@:]*):([^\s/?#]+)@")
-#: Characters; a shorter value would also occur in other words by chance.
+#: Characters of the shortest value to conceal: shorter ones occur in other words by chance.
 _SHORTEST = 6
 _concealed: dict[str, str] = {}
 
@@ -57,7 +57,7 @@ def conceal(value: str, shown: str) -> None:
     """From now on shows another text in place of a value.
 
     Args:
-        value: for example of an environment variable; one of under six characters stays.
+        value: for example an environment variable's. Values of under six characters stay.
         shown: the text in its place.
     """
     if len(value) >= _SHORTEST:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which signals ask a run to leave, and which of them are one request.
+"""Which signals ask a run to leave, and which of them count as one request.
 
 A scheduler may signal every process of a job (srun, systemd, GNU timeout, a terminal's Ctrl-C), and
 the launcher hands on its signal: a rank then gets two signals for one request. Our launcher hands
@@ -95,7 +95,7 @@ def launcher_above() -> int | None:
         words = Path(f"/proc/{parent}/cmdline").read_text(errors="replace").split("\0")
     except OSError:
         return None
-    # Some servers, such as sshd, write a colon and what they do after their name.
+    # Some servers show more than their name, such as 'sshd: user@pts/0'.
     name = words[0].split(":")[0].rpartition("/")[2].lstrip("-").lower()
     return None if name in _CONSOLES | _SHELLS else parent
 

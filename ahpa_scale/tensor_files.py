@@ -32,7 +32,7 @@ def save_tensors(
     try:
         save_file(dict(tensors), path, metadata=None if metadata is None else dict(metadata))
     except SafetensorError as error:
-        found = _ERRNO.search(str(error))
-        if found is None:
+        match = _ERRNO.search(str(error))
+        if match is None:
             raise
-        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
+        raise OSError(int(match[1]), os.strerror(int(match[1])), str(path)) from None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads JSON that others may have written into values of given types; an error is one line.
+"""Reads JSON from untrusted writers into values of given types; an error is one line.
 
 Python's own reader accepts more than JSON (NaN, names that come twice, numbers of any length), and
 it checks no types. Free of torch.
@@ -109,13 +109,13 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    members = dict(pairs)
+    if len(members) != len(pairs):
         twice = next(
             name for name, times in Counter(name for name, _ in pairs).items() if times > 1
         )
         raise ValueError(f"{twice!r:.80} comes twice")
-    return found
+    return members
 
 
 def _integer(digits: str) -> int:
@@ -142,9 +142,9 @@ def _check_depth(value: Any) -> None:
         if depth > _DEEPEST:
             raise RecursionError
         inner: list[Any] = []
-        for one in level:
-            if isinstance(one, dict):
-                inner.extend(one.values())
-            elif isinstance(one, list):
-                inner.extend(one)
-        level = [one for one in inner if isinstance(one, dict | list)]
+        for node in level:
+            if isinstance(node, dict):
+                inner.extend(node.values())
+            elif isinstance(node, list):
+                inner.extend(node)
+        level = [node for node in inner if isinstance(node, dict | list)]

@@ -21,7 +21,7 @@ from toy_trainer import ToyGenerator, toy_trainer
 
 from ahpa_scale.algorithms import EMA
 from ahpa_scale.checkpoint.errors import CheckpointError
-from ahpa_scale.checkpoint.find import Found, list_checkpoints
+from ahpa_scale.checkpoint.find import StoredCheckpoint, list_checkpoints
 from ahpa_scale.checkpoint.local_copy import open_checkpoint, open_newest
 from ahpa_scale.checkpoint.manifest import FileEntry, Manifest
 from ahpa_scale.checkpoint.plain import decode, encode
@@ -144,8 +144,8 @@ def test_what_is_no_manifest_is_refused_in_one_line(text: str):
     assert "\n" not in str(caught.value)
 
 
-def found(batch: int, problem: str | None = None) -> Found:
-    return Found(f"x/ba{batch}", f"ba{batch}", batch, {}, None, problem, begun=False)
+def found(batch: int, problem: str | None = None) -> StoredCheckpoint:
+    return StoredCheckpoint(f"x/ba{batch}", f"ba{batch}", batch, {}, None, problem, begun=False)
 
 
 BATCHES = st.lists(st.tuples(st.integers(0, 50), st.booleans()), unique_by=lambda pair: pair[0])

@@ -21,7 +21,7 @@ from s3_server import BUCKET
 
 from ahpa_scale import storage
 from ahpa_scale.checkpoint import follow
-from ahpa_scale.checkpoint.find import Found, checkpoints_at
+from ahpa_scale.checkpoint.find import StoredCheckpoint, checkpoints_at
 from ahpa_scale.checkpoint.follow import Follower, Pace
 
 
@@ -177,7 +177,7 @@ def test_all_of_it_in_an_object_store_that_fails(
 def test_a_store_that_is_away_for_a_while_is_asked_again(saved, monkeypatch):
     seen, told, away = [], [], [True]
 
-    def look(url: str) -> list[Found]:
+    def look(url: str) -> list[StoredCheckpoint]:
         if seen == [2, 4] and away:
             away.clear()
             raise OSError("cannot use s3://x: gone")

@@ -12,15 +12,15 @@ from pathlib import Path
 
 from ahpa_scale import storage
 from ahpa_scale.checkpoint.errors import CheckpointError
-from ahpa_scale.checkpoint.find import Found
+from ahpa_scale.checkpoint.find import StoredCheckpoint
 from ahpa_scale.checkpoint.manifest import MANIFEST, FileEntry, Manifest, entry_of
 
-#: Called with the number of bytes done so far. It drops when a part is repeated.
+#: Called with the number of bytes done so far. The number drops when a part is repeated.
 Moved = Callable[[int], None]
 _MISSING, _DAMAGED = "is missing", "isn't what was saved"
 
 
-def damage(found: Found, moved: Moved) -> list[str]:
+def damage(checkpoint: StoredCheckpoint, moved: Moved) -> list[str]:
     """Reads all files of a checkpoint to their ends and finds the damaged ones.
 
     Files in a store are copied one by one to the temporary folder (``TMPDIR``).
@@ -31,10 +31,10 @@ def damage(found: Found, moved: Moved) -> list[str]:
     Raises:
         OSError: the store can't be reached, or the disk is full.
     """
-    if found.problem is not None:
-        return [found.problem]
-    if not storage.is_remote(found.url):
-        return list(_problems(found, _in_place, moved))
+    if checkpoint.problem is not None:
+        return [checkpoint.problem]
+    if not storage.is_remote(checkpoint.url):
+        return list(_problems(checkpoint, _in_place, moved))
     with tempfile.TemporaryDirectory(prefix="ahpa-scale-") as room:
         path = Path(room, "file")
 
@@ -44,10 +44,10 @@ def damage(found: Found, moved: Moved) -> list[str]:
             finally:
                 path.unlink(missing_ok=True)
 
-        return list(_problems(found, passing, moved))
+        return list(_problems(checkpoint, passing, moved))
 
 
-def copy(found: Found, folder: Path, moved: Moved) -> list[str]:
+def copy(checkpoint: StoredCheckpoint, folder: Path, moved: Moved) -> list[str]:
     """Copies a checkpoint with its manifest into an empty local folder.
 
     Returns:
@@ -57,23 +57,25 @@ def copy(found: Found, folder: Path, moved: Moved) -> list[str]:
     Raises:
         OSError: the store can't be reached, or the disk is full.
     """
-    if found.problem is not None:
-        return [found.problem]
-    assert found.manifest is not None
+    if checkpoint.problem is not None:
+        return [checkpoint.problem]
+    assert checkpoint.manifest is not None
 
     def copied(url: str, entry: FileEntry, moved: Moved) -> str | None:
         return _copied(url, folder / url.rsplit("/", 1)[-1], entry, moved)
 
-    problem = next(_problems(found, copied, moved), None)
+    problem = next(_problems(checkpoint, copied, moved), None)
     if problem is not None:
         for path in folder.iterdir():
             path.unlink()
         return [problem]
-    storage.write_text(folder / MANIFEST, found.manifest.to_json())
+    storage.write_text(folder / MANIFEST, checkpoint.manifest.to_json())
     return []
 
 
-def newest_whole(candidates: Sequence[Found], attempt: Callable[[Found], list[str]]) -> Found:
+def newest_whole(
+    candidates: Sequence[StoredCheckpoint], attempt: Callable[[StoredCheckpoint], list[str]]
+) -> StoredCheckpoint:
     """The newest checkpoint in which `attempt` (such as `damage` or `copy`) finds no fault.
 
     Args:
@@ -85,25 +87,25 @@ def newest_whole(candidates: Sequence[Found], attempt: Callable[[Found], list[st
         OSError: `attempt` raised it.
     """
     first: str | None = None
-    for found in reversed(candidates):
-        problems = ["it is half an upload"] if found.begun else attempt(found)
+    for checkpoint in reversed(candidates):
+        problems = ["it is half an upload"] if checkpoint.begun else attempt(checkpoint)
         if not problems:
-            return found
-        first = first or f"{found.url}: {problems[0]}"
+            return checkpoint
+        first = first or f"{checkpoint.url}: {problems[0]}"
     others = f" (and none of the {len(candidates) - 1} before is whole)" if candidates[1:] else ""
     raise CheckpointError(f"{first}{others}")
 
 
-def overtaken(found: Found) -> bool:
-    """Whether a running job has removed or rewritten a checkpoint since it was found. If so, faults
-    found in it mean nothing.
+def overtaken(checkpoint: StoredCheckpoint) -> bool:
+    """Whether a running job has removed or rewritten a checkpoint since it was listed. If so, its
+    faults mean nothing.
 
     Raises:
         OSError: the store can't be reached.
     """
     try:
-        now = storage.read_bytes(storage.join(found.url, MANIFEST))
-        return Manifest.from_json(now) != found.manifest
+        now = storage.read_bytes(storage.join(checkpoint.url, MANIFEST))
+        return Manifest.from_json(now) != checkpoint.manifest
     except FileNotFoundError:
         return True
     except CheckpointError:
@@ -116,13 +118,13 @@ def after(moved: Moved, done: int) -> Moved:
 
 
 def _problems(
-    found: Found, look: Callable[[str, FileEntry, Moved], str | None], moved: Moved
+    checkpoint: StoredCheckpoint, look: Callable[[str, FileEntry, Moved], str | None], moved: Moved
 ) -> Iterator[str]:
     """What `look` finds wrong, file by file."""
-    assert found.manifest is not None
+    assert checkpoint.manifest is not None
     done = 0
-    for name, entry in found.manifest.files.items():
-        problem = look(storage.join(found.url, name), entry, after(moved, done))
+    for name, entry in checkpoint.manifest.files.items():
+        problem = look(storage.join(checkpoint.url, name), entry, after(moved, done))
         if problem is not None:
             yield f"{name} {problem}"
         done += entry.size

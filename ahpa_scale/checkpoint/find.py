@@ -20,7 +20,7 @@ _NAME = re.compile(r"ba(\d+)", re.ASCII)
 
 
 @dataclass(frozen=True)
-class Found:
+class StoredCheckpoint:
     """A folder that is a checkpoint, or was meant to become one.
 
     Attributes:
@@ -47,7 +47,7 @@ def checkpoint_name(batch: int) -> str:
     return f"ba{batch}"
 
 
-def list_checkpoints(folder: str) -> list[Found]:
+def list_checkpoints(folder: str) -> list[StoredCheckpoint]:
     """All checkpoints below a folder or URL, oldest first.
 
     Raises:
@@ -57,7 +57,7 @@ def list_checkpoints(folder: str) -> list[Found]:
     return _below(folder, storage.find(folder))
 
 
-def checkpoints_at(url: str) -> list[Found]:
+def checkpoints_at(url: str) -> list[StoredCheckpoint]:
     """The checkpoint at `url`, whole or not. For a folder of checkpoints: all, oldest first.
 
     Raises:
@@ -72,22 +72,22 @@ def checkpoints_at(url: str) -> list[Found]:
     return below
 
 
-def some_checkpoints_at(url: str) -> list[Found]:
+def some_checkpoints_at(url: str) -> list[StoredCheckpoint]:
     """Like `checkpoints_at`, for commands that need at least one.
 
     Raises:
         UserError: there are none. If some lie in ``checkpoints`` below, the message says so.
         OSError: the store can't be reached.
     """
-    found = checkpoints_at(url)
-    if not found:
+    checkpoints = checkpoints_at(url)
+    if not checkpoints:
         below = storage.join(url, "checkpoints")
         advice = f"; there are some in {below}" if checkpoints_at(below) else ""
         raise UserError(f"there is no checkpoint at {url}{advice}")
-    return found
+    return checkpoints
 
 
-def _below(folder: str, sizes: Mapping[str, int]) -> list[Found]:
+def _below(folder: str, sizes: Mapping[str, int]) -> list[StoredCheckpoint]:
     by_name: dict[str, dict[str, int]] = defaultdict(dict)
     for path, size in sizes.items():
         name, _, rest = path.partition("/")
@@ -97,25 +97,29 @@ def _below(folder: str, sizes: Mapping[str, int]) -> list[Found]:
     return [look_at(storage.join(folder, name), by_name[name]) for name in ordered]
 
 
-def look_at(url: str, sizes: dict[str, int]) -> Found:
+def look_at(url: str, sizes: dict[str, int]) -> StoredCheckpoint:
     """Judges one checkpoint by its manifest and the sizes of its files."""
     name = url.rstrip("/").rsplit("/", 1)[-1]
     match = _NAME.fullmatch(name)
     batch = int(match[1]) if match else -1
     if MANIFEST not in sizes:
-        return Found(url, name, batch, sizes, None, f"{MANIFEST} is missing", begun=True)
+        return StoredCheckpoint(url, name, batch, sizes, None, f"{MANIFEST} is missing", begun=True)
     if sizes[MANIFEST] > typed_json.LIMIT:
-        return Found(url, name, batch, sizes, None, f"{MANIFEST} is too large", begun=False)
+        return StoredCheckpoint(
+            url, name, batch, sizes, None, f"{MANIFEST} is too large", begun=False
+        )
     try:
         manifest = _manifest(storage.join(url, MANIFEST))
     except FileNotFoundError:  # removed since it was listed
-        return Found(url, name, batch, sizes, None, f"{MANIFEST} is missing", begun=True)
+        return StoredCheckpoint(url, name, batch, sizes, None, f"{MANIFEST} is missing", begun=True)
     except CheckpointError as error:
-        return Found(url, name, batch, sizes, None, str(error), begun=False)
+        return StoredCheckpoint(url, name, batch, sizes, None, str(error), begun=False)
     problem = manifest.misfit(sizes)
     if match and manifest.batch != batch:
         problem = f"{MANIFEST} is that of {checkpoint_name(manifest.batch)}"
-    return Found(url, name, batch if match else manifest.batch, sizes, manifest, problem, False)
+    return StoredCheckpoint(
+        url, name, batch if match else manifest.batch, sizes, manifest, problem, False
+    )
 
 
 def _manifest(where: str) -> Manifest:
@@ -134,7 +138,7 @@ def trace_of_checkpoints(folder: str) -> str | None:
         OSError: the store can't be reached.
     """
     names = storage.find(folder)
-    return next((one for one in sorted(names) if one == LATEST or one.endswith(_OTHERS)), None)
+    return next((name for name in sorted(names) if name == LATEST or name.endswith(_OTHERS)), None)
 
 
 def holds_checkpoints(folder: str) -> bool:
@@ -142,7 +146,7 @@ def holds_checkpoints(folder: str) -> bool:
     return bool(list_checkpoints(folder))
 
 
-def find_checkpoint(url: str) -> Found:
+def find_checkpoint(url: str) -> StoredCheckpoint:
     """The checkpoint at `url`, or the newest whole checkpoint in the folder `url`.
 
     Raises:
@@ -151,11 +155,11 @@ def find_checkpoint(url: str) -> Found:
     """
     sizes = storage.find(url)
     if MANIFEST in sizes:
-        found = look_at(url, sizes)
-        if found.problem is not None:
-            raise CheckpointError(f"{url}: {found.problem}")
-        return found
-    whole = [one for one in list_checkpoints(url) if one.problem is None]
+        checkpoint = look_at(url, sizes)
+        if checkpoint.problem is not None:
+            raise CheckpointError(f"{url}: {checkpoint.problem}")
+        return checkpoint
+    whole = [checkpoint for checkpoint in list_checkpoints(url) if checkpoint.problem is None]
     if not whole:
         raise CheckpointError(f"{url} is no checkpoint and holds none that is whole")
     return whole[-1]

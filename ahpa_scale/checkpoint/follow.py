@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ahpa_scale import storage
 from ahpa_scale.checkpoint import content
-from ahpa_scale.checkpoint.find import Found, checkpoints_at
+from ahpa_scale.checkpoint.find import StoredCheckpoint, checkpoints_at
 from ahpa_scale.checkpoint.manifest import Manifest
 from ahpa_scale.progress import progress_bar
 
@@ -35,7 +35,7 @@ class Pace:
 
     every: float
     idle: float | None
-    ended: Callable[[Found], bool]
+    ended: Callable[[StoredCheckpoint], bool]
 
 
 class Follower:
@@ -53,7 +53,7 @@ class Follower:
     def __init__(
         self,
         url: str,
-        wanted: Callable[[Found], bool],
+        wanted: Callable[[StoredCheckpoint], bool],
         *,
         newest: bool = False,
         pace: Pace | None = None,
@@ -66,23 +66,25 @@ class Follower:
         self._damaged: dict[str, Manifest | None] = {}
         self._taken = self._overtaken = False
 
-    def __iter__(self) -> Iterator[Found]:
+    def __iter__(self) -> Iterator[StoredCheckpoint]:
         """Checkpoints to fetch. Call `brought` on each before you ask for the next.
 
         Raises:
             OSError: the store can't be reached at the first look. Later this is only a warning.
         """
-        found = checkpoints_at(self._url)
+        checkpoints = checkpoints_at(self._url)
         news = time.monotonic()
         while True:
             busy = self._overtaken = False
-            for one in self._due(found):
+            for checkpoint in self._due(checkpoints):
                 self._taken = False
-                yield one
+                yield checkpoint
                 busy = busy or self._taken
                 if self._newest and self._taken:
                     break
-            if self._pace is None or (self._all_came(found, self._pace) and not self._overtaken):
+            if self._pace is None or (
+                self._all_came(checkpoints, self._pace) and not self._overtaken
+            ):
                 return
             if busy:  # new checkpoints may have come meanwhile
                 news = time.monotonic()
@@ -91,10 +93,10 @@ class Follower:
                 return
             else:
                 time.sleep(self._pace.every)
-            found = self._look(found, self._pace)
+            checkpoints = self._look(checkpoints, self._pace)
 
     @contextmanager
-    def brought(self, one: Found) -> Iterator[Path | None]:
+    def brought(self, checkpoint: StoredCheckpoint) -> Iterator[Path | None]:
         """A local folder with the verified checkpoint, or None if it can't be used.
 
         A damaged checkpoint causes a warning that names the file. One that was removed or saved
@@ -104,38 +106,45 @@ class Follower:
             OSError: the store can't be reached, or the disk is full.
         """
         with tempfile.TemporaryDirectory(prefix="ahpa-scale-") as room:
-            remote = storage.is_remote(one.url)
-            with self._moving(one) as moved:
+            remote = storage.is_remote(checkpoint.url)
+            with self._moving(checkpoint) as moved:
                 look = (
-                    content.copy(one, Path(room), moved) if remote else content.damage(one, moved)
+                    content.copy(checkpoint, Path(room), moved)
+                    if remote
+                    else content.damage(checkpoint, moved)
                 )
             if not look:
                 self._taken = True
-                yield Path(room) if remote else storage.local_path(one.url)
+                yield Path(room) if remote else storage.local_path(checkpoint.url)
                 return
-            if one.manifest is not None and content.overtaken(one):
+            if checkpoint.manifest is not None and content.overtaken(checkpoint):
                 self._overtaken = True
             else:
-                self._damaged[one.url] = one.manifest
-                self._tell(f"warning: stepping over {one.url}: {'; '.join(look)}")
+                self._damaged[checkpoint.url] = checkpoint.manifest
+                self._tell(f"warning: stepping over {checkpoint.url}: {'; '.join(look)}")
             yield None
 
-    def _due(self, found: Sequence[Found]) -> Iterator[Found]:
-        for one in reversed(found) if self._newest else found:
+    def _due(self, checkpoints: Sequence[StoredCheckpoint]) -> Iterator[StoredCheckpoint]:
+        for checkpoint in reversed(checkpoints) if self._newest else checkpoints:
             # No manifest: its upload still runs or was cut short.
-            if one.begun or self._damaged.get(one.url, one) == one.manifest:
+            if checkpoint.begun:
                 continue
-            if self._wanted(one):
-                yield one
+            # Damaged at an earlier look, and not saved anew since.
+            if self._damaged.get(checkpoint.url, checkpoint) == checkpoint.manifest:
+                continue
+            if self._wanted(checkpoint):
+                yield checkpoint
             elif self._newest:
                 return
 
-    def _all_came(self, found: Sequence[Found], pace: Pace) -> bool:
-        newest = next((one for one in reversed(found) if not one.begun), None)
+    def _all_came(self, checkpoints: Sequence[StoredCheckpoint], pace: Pace) -> bool:
+        newest = next(
+            (checkpoint for checkpoint in reversed(checkpoints) if not checkpoint.begun), None
+        )
         return newest is not None and pace.ended(newest)
 
-    def _look(self, before: list[Found], pace: Pace) -> list[Found]:
-        """The checkpoints there now. If the store can't be reached, those found before."""
+    def _look(self, before: list[StoredCheckpoint], pace: Pace) -> list[StoredCheckpoint]:
+        """The checkpoints that are there now. If the store can't be reached, those of `before`."""
         try:
             with storage.asking_once():
                 return checkpoints_at(self._url)
@@ -144,10 +153,12 @@ class Follower:
             return before
 
     @contextmanager
-    def _moving(self, one: Found) -> Iterator[content.Moved]:
-        size = 0 if one.manifest is None else one.manifest.total_bytes
+    def _moving(self, checkpoint: StoredCheckpoint) -> Iterator[content.Moved]:
+        size = 0 if checkpoint.manifest is None else checkpoint.manifest.total_bytes
         shown = self._progress and size >= _LONG
-        with progress_bar(total=size // 1_000_000, unit="MB", desc=one.name, shown=shown) as bar:
+        with progress_bar(
+            total=size // 1_000_000, unit="MB", desc=checkpoint.name, shown=shown
+        ) as bar:
 
             def moved(done: int) -> None:
                 bar.update(done // 1_000_000 - bar.n)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ensures that only one live run saves to a folder: the run renews a lease file there. No torch.
 
-Clocks of other machines are not trusted. If the file has not changed for `EXPIRY` seconds on the
-own clock, its run is gone.
+Clocks of other machines are not trusted. If the file has not changed for `EXPIRY` seconds by this
+machine's clock, its run is gone.
 """
 
 from __future__ import annotations
@@ -152,8 +152,8 @@ class Lease:
 
     def _other(self, content: bytes | None) -> Holder | None:
         """The other run that holds the folder, if any."""
-        found = None if content is None else _holder(content)
-        return None if found is None or found.token == self._holder.token else found
+        holder = None if content is None else _holder(content)
+        return None if holder is None or holder.token == self._holder.token else holder
 
 
 @contextmanager

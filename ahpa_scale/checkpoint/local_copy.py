@@ -20,7 +20,7 @@ from ahpa_scale import storage
 from ahpa_scale.checkpoint import content
 from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.find import (
-    Found,
+    StoredCheckpoint,
     find_checkpoint,
     list_checkpoints,
     trace_of_checkpoints,
@@ -58,7 +58,7 @@ class LocalCopy:
 
 
 def open_newest(
-    folder: str, cache: Path, check: Callable[[Sequence[Found]], None] | None = None
+    folder: str, cache: Path, check: Callable[[Sequence[StoredCheckpoint]], None] | None = None
 ) -> LocalCopy | None:
     """The newest undamaged checkpoint of a run. Every rank must call it.
 
@@ -78,17 +78,17 @@ def open_newest(
         OSError: the store can't be reached.
     """
     group = PatientGroup()
-    candidates: list[Found] = []
-    for found in reversed(_told_by_rank_0(group, lambda: _checked(folder, check))):
-        if found.begun:
-            _warn(f"{found.url} is half an upload ({found.problem}): stepping over it")
+    candidates: list[StoredCheckpoint] = []
+    for checkpoint in reversed(_told_by_rank_0(group, lambda: _checked(folder, check))):
+        if checkpoint.begun:
+            _warn(f"{checkpoint.url} is half an upload ({checkpoint.problem}): stepping over it")
         else:
-            candidates.append(found)
-    for found in candidates:
-        problem = found.problem or _bring(group, found, cache)
+            candidates.append(checkpoint)
+    for checkpoint in candidates:
+        problem = checkpoint.problem or _bring(group, checkpoint, cache)
         if problem is None:
-            return _local(found, cache)
-        _warn(f"{found.url} can't be used: {problem}; stepping back to the one before")
+            return _local(checkpoint, cache)
+        _warn(f"{checkpoint.url} can't be used: {problem}; stepping back to the one before")
     if candidates:
         raise CheckpointError(
             f"{folder} holds {len(candidates)} checkpoint(s), and none can be used; look with "
@@ -103,7 +103,9 @@ def open_newest(
     return None
 
 
-def _checked(folder: str, check: Callable[[Sequence[Found]], None] | None) -> list[Found]:
+def _checked(
+    folder: str, check: Callable[[Sequence[StoredCheckpoint]], None] | None
+) -> list[StoredCheckpoint]:
     there = list_checkpoints(folder)
     if check is not None:
         check(there)
@@ -118,61 +120,61 @@ def open_checkpoint(url: str, cache: Path) -> LocalCopy:
         OSError: the store can't be reached.
     """
     group = PatientGroup()
-    found = _told_by_rank_0(group, lambda: find_checkpoint(url))
-    problem = _bring(group, found, cache)
+    checkpoint = _told_by_rank_0(group, lambda: find_checkpoint(url))
+    problem = _bring(group, checkpoint, cache)
     if problem is not None:
-        raise CheckpointError(f"{found.url}: {problem}")
-    return _local(found, cache)
+        raise CheckpointError(f"{checkpoint.url}: {problem}")
+    return _local(checkpoint, cache)
 
 
-def _local(found: Found, cache: Path) -> LocalCopy:
-    assert found.manifest is not None
-    remote = storage.is_remote(found.url)
-    folder = cache / found.name if remote else storage.local_path(found.url)
-    return LocalCopy(found.url, folder, found.manifest, remote)
+def _local(checkpoint: StoredCheckpoint, cache: Path) -> LocalCopy:
+    assert checkpoint.manifest is not None
+    remote = storage.is_remote(checkpoint.url)
+    folder = cache / checkpoint.name if remote else storage.local_path(checkpoint.url)
+    return LocalCopy(checkpoint.url, folder, checkpoint.manifest, remote)
 
 
-def _bring(group: PatientGroup, found: Found, cache: Path) -> str | None:
-    """Copies and verifies on the first rank of each node. Returns the first fault found."""
+def _bring(group: PatientGroup, checkpoint: StoredCheckpoint, cache: Path) -> str | None:
+    """Copies and verifies on the first rank of each node. Returns the first fault."""
     problem: tuple[str | None, OSError | None] = (None, None)
     if dist.get_local_rank() == 0:
         try:
-            fetch(found, _local(found, cache).folder)
+            fetch(checkpoint, _local(checkpoint, cache).folder)
         except CheckpointError as error:
             problem = (str(error), None)
         except OSError as error:
             problem = (None, error)
     if problem != (None, None):
-        _local(found, cache).remove()
-    all_found = group.gather(problem)
-    for _, failed in all_found:
+        _local(checkpoint, cache).remove()
+    outcomes = group.gather(problem)
+    for _, failed in outcomes:
         if failed is not None:
             raise failed
-    return next((text for text, _ in all_found if text is not None), None)
+    return next((text for text, _ in outcomes if text is not None), None)
 
 
-def fetch(found: Found, folder: Path) -> None:
+def fetch(checkpoint: StoredCheckpoint, folder: Path) -> None:
     """Verifies a checkpoint's files. Files in a store are copied to `folder` first.
 
     Raises:
         CheckpointError: a file is damaged or missing.
         OSError: the store can't be reached, or the disk is full.
     """
-    moved = _telling(found)
-    if storage.is_remote(found.url):
+    moved = _telling(checkpoint)
+    if storage.is_remote(checkpoint.url):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        problems = content.copy(found, folder, moved)
+        problems = content.copy(checkpoint, folder, moved)
     else:
-        problems = content.damage(found, moved)
+        problems = content.damage(checkpoint, moved)
     if problems:
         raise CheckpointError(problems[0])
 
 
-def _telling(found: Found) -> content.Moved:
+def _telling(checkpoint: StoredCheckpoint) -> content.Moved:
     """Logs from time to time how much of a checkpoint has been read."""
-    assert found.manifest is not None
-    total = found.manifest.total_bytes
+    assert checkpoint.manifest is not None
+    total = checkpoint.manifest.total_bytes
     begun = said = time.monotonic()
 
     def moved(done: int) -> None:
@@ -182,7 +184,7 @@ def _telling(found: Found) -> content.Moved:
             rate = max(done, 1) / (now - begun)
             _log.warning(
                 "reading %s: %d of %d MB, %.0f MB/s, %.0f s left",
-                *(found.url, done >> 20, total >> 20, rate / 1e6, (total - done) / rate),
+                *(checkpoint.url, done >> 20, total >> 20, rate / 1e6, (total - done) / rate),
             )
             said = now
 

@@ -54,9 +54,9 @@ class Manifest:
         config: the resolved configuration.
         loggers: ids under which trackers know the run.
         files: the files, by name.
-        run_id: the same in all checkpoints of one run; empty if an older version saved it.
+        run_id: id of the run, shared by all its checkpoints; empty if an older version saved this.
         data_set: identity of the data set, see `data.identity.identity`; None if an older version
-            saved it.
+            saved the checkpoint.
     """
 
     __pydantic_config__ = typed_json.STRICT
@@ -84,7 +84,7 @@ class Manifest:
     def to_json(self) -> str:
         """JSON with a hash of its own content, so that a flipped bit in it is noticed."""
         content: dict[str, Any] = {"format": FORMAT}
-        content |= {one.name: getattr(self, one.name) for one in fields(self)}
+        content |= {attribute.name: getattr(self, attribute.name) for attribute in fields(self)}
         content["files"] = {name: vars(entry) for name, entry in self.files.items()}
         return json.dumps({**content, "sha256": _digest(content)}, indent=1) + "\n"
 
@@ -108,14 +108,14 @@ class Manifest:
             raise CheckpointError(f"{MANIFEST} is damaged")
         del content["format"]
         try:
-            found = typed_json.fit(cls, content, MANIFEST)
+            manifest = typed_json.fit(cls, content, MANIFEST)
         except UserError as error:
             raise CheckpointError(f"{MANIFEST} is damaged ({error})") from None
         # The hash does not stop an attacker. A file name must not lead a copy out of its folder.
-        strange = next((name for name in found.files if not _FILE.fullmatch(name)), None)
+        strange = next((name for name in manifest.files if not _FILE.fullmatch(name)), None)
         if strange is not None:
             raise CheckpointError(f"{MANIFEST} names {strange!r:.60}, which is no file's name")
-        return found
+        return manifest
 
     def misfit(self, sizes: Mapping[str, int]) -> str | None:
         """What is wrong with the files there, judged by name and size; None if nothing is."""

@@ -6,11 +6,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ahpa_scale.checkpoint.errors import CheckpointError
-from ahpa_scale.checkpoint.find import Found
+from ahpa_scale.checkpoint.find import StoredCheckpoint
 
 
-def own_id(folder: str, there: Sequence[Found], run_name: str, known: str | None) -> str | None:
-    """The id of a run, found in the checkpoints in its folder. Checkpoints of older versions have
+def own_id(
+    folder: str, there: Sequence[StoredCheckpoint], run_name: str, known: str | None
+) -> str | None:
+    """The id of a run, from the checkpoints in its folder. Checkpoints of older versions have
     no id and are matched by the run's name alone.
 
     Args:
@@ -25,20 +27,20 @@ def own_id(folder: str, there: Sequence[Found], run_name: str, known: str | None
     Raises:
         CheckpointError: a checkpoint belongs to another run.
     """
-    found = known
-    for one in there:
-        if one.manifest is None:
+    own = known
+    for checkpoint in there:
+        if checkpoint.manifest is None:
             continue
-        name, run_id = one.manifest.run_name, one.manifest.run_id
+        name, run_id = checkpoint.manifest.run_name, checkpoint.manifest.run_id
         if name != run_name:
             raise CheckpointError(
-                f"{one.name} in {folder} is of the run {name!r}; set run_name={name} to go on with "
-                f"that one, or give {run_name!r} a save_folder of its own"
+                f"{checkpoint.name} in {folder} is of the run {name!r}; set run_name={name} to go "
+                f"on with that one, or give {run_name!r} a save_folder of its own"
             )
-        if run_id and found and run_id != found:
+        if run_id and own and run_id != own:
             raise CheckpointError(
-                f"{one.name} in {folder} is of another run that is called {run_name!r} too (id "
-                f"{run_id}, and not {found}); give this one a save_folder of its own"
+                f"{checkpoint.name} in {folder} is of another run that is called {run_name!r} too "
+                f"(id {run_id}, and not {own}); give this one a save_folder of its own"
             )
-        found = run_id or found
-    return found
+        own = run_id or own
+    return own

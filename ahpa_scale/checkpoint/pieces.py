@@ -33,8 +33,8 @@ class Piece:
         first: index of its first element in the whole, flattened tensor.
         local: the live part, of any shape; writing to it changes the training state.
         shape: shape of the whole tensor.
-        copy: number of this rank among the ranks that hold the same part.
-        copies: number of those ranks; they share the writing.
+        copy: index of this rank among the ranks that hold the same part.
+        copies: how many ranks hold it; they share the writing.
     """
 
     first: int
@@ -183,5 +183,5 @@ def _gathered(parameter: Any) -> Tensor:
     with deepspeed.zero.GatheredParameters([parameter]):
         value: Any = parameter.detach().clone()
     value.sharded = parameter
-    found: Tensor = value
-    return found
+    whole: Tensor = value
+    return whole

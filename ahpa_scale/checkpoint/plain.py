@@ -112,10 +112,10 @@ def _dtype(told: Any) -> np.dtype[Any] | None:
     if not isinstance(told, str) or not _DTYPE.fullmatch(told):
         return None
     try:
-        found = np.dtype(told)
+        dtype = np.dtype(told)
     except TypeError:  # for example a size that no number has
         return None
-    return found if found.itemsize else None
+    return dtype if dtype.itemsize else None
 
 
 def _timedelta(content: Any, tensors: Mapping[str, Tensor]) -> datetime.timedelta:
@@ -132,10 +132,10 @@ def _dict(content: Any, tensors: Mapping[str, Tensor]) -> dict[Any, Any]:
     pairs = isinstance(content, list) and all(isinstance(pair, list) for pair in content)
     if not pairs or any(len(pair) != 2 for pair in content):
         raise _damaged("dict", content)
-    found = [(decode(key, tensors), decode(part, tensors)) for key, part in content]
-    if not all(_is_key(key) for key, _ in found):
+    decoded = [(decode(key, tensors), decode(part, tensors)) for key, part in content]
+    if not all(_is_key(key) for key, _ in decoded):
         raise _damaged("dict", content)
-    return dict(found)
+    return dict(decoded)
 
 
 def _is_key(value: Any) -> bool:

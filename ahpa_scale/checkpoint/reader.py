@@ -78,7 +78,7 @@ class Reader:
             self._stack.close()
             raise CheckpointError(f"it can't be read ({error!s:.300})") from None
         for stored in self._stored.values():
-            stored.sort(key=lambda one: one.first)
+            stored.sort(key=lambda entry: entry.first)
 
     def __enter__(self) -> Reader:
         return self
@@ -105,9 +105,9 @@ class Reader:
             CheckpointError: the checkpoint lacks some of these elements.
         """
         parts = list(self._overlaps(name, first, first + numel))
-        found = sum(len(part) for part in parts)
-        if found != numel:
-            raise CheckpointError(f"it lacks {numel - found} of {numel} elements of {name!r}")
+        present = sum(len(part) for part in parts)
+        if present != numel:
+            raise CheckpointError(f"it lacks {numel - present} of {numel} elements of {name!r}")
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def whole(self, name: str) -> Tensor:
@@ -119,8 +119,8 @@ class Reader:
         """The state that all ranks share: clocks, schedules, algorithms and callbacks."""
         prefix = "state/"
         tensors = {prefix + name: self.whole(prefix + name) for name in self.names(prefix)}
-        found: dict[str, Any] = decode(self._state, tensors)
-        return found
+        state: dict[str, Any] = decode(self._state, tensors)
+        return state
 
     def rank_state(self, rank: int) -> dict[str, Any] | None:
         """The state that only one rank has; None if there was no such rank."""
@@ -131,10 +131,10 @@ class Reader:
             tensors = {key.rpartition("@")[0]: file.get_tensor(key) for key in keys}
             told = (file.metadata() or {}).get(RANK_STATE, "")
         try:
-            found: dict[str, Any] = decode(typed_json.parse(told, rank_file(rank)), tensors)
+            state: dict[str, Any] = decode(typed_json.parse(told, rank_file(rank)), tensors)
         except UserError as error:
             raise CheckpointError(f"it can't be read ({error})") from None
-        return found
+        return state
 
     def _content(self, name: str) -> bytes:
         try:
@@ -162,14 +162,15 @@ class Reader:
         if start == end and stored:
             yield stored[0].file.get_slice(stored[0].key)[0:0]
             return
-        position = max(bisect_right(stored, start, key=lambda one: one.first) - 1, 0)
-        for one in stored[position:]:
-            low, high = max(start, one.first), min(end, one.first + one.numel)
+        position = max(bisect_right(stored, start, key=lambda entry: entry.first) - 1, 0)
+        for entry in stored[position:]:
+            first = entry.first
+            low, high = max(start, first), min(end, first + entry.numel)
             if low < high:
-                values: Tensor = one.file.get_slice(one.key)[low - one.first : high - one.first]
+                values: Tensor = entry.file.get_slice(entry.key)[low - first : high - first]
                 yield values
             start = max(start, high)
-            if one.first >= end:
+            if first >= end:
                 return
 
 

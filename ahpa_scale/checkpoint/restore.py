@@ -144,7 +144,10 @@ def _make_room(state: State, optimizer: Any, reader: Reader, on_device: Mapping[
         weights = {name: (p, p.shape) for name, p in trainable(state.model).items()}
     else:
         flats = partition.flats
-        weights = {n: (flats[one.flat], one.shape) for n, one in partition.stretches.items()}
+        weights = {
+            name: (flats[stretch.flat], stretch.shape)
+            for name, stretch in partition.stretches.items()
+        }
     for name, (weight, shape) in weights.items():
         entry = optimizer.state[weight] if name in keys else {}
         for key in keys[name]:

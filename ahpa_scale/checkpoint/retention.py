@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ahpa_scale import storage
-from ahpa_scale.checkpoint.find import Found, list_checkpoints
+from ahpa_scale.checkpoint.find import StoredCheckpoint, list_checkpoints
 from ahpa_scale.checkpoint.manifest import MANIFEST
 from ahpa_scale.errors import UserError
 from ahpa_scale.unreachable import UnreachableError
@@ -38,19 +38,23 @@ class Retention:
         if self.every is not None and self.every < 1:
             raise UserError(f"every is {self.every}: give a number of batches above 0")
 
-    def to_remove(self, found: Sequence[Found]) -> list[Found]:
+    def to_remove(self, checkpoints: Sequence[StoredCheckpoint]) -> list[StoredCheckpoint]:
         """The checkpoints to remove, out of all, oldest first. The newest whole one always stays.
         Anything newer stays too, because its upload may still run.
         """
         if self.keep is None:
             return []
-        whole = [one for one in found if one.problem is None]
+        whole = [checkpoint for checkpoint in checkpoints if checkpoint.problem is None]
         if not whole:
             return []
-        kept = {one.name for one in whole[-self.keep :]}
+        kept = {checkpoint.name for checkpoint in whole[-self.keep :]}
         if self.every is not None:
-            kept |= {one.name for one in whole if one.batch % self.every == 0}
-        return [one for one in found if one.name not in kept and one.batch < whole[-1].batch]
+            kept |= {checkpoint.name for checkpoint in whole if checkpoint.batch % self.every == 0}
+        return [
+            checkpoint
+            for checkpoint in checkpoints
+            if checkpoint.name not in kept and checkpoint.batch < whole[-1].batch
+        ]
 
 
 def prune(folder: str, retention: Retention) -> list[str]:
@@ -63,27 +67,27 @@ def prune(folder: str, retention: Retention) -> list[str]:
     removed = []
     if retention.keep is None:
         return []
-    for found in retention.to_remove(list_checkpoints(folder)):
+    for checkpoint in retention.to_remove(list_checkpoints(folder)):
         try:
-            remove_checkpoint(found)
+            remove_checkpoint(checkpoint)
         except OSError as error:
-            _log.warning("checkpoints: %s is still there: %s", found.url, error)
+            _log.warning("checkpoints: %s is still there: %s", checkpoint.url, error)
             if isinstance(error, UnreachableError):
                 break
         else:
-            removed.append(found.name)
+            removed.append(checkpoint.name)
     return removed
 
 
-def remove_checkpoint(found: Found) -> None:
+def remove_checkpoint(checkpoint: StoredCheckpoint) -> None:
     """Removes one checkpoint. The manifest goes first, so leftovers don't count as a checkpoint.
 
     Raises:
         OSError: the store refused several times.
     """
-    storage.remove(storage.join(found.url, MANIFEST))
-    if not storage.is_remote(found.url):
-        shutil.rmtree(storage.local_path(found.url))
+    storage.remove(storage.join(checkpoint.url, MANIFEST))
+    if not storage.is_remote(checkpoint.url):
+        shutil.rmtree(storage.local_path(checkpoint.url))
         return
-    for name in found.sizes:
-        storage.remove(storage.join(found.url, name))
+    for name in checkpoint.sizes:
+        storage.remove(storage.join(checkpoint.url, name))

@@ -135,21 +135,21 @@ def data_position(state: State) -> dict[str, Any] | None:
     """The run's position in the data, as the data set reports it."""
     train: dict[str, Any] | None = state._dataset_state_dict()["train"]
     if train is not None and "epoch" in train:
-        # At an epoch's end streaming 0.13 still reports the old one, which would be trained twice.
+        # At an epoch's end streaming 0.13 still reports the old epoch. It would be trained twice.
         train = {**train, "epoch": state.timestamp.epoch.value}
     return train
 
 
 def random_states() -> dict[str, Any]:
     """States of this process's generators: Python's, numpy's, torch's and the device's."""
-    found: dict[str, Any] = {
+    states: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": np.random.get_state(),
         "torch": torch.random.get_rng_state(),
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():
-        found["cuda"] = torch.cuda.get_rng_state()
-    return found
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
 
 
 def load_random_states(states: dict[str, Any]) -> None:
@@ -163,7 +163,7 @@ def load_random_states(states: dict[str, Any]) -> None:
 
 def _states(owners: Iterable[Algorithm | Callback]) -> list[tuple[str, Any]]:
     """Class and state of each owner that has state. Per-weight tensors are saved as pieces."""
-    found = []
+    states = []
     for owner in owners:
         kind = type(owner).__qualname__
         content = owner.progress() if hasattr(owner, "parts") else owner.state_dict()
@@ -176,5 +176,5 @@ def _states(owners: Iterable[Algorithm | Callback]) -> list[tuple[str, Any]]:
         except CheckpointError as error:
             warnings.warn(f"the state of {kind} is left out of checkpoints: {error}", stacklevel=2)
             continue
-        found.append((kind, content))
-    return found
+        states.append((kind, content))
+    return states

@@ -109,11 +109,11 @@ class Writer:
         except Exception as error:
             kind = StoreAwayError if isinstance(error, UnreachableError) else CheckpointError
             failure = kind(f"rank {dist.get_global_rank()}: {error}")
-        results = self._group.gather((result, failure))
-        for _, failed in results:
+        outcomes = self._group.gather((result, failure))
+        for _, failed in outcomes:
             if failed is not None:
                 raise failed
-        return [one for one, _ in results]
+        return [value for value, _ in outcomes]
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import typer
 from ahpa_scale import console, storage
 from ahpa_scale.checkpoint import content, table
 from ahpa_scale.checkpoint.errors import CheckpointError
-from ahpa_scale.checkpoint.find import Found, some_checkpoints_at
+from ahpa_scale.checkpoint.find import StoredCheckpoint, some_checkpoints_at
 from ahpa_scale.checkpoint.manifest import MANIFEST
 from ahpa_scale.checkpoint.retention import Retention, remove_checkpoint
 from ahpa_scale.commands import options
@@ -156,7 +156,7 @@ def prune(
     if found[-1].url.rstrip("/") == url.rstrip("/"):
         raise UserError(f"{url} is a checkpoint itself: name the folder that holds it")
 
-    def look(one: Found) -> list[str]:
+    def look(one: StoredCheckpoint) -> list[str]:
         return content.damage(one, moved) if check else table.by_names_and_sizes(one)
 
     with _moving("verifying", _newest(found), progress and check) as (moved, _):
@@ -217,7 +217,7 @@ def export(
     found = some_checkpoints_at(url)
     with tempfile.TemporaryDirectory(prefix="ahpa-scale-") as room:
 
-        def bring(one: Found) -> list[str]:
+        def bring(one: StoredCheckpoint) -> list[str]:
             look = content.damage(one, moved) if local else content.copy(one, Path(room), moved)
             return _stepping_over(one, look)
 
@@ -236,12 +236,12 @@ def export(
     console.tell(f"{out}: {what} of {source.url}, {tensors} tensors")
 
 
-def _newest(found: Sequence[Found]) -> list[Found]:
+def _newest(found: Sequence[StoredCheckpoint]) -> list[StoredCheckpoint]:
     """The newest checkpoint that is whole by names and sizes; empty if there is none."""
     return [one for one in found if one.problem is None][-1:]
 
 
-def _stepping_over(one: Found, problems: list[str]) -> list[str]:
+def _stepping_over(one: StoredCheckpoint, problems: list[str]) -> list[str]:
     """Warns of a damaged checkpoint; an older one then takes its place."""
     if problems:
         console.say(f"warning: stepping over {one.url}: {'; '.join(problems)}")
@@ -250,7 +250,7 @@ def _stepping_over(one: Found, problems: list[str]) -> list[str]:
 
 @contextmanager
 def _moving(
-    work: str, found: Sequence[Found], shown: bool
+    work: str, found: Sequence[StoredCheckpoint], shown: bool
 ) -> Iterator[tuple[Callable[[int], None], Callable[[str], None]]]:
     """A bar for long work: a function that takes the bytes done, and one that prints a line."""
     mega = 1_000_000

@@ -22,7 +22,7 @@ from ahpa_scale.exporter.collector import BoardCollector
 from ahpa_scale.exporter.limits import LimitedHandler, LimitedServer
 from ahpa_scale.watch import Pulse
 
-#: Seconds: after a process is killed, its loader processes may still hold its port for a while.
+#: Seconds to try: a killed process's loader processes may hold its port for a while.
 _PATIENCE = 10.0
 _BETWEEN_TRIES = 0.2
 _log = logging.getLogger(__name__)

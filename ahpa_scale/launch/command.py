@@ -21,7 +21,7 @@ from ahpa_scale.launch.placement import LaunchError, Placement
 from ahpa_scale.printable import named_passwords
 from ahpa_scale.signals import SIGNALS
 
-#: Variables that Composer's launcher reads if a flag is missing. They are removed: flags say all.
+#: Composer's launcher reads these if a flag is missing. They are removed: the flags say everything.
 LAUNCHERS_OWN = (
     "BASE_RANK",
     "LOCAL_RANK",

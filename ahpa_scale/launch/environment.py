@@ -58,15 +58,15 @@ def _with_nproc(placement: Placement, nproc: int | None) -> Placement:
     return replace(placement, nproc=nproc)
 
 
-def _torchrun(found: Variables, nproc: int | None) -> Placement:
-    local_size = found.needed_whole("LOCAL_WORLD_SIZE", least=1)
-    world = found.needed_whole("WORLD_SIZE", least=1)
+def _torchrun(variables: Variables, nproc: int | None) -> Placement:
+    local_size = variables.needed_whole("LOCAL_WORLD_SIZE", least=1)
+    world = variables.needed_whole("WORLD_SIZE", least=1)
     if world % local_size:
         raise LaunchError(
             f"torchrun: WORLD_SIZE={world} is no multiple of LOCAL_WORLD_SIZE={local_size}: every "
             "node needs as many ranks; give all the same --nproc-per-node"
         )
-    local_rank = found.needed_whole("LOCAL_RANK")
+    local_rank = variables.needed_whole("LOCAL_RANK")
     if local_rank >= local_size:
         raise LaunchError(
             f"torchrun: LOCAL_RANK={local_rank} is not below LOCAL_WORLD_SIZE={local_size}"
@@ -74,46 +74,48 @@ def _torchrun(found: Variables, nproc: int | None) -> Placement:
     return placed(
         world // local_size,
         local_size,
-        found.needed_whole("GROUP_RANK"),
-        found.needed("MASTER_ADDR"),
-        found.port(),
-        found.source,
+        variables.needed_whole("GROUP_RANK"),
+        variables.needed("MASTER_ADDR"),
+        variables.port(),
+        variables.source,
         # torchrun's agent waits for and restarts the processes that it started, so keep them.
         local_rank=local_rank,
     )
 
 
-def _kubeflow(found: Variables, nproc: int | None) -> Placement:
-    text = found.needed("PET_NNODES")
+def _kubeflow(variables: Variables, nproc: int | None) -> Placement:
+    text = variables.needed("PET_NNODES")
     least, colon, most = text.partition(":")
     if colon and least != most:
         raise LaunchError(
             f"Kubeflow: PET_NNODES={text} is elastic, and this job has a fixed number of nodes; "
             f"set {most or least}"
         )
-    nnodes = Variables({"PET_NNODES": least}, found.source).needed_whole("PET_NNODES", least=1)
-    per_node = found.text("PET_NPROC_PER_NODE")
+    nnodes = Variables({"PET_NNODES": least}, variables.source).needed_whole("PET_NNODES", least=1)
+    per_node = variables.text("PET_NPROC_PER_NODE")
     # With 'auto', 'gpu' and 'cpu', torchrun would count the devices itself.
     said = None if per_node in (None, "auto", "gpu", "cpu") else "PET_NPROC_PER_NODE"
     alone = nnodes == 1
     return placed(
         nnodes,
-        _first(nproc, found.needed_whole(said, least=1) if said else None),
-        (found.whole("PET_NODE_RANK") or 0) if alone else found.needed_whole("PET_NODE_RANK"),
-        found.text("PET_MASTER_ADDR") if alone else found.needed("PET_MASTER_ADDR"),
-        found.port("PET_MASTER_PORT"),
-        found.source,
+        _first(nproc, variables.needed_whole(said, least=1) if said else None),
+        (variables.whole("PET_NODE_RANK") or 0)
+        if alone
+        else variables.needed_whole("PET_NODE_RANK"),
+        variables.text("PET_MASTER_ADDR") if alone else variables.needed("PET_MASTER_ADDR"),
+        variables.port("PET_MASTER_PORT"),
+        variables.source,
     )
 
 
-def _slurm(found: Variables, nproc: int | None) -> Placement:
-    in_step = _in_step(found)
+def _slurm(variables: Variables, nproc: int | None) -> Placement:
+    in_step = _in_step(variables)
     # A step may use fewer nodes than its job has.
     step = (("SLURM_STEP_NUM_NODES",), ("SLURM_STEP_NODELIST",)) if in_step else ((), ())
-    count = found.first_set(*step[0], "SLURM_NNODES", "SLURM_JOB_NUM_NODES")
-    listed = found.first_set(*step[1], "SLURM_JOB_NODELIST")
-    nnodes = found.needed_whole(count, least=1)
-    hosts = _hosts(found, listed) if nnodes > 1 else ["127.0.0.1"]
+    count = variables.first_set(*step[0], "SLURM_NNODES", "SLURM_JOB_NUM_NODES")
+    listed = variables.first_set(*step[1], "SLURM_JOB_NODELIST")
+    nnodes = variables.needed_whole(count, least=1)
+    hosts = _hosts(variables, listed) if nnodes > 1 else ["127.0.0.1"]
     if nnodes > len(hosts):
         raise LaunchError(f"Slurm: {count}={nnodes}, and {listed} names {len(hosts)} hosts")
     if nnodes > 1 and not in_step:
@@ -122,94 +124,94 @@ def _slurm(found: Variables, nproc: int | None) -> Placement:
             "on one node only; put srun in front (srun -N1 for one node alone)"
         )
     # Outside a step this process is the only one. The task variables describe future steps.
-    tasks = _tasks_per_node(found) if in_step else 1
-    local_rank = found.needed_whole("SLURM_LOCALID") if tasks > 1 else None
+    tasks = _tasks_per_node(variables) if in_step else 1
+    local_rank = variables.needed_whole("SLURM_LOCALID") if tasks > 1 else None
     if local_rank is not None and local_rank >= tasks:
         raise LaunchError(f"Slurm: SLURM_LOCALID={local_rank} is not below {tasks} tasks per node")
-    job = found.whole("SLURM_JOB_ID") or 0
+    job = variables.whole("SLURM_JOB_ID") or 0
     return placed(
         nnodes,
-        tasks if tasks > 1 else _first(nproc, found.whole("SLURM_GPUS_ON_NODE", least=1)),
-        found.needed_whole("SLURM_NODEID") if nnodes > 1 else 0,
-        found.text("MASTER_ADDR") or hosts[0],
-        found.port(default=_SLURM_PORTS[job % len(_SLURM_PORTS)]),
-        found.source,
+        tasks if tasks > 1 else _first(nproc, variables.whole("SLURM_GPUS_ON_NODE", least=1)),
+        variables.needed_whole("SLURM_NODEID") if nnodes > 1 else 0,
+        variables.text("MASTER_ADDR") or hosts[0],
+        variables.port(default=_SLURM_PORTS[job % len(_SLURM_PORTS)]),
+        variables.source,
         local_rank=local_rank,
     )
 
 
-def _in_step(found: Variables) -> bool:
+def _in_step(variables: Variables) -> bool:
     """Whether srun has started this process. In a batch script or the shell of an allocation, the
     step number is missing or one of Slurm's special high numbers.
     """
-    number = found.whole("SLURM_STEP_ID")
+    number = variables.whole("SLURM_STEP_ID")
     return number is not None and number < _SLURM_SPECIAL_STEPS
 
 
-def _hosts(found: Variables, name: str) -> list[str]:
-    text = found.needed(name)
+def _hosts(variables: Variables, name: str) -> list[str]:
+    text = variables.needed(name)
     try:
         return expand_nodelist(text)
     except UserError as error:
         raise LaunchError(f"Slurm: {name}: {error}") from None
 
 
-def _tasks_per_node(found: Variables) -> int:
+def _tasks_per_node(variables: Variables) -> int:
     """How many processes srun has started on each node."""
     name = "SLURM_STEP_TASKS_PER_NODE"
-    if found.text(name) is None:
-        return found.whole("SLURM_NTASKS_PER_NODE", least=1) or 1
+    if variables.text(name) is None:
+        return variables.whole("SLURM_NTASKS_PER_NODE", least=1) or 1
     # For example '8(x4)'. '8(x3),2' means nodes with different numbers.
-    match = _TASKS.fullmatch(found.needed(name))
+    match = _TASKS.fullmatch(variables.needed(name))
     if match is None:
         raise LaunchError(
-            f"Slurm: {name}={found.text(name)}: every node needs as many tasks; use "
+            f"Slurm: {name}={variables.text(name)}: every node needs as many tasks; use "
             "srun --ntasks-per-node"
         )
     return int(match[1])
 
 
-def _jobset(found: Variables, nproc: int | None) -> Placement:
-    nodes = found.needed_whole("AHPA_NODES", least=1, hint="set it to the pods of the job")
-    replicas = found.whole("REPLICATED_JOB_REPLICAS", least=1) or 1
+def _jobset(variables: Variables, nproc: int | None) -> Placement:
+    nodes = variables.needed_whole("AHPA_NODES", least=1, hint="set it to the pods of the job")
+    replicas = variables.whole("REPLICATED_JOB_REPLICAS", least=1) or 1
     if nodes % replicas:
         raise LaunchError(
             f"JobSet: AHPA_NODES={nodes} is no multiple of REPLICATED_JOB_REPLICAS={replicas}"
         )
-    job = found.whole("JOB_INDEX") or 0
+    job = variables.whole("JOB_INDEX") or 0
     if job >= replicas:
         raise LaunchError(
             f"JobSet: JOB_INDEX={job} is not below REPLICATED_JOB_REPLICAS={replicas}"
         )
-    name = found.needed("JOBSET_NAME")
+    name = variables.needed("JOBSET_NAME")
     # Host name of the first pod with its service, as JobSet creates them.
-    first = f"{name}-{found.needed('REPLICATED_JOB_NAME')}-0-0.{name}"
+    first = f"{name}-{variables.needed('REPLICATED_JOB_NAME')}-0-0.{name}"
     return placed(
         nodes,
         nproc,
-        job * (nodes // replicas) + found.needed_whole("JOB_COMPLETION_INDEX"),
-        found.text("MASTER_ADDR") or first,
-        found.port(),
-        found.source,
+        job * (nodes // replicas) + variables.needed_whole("JOB_COMPLETION_INDEX"),
+        variables.text("MASTER_ADDR") or first,
+        variables.port(),
+        variables.source,
     )
 
 
-def _indexed_job(found: Variables, nproc: int | None) -> Placement:
-    nodes = found.needed_whole("AHPA_NODES", least=1, hint="set it to the job's completions")
+def _indexed_job(variables: Variables, nproc: int | None) -> Placement:
+    nodes = variables.needed_whole("AHPA_NODES", least=1, hint="set it to the job's completions")
     hint = "name the first pod's host: JOB-0.SERVICE"
     return placed(
         nodes,
         nproc,
-        found.needed_whole("JOB_COMPLETION_INDEX", hint="set completionMode: Indexed"),
-        found.needed("MASTER_ADDR", hint) if nodes > 1 else found.text("MASTER_ADDR"),
-        found.port(),
-        found.source,
+        variables.needed_whole("JOB_COMPLETION_INDEX", hint="set completionMode: Indexed"),
+        variables.needed("MASTER_ADDR", hint) if nodes > 1 else variables.text("MASTER_ADDR"),
+        variables.port(),
+        variables.source,
     )
 
 
-def _composer(found: Variables, nproc: int | None) -> Placement:
-    world = found.needed_whole("WORLD_SIZE", least=1)
-    per_node = _first(nproc, found.whole("LOCAL_WORLD_SIZE", least=1))
+def _composer(variables: Variables, nproc: int | None) -> Placement:
+    world = variables.needed_whole("WORLD_SIZE", least=1)
+    per_node = _first(nproc, variables.whole("LOCAL_WORLD_SIZE", least=1))
     if per_node is None:
         raise LaunchError("Composer's variables: LOCAL_WORLD_SIZE is missing; add --nproc")
     if world % per_node:
@@ -220,10 +222,10 @@ def _composer(found: Variables, nproc: int | None) -> Placement:
     return placed(
         nnodes,
         per_node,
-        found.needed_whole("NODE_RANK"),
-        found.needed("MASTER_ADDR") if nnodes > 1 else found.text("MASTER_ADDR"),
-        found.port(),
-        found.source,
+        variables.needed_whole("NODE_RANK"),
+        variables.needed("MASTER_ADDR") if nnodes > 1 else variables.text("MASTER_ADDR"),
+        variables.port(),
+        variables.source,
     )
 
 

@@ -76,7 +76,7 @@ def end_all(relay: Relay, processes: Ranks) -> list[int]:
 
 def exit_code(ended_first: Sequence[int], composers: int, *, asked: bool = False) -> int:
     """The job's exit code: the code of a rank that failed by itself. Composer would take the code
-    of the lowest rank, even if that rank was only ended because of the other.
+    of the lowest rank, even if that rank was only ended because another had failed.
 
     Args:
         ended_first: codes of the ranks that had failed before the others were ended.
@@ -98,12 +98,12 @@ def main() -> int:
     """
     make_lasting()
     relay, ended_first = Relay(), list[int]()
-    with listening(preparing=True):  # while this is imported
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # that `launch` blocked
+    with listening(preparing=True):  # while Composer is imported
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # `launch` has blocked them
         from composer.cli import launcher
 
-    for one in SIGNALS:
-        signal.signal(one, relay.hear)
+    for number in SIGNALS:
+        signal.signal(number, relay.hear)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     monitor, clean_up = launcher._monitor_processes, launcher._cleanup_processes
 
@@ -117,8 +117,8 @@ def main() -> int:
 
     launcher._monitor_processes, launcher._cleanup_processes = watch, end
     composers = launcher.main()
-    for one in SIGNALS:  # otherwise they would kill the interpreter while it ends
-        signal.signal(one, signal.SIG_IGN)
+    for number in SIGNALS:  # otherwise they would kill the interpreter while it ends
+        signal.signal(number, signal.SIG_IGN)
     if relay.asked and composers in _UNHEARD:
         console.say(NOTHING_TO_SAVE)
     return exit_code(ended_first, composers, asked=relay.asked)

@@ -11,11 +11,11 @@ from ahpa_scale.launch.placement import LaunchError, Placement, Variables, place
 
 @dataclass(frozen=True)
 class Family:
-    """How one family of MPI launchers tells a process its place. The first variable set counts.
+    """How one family of MPI launchers tells a process its place.
 
     Attributes:
         name: name for messages.
-        rank, size, local_rank, local_size: names of the variables.
+        rank, size, local_rank, local_size: names of the variables; the first that is set counts.
         host: the option that passes node 0's host on.
         together: the options that fill nodes one by one, with {} for ranks per node.
     """
@@ -28,29 +28,29 @@ class Family:
     host: str
     together: str
 
-    def read(self, found: Variables, nproc: int | None) -> Placement:
+    def read(self, variables: Variables, nproc: int | None) -> Placement:
         """The place of this process.
 
         Raises:
             LaunchError: variables are missing or contradict each other.
         """
-        size = found.first_set(*self.size)
-        world = found.needed_whole(size, least=1)
-        name = found.first_set(*self.local_size)
-        if world > 1 and found.text(name) is None:
+        size = variables.first_set(*self.size)
+        world = variables.needed_whole(size, least=1)
+        name = variables.first_set(*self.local_size)
+        if world > 1 and variables.text(name) is None:
             raise LaunchError(
                 f"{self.name}: {name} is missing, and nothing else tells which ranks share a node; "
                 "give --nnodes, --node-rank, --master-addr and --nproc"
             )
-        local = found.whole(name, least=1) or 1
-        rank = found.needed_whole(found.first_set(*self.rank))
+        local = variables.whole(name, least=1) or 1
+        rank = variables.needed_whole(variables.first_set(*self.rank))
         if world % local:
             raise LaunchError(
                 f"{self.name}: {size}={world} is no multiple of {name}={local}; use "
                 f"{self.together.format(local)}"
             )
-        local_name = found.first_set(*self.local_rank)
-        local_rank = found.whole(local_name)
+        local_name = variables.first_set(*self.local_rank)
+        local_rank = variables.whole(local_name)
         if local_rank is not None and rank % local != local_rank:
             raise LaunchError(
                 f"{self.name}: {self.rank[0]}={rank} is not the {local_rank}. of its node: ranks "
@@ -63,11 +63,11 @@ class Family:
             nnodes,
             local if local > 1 else nproc,
             rank // local,
-            found.needed("MASTER_ADDR", f"name node 0's host: {self.host}")
+            variables.needed("MASTER_ADDR", f"name node 0's host: {self.host}")
             if nnodes > 1
             else "127.0.0.1",
-            found.port(),
-            found.source,
+            variables.port(),
+            variables.source,
             local_rank=rank % local if local > 1 else None,
         )
 

@@ -109,9 +109,9 @@ class Variables:
         Raises:
             LaunchError: it is missing; the message names the most similar variable that is set.
         """
-        found = self.text(name)
-        if found is not None:
-            return found
+        text = self.text(name)
+        if text is not None:
+            return text
         same_family = [key for key in self.values if key[:3] == name[:3]]
         close = difflib.get_close_matches(name, same_family, n=1, cutoff=0.8)
         near = f"; {close[0]} is set: is that a slip?" if close else ""
@@ -123,8 +123,8 @@ class Variables:
         Raises:
             LaunchError: it is not a whole number, or below `least`.
         """
-        found = self.text(name)
-        return None if found is None else self._number(name, found, least)
+        text = self.text(name)
+        return None if text is None else self._number(name, text, least)
 
     def needed_whole(self, name: str, least: int = 0, hint: str = "") -> int:
         """The variable as a whole number of at least `least`.

@@ -13,7 +13,7 @@ from pathlib import Path
 from composer.utils import dist
 
 from ahpa_scale.checkpoint.errors import CheckpointError
-from ahpa_scale.checkpoint.find import Found
+from ahpa_scale.checkpoint.find import StoredCheckpoint
 from ahpa_scale.checkpoint.local_copy import LocalCopy, open_checkpoint, open_newest
 from ahpa_scale.checkpoint.own import own_id
 from ahpa_scale.checkpoint.resume import Resume
@@ -114,13 +114,13 @@ class _Own:
         self._config, self._card = config, card
         self.run_id = secrets.token_hex(8)
 
-    def check(self, there: Sequence[Found]) -> None:
+    def check(self, there: Sequence[StoredCheckpoint]) -> None:
         """Refuses checkpoints of another run or other data before anything is copied."""
         config = self._config
         known = noted_id(config.output_dir)
         folder = str(config.checkpoint.save_folder)
         self.run_id = own_id(folder, there, config.run_name, known) or self.run_id
-        whole = [one for one in there if one.problem is None]
+        whole = [checkpoint for checkpoint in there if checkpoint.problem is None]
         if whole and whole[-1].manifest is not None:
             check_same_data(config, self._card, whole[-1].url, whole[-1].manifest)
 

@@ -166,7 +166,7 @@ def _waits_for_word(config: Config, error: BaseException) -> float:
 
 def _finished(trainer: Trainer) -> bool:
     """Whether the loaded checkpoint is the last one. A job may be started again after its end, and
-    Composer would raise an error.
+    Composer would then raise an error.
     """
     return bool(trainer.state.timestamp >= trainer.state.max_duration)
 

@@ -151,7 +151,7 @@ class Meeting:
 
 
 @contextmanager
-def meeting(place: Place) -> Iterator[Meeting]:
+def open_meeting(place: Place) -> Iterator[Meeting]:
     """A meeting that holds its port while the body runs.
 
     Raises:
@@ -160,11 +160,11 @@ def meeting(place: Place) -> Iterator[Meeting]:
     if place.world == place.per_node and not _agent_holds_store():
         # Whatever the host's name is, torch's store then listens only on this host.
         os.environ["MASTER_ADDR"] = place.address
-    found = Meeting(place)
+    meeting = Meeting(place)
     try:
-        yield found
+        yield meeting
     finally:
-        found.close()
+        meeting.close()
 
 
 def _agent_holds_store() -> bool:

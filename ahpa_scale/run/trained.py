@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ahpa_scale import storage
 from ahpa_scale.checkpoint.errors import CheckpointError
-from ahpa_scale.checkpoint.find import Found, find_checkpoint
+from ahpa_scale.checkpoint.find import StoredCheckpoint, find_checkpoint
 from ahpa_scale.checkpoint.local_copy import open_checkpoint
 from ahpa_scale.checkpoint.weights import read_weights
 from ahpa_scale.config.load import load_mapping, load_yaml
@@ -47,22 +47,24 @@ def find_run(place: str, config: str | None = None) -> tuple[Config, str]:
         if (path / RESOLVED).is_file():
             named = named or load_yaml(path / RESOLVED, elsewhere=True)
             return named, _newest(path, named).url
-    found = find_checkpoint(place)
+    checkpoint = find_checkpoint(place)
     if named is None:
-        named = told_config(found)
+        named = told_config(checkpoint)
         if named is None:
-            raise UserError(f"{found.url} does not tell its configuration: name it with --config")
-    return named, found.url
+            raise UserError(
+                f"{checkpoint.url} does not tell its configuration: name it with --config"
+            )
+    return named, checkpoint.url
 
 
-def told_config(found: Found) -> Config | None:
+def told_config(checkpoint: StoredCheckpoint) -> Config | None:
     """The resolved configuration in a checkpoint's manifest; None if it holds none.
 
     Raises:
         ConfigError: it is not a valid configuration.
     """
-    assert found.manifest is not None
-    told: dict[str, Any] = found.manifest.config
+    assert checkpoint.manifest is not None
+    told: dict[str, Any] = checkpoint.manifest.config
     if not told:
         return None
     engine = told.get("parallelism") or {}
@@ -86,8 +88,8 @@ def told_data(place: str) -> dict[str, Any] | None:
 
 
 def unaligned(config: Config, card: DatasetCard) -> Config:
-    """The run's configuration without alignment, to check its backbone against another data set,
-    which may hold other levels, or images.
+    """The run's configuration without alignment, to check its backbone against another data set.
+    That set may hold other levels, or images.
     """
     data = config.data.model_copy(update={"online": card.kind == "images"})
     return config.model_copy(update={"alignment": Alignment(), "data": data})
@@ -135,7 +137,7 @@ def _config_near(file: Path) -> Path:
     raise UserError(f"no {RESOLVED} in {looked}: name the run's own with --config")
 
 
-def _newest(folder: Path, config: Config) -> Found:
+def _newest(folder: Path, config: Config) -> StoredCheckpoint:
     places = [str(folder), str(folder / "checkpoints")]
     if config.checkpoint.save_folder is not None:
         places.append(config.checkpoint.save_folder)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from ahpa_scale.config.schema import Config
-from ahpa_scale.run.meeting import meeting
+from ahpa_scale.run.meeting import open_meeting
 from ahpa_scale.watch import Place, Pulse, place_from, watching
 
 
@@ -26,13 +26,13 @@ def watch_ranks(config: Config) -> Iterator[Pulse | None]:
     if place is None:
         yield None
         return
-    with meeting(place) as found:
+    with open_meeting(place) as meeting:
         if place.rank != 0:
-            found.join()
-        with _watch(config, place, found.key) as pulse:
+            meeting.join()
+        with _watch(config, place, meeting.key) as pulse:
             if place.rank == 0:
                 # Joins after its watch runs, which must answer other jobs that ask for the port.
-                found.join()
+                meeting.join()
             yield pulse
 
 

@@ -150,7 +150,7 @@ def remove(url: str | os.PathLike[str]) -> None:
 def find(url: str | os.PathLike[str]) -> dict[str, int]:
     """Size in bytes of every file or object below a folder, by its path in the folder.
 
-    An object store is asked once per thousand objects, in however many folders. The result is empty
+    An object store is asked once per thousand objects, whatever their folders. The result is empty
     only if nothing is there; a failed listing is an error. Errors as `write_bytes`.
     """
     if not is_remote(url):
@@ -173,12 +173,12 @@ def _listed(store: Any, path: str) -> Iterator[tuple[str, int]]:
     walks = own in (AsyncFileSystem._find, AbstractFileSystem.find)
     options = {"on_error": "raise"} if walks else {}
     try:
-        found = store.find(path, detail=True, **options)
+        listing = store.find(path, detail=True, **options)
     except FileNotFoundError:
         store.info(path)  # raises if it is not there
         raise UnreachableError(f"{path} changed while it was listed") from None
     top_name = f"{path.rstrip('/')}/"
-    for name, entry in found.items():
+    for name, entry in listing.items():
         if entry["type"] == "file" and "?" not in name:
             # Web servers list names only.
             size = store.info(name)["size"] if entry["size"] is None else entry["size"]

@@ -71,7 +71,7 @@ def is_mount_point(folder: Path) -> bool:
     return False
 
 
-def exchange(one: Path, other: Path) -> None:
+def exchange(first: Path, second: Path) -> None:
     """Exchanges two names on one disk in one step.
 
     Raises:
@@ -81,9 +81,9 @@ def exchange(one: Path, other: Path) -> None:
     if not hasattr(libc, "renameat2"):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     here, exchanging = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    if libc.renameat2(here, os.fsencode(one), here, os.fsencode(other), exchanging):
+    if libc.renameat2(here, os.fsencode(first), here, os.fsencode(second), exchanging):
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), str(other))
+        raise OSError(number, os.strerror(number), str(second))
 
 
 def sync_folder(folder: Path) -> None:

@@ -42,7 +42,7 @@ def atomic_folder(
     """Fill a hidden folder; rename it into place on success.
 
     An old folder is exchanged for the new one in one step, so that one of them is always there. On
-    a file system without that step, neither is there for a moment; if the process was killed just
+    a file system without that step, both are missing for a moment; if the process was killed just
     then, the next call restores the old one. A mount point can't be renamed: the hidden folder lies
     inside it, and its content is moved out piece by piece, the marker last. If the process was
     killed during that, the next call finishes it.
@@ -80,7 +80,7 @@ def atomic_folder(
             _put_in_place(content, final, room / "old")
         shutil.rmtree(room, ignore_errors=True)
     finally:
-        # With an old folder in it a move was cut off: the next call restores or finishes it.
+        # If `old` is still there, a move was cut off: the next call undoes or finishes it.
         if not (room / "old").is_dir():
             shutil.rmtree(room, ignore_errors=True)
         os.close(lock)
@@ -129,7 +129,7 @@ def _lock(room: Path) -> int | None:
 
 
 def _clear_up(place: Path, prefix: str, final: Path, marker: str | None) -> None:
-    """Removes rooms of killed processes, after it restores or replaces what they moved away."""
+    """Undoes or finishes the moves of killed processes, and removes their rooms."""
     for room in place.glob(f"{prefix}*"):
         # A room without a lock file is being made right now.
         if not (room / "lock").exists():

@@ -55,7 +55,7 @@ def patience_seconds() -> float:
 
 
 class Progress:
-    """When bytes have moved last, if ever."""
+    """When bytes last moved, if ever."""
 
     def __init__(self) -> None:
         self.last: float | None = None
@@ -105,8 +105,8 @@ def patiently(url: str | os.PathLike[str], action: Callable[[Progress], T]) -> T
 def _heard_of(
     url: str | os.PathLike[str], action: Callable[[Progress], T], first: float, seconds: float
 ) -> T:
-    """The result of `action`, if it ends or moves bytes within `first` seconds, and then at least
-    every `seconds`.
+    """The result of `action`. It must end or move bytes within `first` seconds. Once bytes have
+    moved, pauses may last `seconds`.
     """
     progress, outcome, begun = Progress(), Future[T](), time.monotonic()
 

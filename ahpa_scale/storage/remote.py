@@ -24,7 +24,7 @@ _BACK_ENDS = {
     *("adlfs", "aiobotocore", "aiohttp", "azure", "boto3", "botocore", "fsspec", "gcsfs", "google"),
     *("huggingface_hub", "paramiko", "requests", "s3fs", "s3transfer", "urllib3"),
 }
-#: Seconds until an address that drops all packets counts as one that does not answer.
+#: Seconds until an address that drops all packets counts as not answering.
 _CONNECT_SECONDS = 10
 #: Seconds for an answer, including the upload; s3fs' own 15 are too few for slow lines.
 _ANSWER_SECONDS = 60
@@ -48,7 +48,7 @@ _NETWORK = {
     *(errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN, errno.ENETRESET),
     errno.ETIMEDOUT,
 }
-#: Parts of the names of errors that say that no request was sent, because of a missing setting.
+#: Words in the names of back ends' errors that blame a missing or wrong setting.
 _SETTING = re.compile("Auth|Config|Credential|InvalidU|Offline|Param|Profile|Refresh|Region|Token")
 #: TLS errors of a port that speaks http, not https.
 _NO_TLS = {"HTTP_REQUEST", "WRONG_VERSION_NUMBER"}
@@ -94,7 +94,7 @@ def open_store(url: str) -> tuple[Any, str]:
 
 
 def _of_s3(url: str) -> bool:
-    return any(one.startswith("s3://") for one in url.split("::"))
+    return any(link.startswith("s3://") for link in url.split("::"))
 
 
 def _s3_options() -> dict[str, Any]:
@@ -147,7 +147,7 @@ def _of_a_store(error: BaseException) -> bool:
 
 
 def _of_a_back_end(error: BaseException) -> bool:
-    return any(one.__module__.split(".")[0] in _BACK_ENDS for one in type(error).__mro__)
+    return any(base.__module__.split(".")[0] in _BACK_ENDS for base in type(error).__mro__)
 
 
 def _raised_in_a_back_end(error: BaseException) -> bool:

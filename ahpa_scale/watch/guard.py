@@ -19,8 +19,8 @@ from ahpa_scale.watch.pulse import Pulse
 from ahpa_scale.watch.station import Station
 
 _SIGNALLED = 128
-#: Seconds that an ending rank waits until the others know why. A rank that a launcher stops waits
-#: to learn which rank is the cause: that takes three beats, and two seconds to tell the others.
+#: Seconds that an ending rank waits until the others know why. A stopped rank also waits to learn
+#: which rank is the cause: that takes three beats, and two seconds to tell the others.
 _WORD = 10.0
 #: Seconds for the interpreter to exit after the last report: gloo's destructors can hang.
 _FAREWELL = 60.0

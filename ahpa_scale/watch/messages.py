@@ -95,7 +95,7 @@ def encode(message: Beat | Reply) -> bytes:
 
 def one_line(text: str) -> str:
     """The text in the form that other ranks accept: unprintable characters become ``?``."""
-    return "".join(one if one.isprintable() else "?" for one in text)
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def decode_beat(body: bytes) -> Beat | None:
@@ -149,7 +149,7 @@ def _words(text: Any) -> None:
         raise ValueError("not one line of text")
 
 
-def _one_of(choices: tuple[str, ...], found: Any) -> Any:
-    if found not in choices:
-        raise ValueError(f"{found!r} is not one of {choices}")
-    return found
+def _one_of(choices: tuple[str, ...], value: Any) -> Any:
+    if value not in choices:
+        raise ValueError(f"{value!r} is not one of {choices}")
+    return value

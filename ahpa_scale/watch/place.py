@@ -75,7 +75,7 @@ def place_from(environment: Mapping[str, str], port: int | None) -> Place | None
 
 
 def number_in(environment: Mapping[str, str], name: str, default: int) -> int:
-    """A launcher's variable, which is a whole number from 0; LOCAL_WORLD_SIZE is one from 1.
+    """A launcher's variable: a whole number of at least 0, or of at least 1 for LOCAL_WORLD_SIZE.
 
     Raises:
         UserError: it is something else.

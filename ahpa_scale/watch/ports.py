@@ -13,7 +13,7 @@ from contextlib import closing, suppress
 from ahpa_scale.errors import UserError
 from ahpa_scale.watch.place import LOOPBACK, Place
 
-#: Seconds: after a process ends, its loader processes may still hold its port for a while.
+#: Seconds to try: after a process ends, its loader processes may hold its port for a while.
 _PATIENCE = 10.0
 _BETWEEN_TRIES = 0.5
 #: Asks who listens on a UDP port. A watch answers; leftovers of a dead job don't.
@@ -77,20 +77,20 @@ def _bound(port: int, kind: socket.SocketKind, *, loopback: bool) -> socket.sock
 def _bound_to(
     family: socket.AddressFamily, host: str, port: int, kind: socket.SocketKind
 ) -> socket.socket:
-    found = socket.socket(family, kind)
+    sock = socket.socket(family, kind)
     try:
         if family == socket.AF_INET6:
-            found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         if kind == _TCP:
             # Old connections of an ended job must not block the port.
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind((host, port))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
         if kind == _TCP:
-            found.listen(socket.SOMAXCONN)
+            sock.listen(socket.SOMAXCONN)
     except OSError:
-        found.close()
+        sock.close()
         raise
-    return found
+    return sock
 
 
 def _watch_answers(port: int) -> bool:

@@ -14,7 +14,7 @@ class Pulse:
         count: events passed since the start.
         met: whether the ranks have met. From then on all of them must be there.
         dropped: datagrams that the watch has dropped; the watch's thread writes it.
-        marked: monotonic time of the last event, in seconds; of the start before the first event.
+        marked: monotonic time of the last event, in seconds; before the first event, of the start.
     """
 
     __slots__ = ("_event", "batch", "count", "dropped", "marked", "met")

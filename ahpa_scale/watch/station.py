@@ -124,19 +124,19 @@ class Station(threading.Thread, ABC):
 
 def listen(sock: socket.socket) -> list[tuple[bytes, tuple[str, int]]]:
     """The datagrams that have arrived, after a wait of at most 0.2 s."""
-    found: list[tuple[bytes, tuple[str, int]]] = []
+    datagrams: list[tuple[bytes, tuple[str, int]]] = []
     sock.settimeout(_LISTEN)
-    while len(found) < _MOST:
+    while len(datagrams) < _MOST:
         try:
-            found.append(sock.recvfrom(MOST_BYTES + 1))
+            datagrams.append(sock.recvfrom(MOST_BYTES + 1))
         except (TimeoutError, BlockingIOError):
-            return found
+            return datagrams
         except OSError:
             # The link is down, or nobody has opened the port yet.
             time.sleep(_LISTEN)
-            return found
+            return datagrams
         sock.setblocking(False)
-    return found
+    return datagrams
 
 
 def send(sock: socket.socket, datagram: bytes, to: tuple[str, int]) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from ahpa_scale import storage
 from ahpa_scale.checkpoint import content
 from ahpa_scale.checkpoint.errors import CheckpointError
-from ahpa_scale.checkpoint.find import Found, checkpoints_at, some_checkpoints_at
+from ahpa_scale.checkpoint.find import StoredCheckpoint, checkpoints_at, some_checkpoints_at
 from ahpa_scale.checkpoint.follow import Follower, Pace
 from ahpa_scale.checkpoint.weights import chosen_kind, read_weights
 from ahpa_scale.commands.evaluate.measure import Subject, pictures_of
@@ -138,10 +138,10 @@ class _Work:
         if len(self._rows) and not storage.exists(self._place(FIGURE)):
             self._draw()
 
-    def _lacks_row(self, one: Found) -> bool:
+    def _lacks_row(self, one: StoredCheckpoint) -> bool:
         return one.manifest is None or not self._rows.holds(one.manifest)
 
-    def _is_last(self, newest: Found) -> bool:
+    def _is_last(self, newest: StoredCheckpoint) -> bool:
         """Whether this checkpoint is the run's last one, or that of --until."""
         batches = self._wanted.last_batch
         if batches is not None and newest.batch >= batches:
@@ -157,7 +157,7 @@ class _Work:
             reached |= {"ep": told.epoch, "sp": told.num_images}
         return reached.get(unit, -1) >= value
 
-    def _prepared(self, one: Found) -> Subject:
+    def _prepared(self, one: StoredCheckpoint) -> Subject:
         """Makes all checks that can refuse something, before a checkpoint is copied."""
         config = told_config(one)
         if config is None:
@@ -175,7 +175,7 @@ class _Work:
             self._real = subject.real(self._inception)
         return subject
 
-    def _evaluate(self, one: Found, folder: Path, subject: Subject) -> None:
+    def _evaluate(self, one: StoredCheckpoint, folder: Path, subject: Subject) -> None:
         assert one.manifest is not None
         try:
             kind = chosen_kind(folder, subject.kind)
