@@ -3,16 +3,16 @@
 
     python benchmarks/checkpoint_stall.py [--rounds 5] [--batches 40] [--put-rate 5]
 
-A batch is mostly the main thread's wait for a device, for which it sleeps, and a little work of its
-own; a batch of computing would drown a stall of tenths of a second in the noise of a busy machine.
-All tensors of a model of 17 million weights are there to be saved, with AdamW's and the averages,
-but only a small layer learns after the first batch.
+In a batch the main thread mostly sleeps, as if it waited for a device, and works a little. If it
+computed instead, a busy machine's noise would hide a stall of tenths of a second. A checkpoint has
+all tensors of a model of 17 million weights, with AdamW's and the averages, but only a small layer
+learns after the first batch.
 
 The same training runs in turns without saving, with one save to a local folder, and with one save
-to a real S3 server behind a line of so many MB/s, which the upload keeps busy until after the last
-batch. A save's stall is the whole time of the batches beyond that of the run without saving in the
+to a real S3 server behind a line of --put-rate MB/s, which the upload keeps busy until after the
+last batch. A save's stall is the time of all batches minus that of the run without saving in the
 same round, so that what the upload takes from later batches counts too. One copy of the state is
-timed right before each save, as memory is now fast and now slow on a shared machine. Ends with exit
+timed right before each save, because the speed of a shared machine's memory varies. Ends with exit
 code 1 when the median of either stall exceeds that copy by more than 0.2 s.
 """
 

@@ -4,8 +4,8 @@
     python benchmarks/engine_parity.py [--ranks 2] [--steps 20] [--engines ddp fsdp2 ...]
 
 A small DiT with AHPA attached is trained by each engine over gloo ranks, two micro-batches a rank,
-with SGD and with AdamW, clipped and not, from one initialisation on one order of samples. Printed
-are, per run: the largest distance of a weight tensor from the single process's, relative to its
+with SGD and with AdamW, clipped and not, from one initialisation on one order of samples. A row
+per run shows the largest distance of a weight tensor from the single process's, relative to its
 norm; the same for the averages; the largest relative difference of logged gradient norms and of
 losses; and the largest difference of latents drawn from the averages. Ends with exit code 1 when a
 bound is broken: the weights' is 1e-5 with SGD and 1e-4 with AdamW, the averages' 1e-6.
@@ -79,7 +79,7 @@ def logged_distance(a: Sequence[float], b: Sequence[float]) -> float:
     """The largest relative difference of two logged series; infinite if their lengths differ."""
     if len(a) != len(b) or not a:
         return float("inf")
-    return max(abs(one - other) / abs(one) for one, other in zip(a, b, strict=True))
+    return max(abs(x - y) / abs(x) for x, y in zip(a, b, strict=True))
 
 
 def measure(

@@ -84,10 +84,12 @@ class BareLoop:
 
     def __init__(self, given: argparse.Namespace) -> None:
         self.generator, self.optimizer, algorithms = _model(given)
-        for one in algorithms:
-            alignment = one.build(self.generator.dit)
-            assert isinstance(one.tap, int)
-            self.generator.attach("alignment", alignment, one.tap, one.weight, logged=False)
+        for algorithm in algorithms:
+            alignment = algorithm.build(self.generator.dit)
+            assert isinstance(algorithm.tap, int)
+            self.generator.attach(
+                "alignment", alignment, algorithm.tap, algorithm.weight, logged=False
+            )
             self.optimizer.add_param_group({"params": list(alignment.parameters())})
         self.generator.to(given.device).train()
         self.given = given
@@ -208,9 +210,9 @@ def _now() -> Tensor:
     return torch.tensor([time.perf_counter(), time.process_time()], dtype=torch.float64)
 
 
-def _same_work(one: DiffusionGenerator, other: DiffusionGenerator) -> None:
+def _same_work(generator: DiffusionGenerator, other: DiffusionGenerator) -> None:
     theirs = dict(other.dit.named_parameters())
-    for name, value in one.dit.named_parameters():
+    for name, value in generator.dit.named_parameters():
         if not torch.allclose(value, theirs[name], rtol=1e-5, atol=1e-7):
             raise ValueError(f"the loops did not do the same work: {name} differs at their ends")
 

@@ -35,7 +35,7 @@ class Task:
         microbatches: of each rank.
         activation_checkpointing: recompute every n-th block, or None.
         compile: compile the blocks.
-        width: of the DiT; 6 heads of depth 3.
+        width: of the DiT, which has 3 blocks with 6 heads each.
         offload: ``optimizer`` or ``parameters`` (ZeRO), or None.
         offload_folder: folder for offloaded tensors as files, or None.
         save: folder for one checkpoint at the end; None: no checkpoint.
@@ -211,16 +211,16 @@ def whole_tensors(pieces: Iterable[tuple[str, Any]]) -> dict[str, torch.Tensor]:
     """
     from composer.utils import dist
 
-    found = {}
+    tensors = {}
     for name, piece in pieces:
         first, values_n = piece.share()
         whole = torch.zeros(torch.Size(piece.shape).numel(), dtype=values_n.dtype)
         whole[first : first + len(values_n)] = values_n
         if dist.get_world_size() > 1:
             torch.distributed.all_reduce(whole)  # each element is one rank's; the others add zero
-        # Without the room that it has in checkpoints: model/, algorithms/EMA/.
-        found[name.rpartition("/")[2]] = whole.view(piece.shape)
-    return found
+        # Without the prefix that it has in checkpoints: model/, algorithms/EMA/.
+        tensors[name.rpartition("/")[2]] = whole.view(piece.shape)
+    return tensors
 
 
 def _checkpoints(task: Task, folder: Path) -> list[Any]:
@@ -228,12 +228,12 @@ def _checkpoints(task: Task, folder: Path) -> list[Any]:
     from ahpa_scale.checkpoint.resume import Resume
     from ahpa_scale.checkpoint.saver import Saver
 
-    found: list[Any] = []
+    callbacks: list[Any] = []
     if task.start is not None:
-        found.append(Resume(open_checkpoint(task.start, folder), same_run=True))
+        callbacks.append(Resume(open_checkpoint(task.start, folder), same_run=True))
     if task.save is not None:
-        found.append(Saver(task.save, f"{task.steps}ba"))
-    return found
+        callbacks.append(Saver(task.save, f"{task.steps}ba"))
+    return callbacks
 
 
 def zero_options(task: Task) -> dict[str, Any]:
@@ -264,7 +264,7 @@ def draw(generator: Any) -> torch.Tensor:
 
 
 def build_generator(task: Task) -> Any:
-    """A DiT without its zero-initialised layers' zeros, so that every weight learns at once."""
+    """A DiT with random weights in place of zeros, so that every weight learns at once."""
     from ahpa_scale.models.dit import build_dit
     from ahpa_scale.models.generator import DiffusionGenerator
     from ahpa_scale.models.vae_config import LatentScaling

@@ -4,9 +4,9 @@
     python benchmarks/resume_engines.py [--steps 40] [--ranks 1 2 4] [--engines ddp fsdp2 ...]
 
 A small DiT with AHPA attached is trained with AdamW for half of the steps on two gloo ranks by each
-engine, saved, and trained to the end by each engine on each number of ranks. Printed is the largest
-relative difference of a loss from those of one uninterrupted run of a single process. Ends with
-exit code 1 when one is above 1e-4.
+engine, saved, and trained to the end by each engine on each number of ranks. The table shows the
+largest relative difference between a loss and the same batch's loss in one uninterrupted run of a
+single process. Ends with exit code 1 when a difference is above 1e-4.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def possible(engine: str, ranks: int) -> bool:
 def measure(engines: Sequence[str], ranks: Sequence[int], steps: int) -> Distances:
     """Runs everything and compares."""
     half = steps // 2
-    found: Distances = {}
+    distances: Distances = {}
     with TemporaryDirectory() as name:
         folder = Path(name)
         (straight,) = run_tasks([Task("alone", steps=steps)], 1, folder / "straight")
@@ -45,28 +45,33 @@ def measure(engines: Sequence[str], ranks: Sequence[int], steps: int) -> Distanc
         halves = [Task(engine, steps=half, save=str(saved[engine])) for engine in engines]
         run_tasks(halves, SAVED_ON, folder / "halves")
         for count in ranks:
-            pairs = [(one, other) for one in engines for other in engines if possible(other, count)]
+            pairs = [
+                (source, target)
+                for source in engines
+                for target in engines
+                if possible(target, count)
+            ]
             tasks = [
-                Task(other, steps=steps, start=str(saved[one] / f"ba{half}"))
-                for one, other in pairs
+                Task(target, steps=steps, start=str(saved[source] / f"ba{half}"))
+                for source, target in pairs
             ]
             results = run_tasks(tasks, count, folder / f"on{count}")
-            for (one, other), result in zip(pairs, results, strict=True):
+            for (source, target), result in zip(pairs, results, strict=True):
                 told = straight["losses"][half:]
-                found[one, other, count] = logged_distance(told, result["losses"])
-    return found
+                distances[source, target, count] = logged_distance(told, result["losses"])
+    return distances
 
 
-def table(found: Distances, engines: Iterable[str], ranks: Sequence[int]) -> str:
+def table(distances: Distances, engines: Iterable[str], ranks: Sequence[int]) -> str:
     """Rows: engine that saved; columns: engine that resumed, and its number of ranks."""
-    columns = [(other, count) for other in engines for count in ranks if possible(other, count)]
+    columns = [(target, count) for target in engines for count in ranks if possible(target, count)]
     lines = [
-        "| saved by | " + " | ".join(f"{other} {count}" for other, count in columns) + " |",
+        "| saved by | " + " | ".join(f"{target} {count}" for target, count in columns) + " |",
         "|---" * (len(columns) + 1) + "|",
     ]
-    for one in engines:
-        numbers = " | ".join(f"{found[one, other, count]:.0e}" for other, count in columns)
-        lines.append(f"| {one} {SAVED_ON} | {numbers} |")
+    for source in engines:
+        numbers = " | ".join(f"{distances[source, target, count]:.0e}" for target, count in columns)
+        lines.append(f"| {source} {SAVED_ON} | {numbers} |")
     return "\n".join(lines)
 
 
@@ -79,9 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     given = parser.parse_args(arguments)
-    found = measure(given.engines, given.ranks, given.steps)
-    print(table(found, given.engines, given.ranks))
-    worst = max(found.values())
+    distances = measure(given.engines, given.ranks, given.steps)
+    print(table(distances, given.engines, given.ranks))
+    worst = max(distances.values())
     print(f"\nlargest: {worst:.1e}, allowed: {BOUND:.0e}")
     return 0 if worst <= BOUND else 1
 

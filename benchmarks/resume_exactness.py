@@ -178,12 +178,12 @@ class Job:
         """The first tensor that differs at the end of two runs; None if there is none."""
         cache = self.folder / "cache"
         a, b = (open_checkpoint(f"{self.url(n)}/ba{self.steps}", cache / n) for n in (name, other))
-        with Reader(a.folder) as one, Reader(b.folder) as two:
+        with Reader(a.folder) as first, Reader(b.folder) as second:
             for prefix in ("model/", "optim/", "algorithms/"):
-                if not one.names(prefix) or one.names(prefix) != two.names(prefix):
+                if not first.names(prefix) or first.names(prefix) != second.names(prefix):
                     return f"the names of {prefix}"
-                for each in one.names(prefix):
-                    if not torch.equal(one.whole(prefix + each), two.whole(prefix + each)):
+                for each in first.names(prefix):
+                    if not torch.equal(first.whole(prefix + each), second.whole(prefix + each)):
                         return prefix + each
         a.remove()
         b.remove()
@@ -200,12 +200,16 @@ def kill_trial(job: Job, number: int, seconds: float, rng: random.Random) -> str
     process.kill()
     process.wait()
     batch = int(job.rows(name)[-1]["batch"])
-    whole = [one.batch for one in list_checkpoints(job.url(name)) if one.problem is None]
+    whole = [
+        checkpoint.batch
+        for checkpoint in list_checkpoints(job.url(name))
+        if checkpoint.problem is None
+    ]
     job.finish(name)
     told = f"killed {moment:.1f} s after the first batch, at batch {batch}"
-    found = job.difference("straight", name)
-    say(job, f"{told}, taken up at {max(whole, default=0)}: {found or 'the same'}")
-    return found
+    difference = job.difference("straight", name)
+    say(job, f"{told}, taken up at {max(whole, default=0)}: {difference or 'the same'}")
+    return difference
 
 
 def leave_trial(job: Job, seconds: float, rng: random.Random) -> str | None:
@@ -223,10 +227,10 @@ def leave_trial(job: Job, seconds: float, rng: random.Random) -> str | None:
     if code != 79 or newest.problem is not None or newest.batch != batch or took > GRACE:
         return f"exit code {code}, batch {batch}, {newest.name} {newest.problem}, {took:.0f} s"
     job.finish(name)
-    found = job.difference("straight", name)
+    difference = job.difference("straight", name)
     told = f"SIGTERM at batch {batch}: saved, exit code {code} after {took:.1f} s"
-    say(job, f"{told}; taken up: {found or 'the same'}")
-    return found
+    say(job, f"{told}; taken up: {difference or 'the same'}")
+    return difference
 
 
 def measure(job: Job, trials: int, rng: random.Random) -> list[str]:
@@ -236,10 +240,10 @@ def measure(job: Job, trials: int, rng: random.Random) -> list[str]:
     rows = job.rows("straight")
     seconds = rows[-1]["seconds"] - rows[0]["seconds"]
     say(job, f"straight: {time.monotonic() - begun:.0f} s, of them {seconds:.1f} s of training")
-    found = [kill_trial(job, number, seconds, rng) for number in range(trials)]
-    found.append(leave_trial(job, seconds, rng))
-    wrong = [one for one in found if one is not None]
-    say(job, f"{len(found) - len(wrong)} of {len(found)} bit-identical")
+    problems = [kill_trial(job, number, seconds, rng) for number in range(trials)]
+    problems.append(leave_trial(job, seconds, rng))
+    wrong = [problem for problem in problems if problem is not None]
+    say(job, f"{len(problems) - len(wrong)} of {len(problems)} bit-identical")
     return wrong
 
 

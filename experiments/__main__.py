@@ -121,13 +121,13 @@ def _reproduce(given: argparse.Namespace) -> int:
 
     study = load_study(given.study)
     results = (given.results or RESULTS).absolute()
-    found = reproduce(study, _cell(study, given.cell), given.work.absolute(), results)
-    if found is None:
+    comparisons = reproduce(study, _cell(study, given.cell), given.work.absolute(), results)
+    if comparisons is None:
         return 1
     print(f"{given.cell}: Frechet distance, and the 95 % interval of one more seed")
-    for one in found:
-        print(one.line())
-    inside = all(one.inside for one in found)
+    for comparison in comparisons:
+        print(comparison.line())
+    inside = all(comparison.inside for comparison in comparisons)
     print("reproduced" if inside else "NOT reproduced")
     return 0 if inside else 1
 
@@ -154,10 +154,10 @@ def _work(given: argparse.Namespace) -> None:
 
 
 def _cell(study: Study, text: str) -> Cell:
-    found = study.cells([text])
-    if len(found) > 1:
-        raise UserError(f"{text} names {len(found)} runs, and one is wanted: {found[0]}, say")
-    return found[0]
+    cells = study.cells([text])
+    if len(cells) > 1:
+        raise UserError(f"{text} names {len(cells)} runs, and one is wanted: {cells[0]}, say")
+    return cells[0]
 
 
 if __name__ == "__main__":

@@ -42,12 +42,12 @@ def adopt(study: Study, plans: Iterable[Plan], file: ResultFile) -> int:
 
 def _others(path: Path) -> dict[tuple[str, int, str], dict[int, Row]]:
     """Digest, seed and build -> checkpoint -> row, of every other study in the folder."""
-    found: dict[tuple[str, int, str], dict[int, Row]] = {}
+    rows: dict[tuple[str, int, str], dict[int, Row]] = {}
     for other in sorted(path.parent.glob("*.jsonl")):
         if other == path:
             continue
         for row in ResultFile(other).read():
             if row["kind"] == "run" and "build" in row:
                 key = (row["digest"], row["seed"], row["build"])
-                found.setdefault(key, {})[row["step"]] = row
-    return found
+                rows.setdefault(key, {})[row["step"]] = row
+    return rows

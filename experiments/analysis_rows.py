@@ -172,11 +172,11 @@ def _router(router: Any) -> dict[str, Any] | None:
     return {"levels": levels, **table}
 
 
-def _map(found: Any) -> tuple[Any, Any, Any]:
-    levels = tuple(str(level) for level in found["levels"])
-    blocks = tuple(int(block) for block in found["blocks"])
-    bins = int(found["bins"])
-    r2_LDT = tuple(tuple(tuple(map(_number, t)) for t in level) for level in found["r2_LDT"])
+def _map(content: Any) -> tuple[Any, Any, Any]:
+    levels = tuple(str(level) for level in content["levels"])
+    blocks = tuple(int(block) for block in content["blocks"])
+    bins = int(content["bins"])
+    r2_LDT = tuple(tuple(tuple(map(_number, t)) for t in level) for level in content["r2_LDT"])
     shapes = {(len(level), len(row)) for level in r2_LDT for row in level}
     if len(r2_LDT) != len(levels) or shapes != {(len(blocks), bins)}:
         raise UserError(f"r2_LDT must be {len(levels)} x {len(blocks)} x {bins}")

@@ -25,8 +25,8 @@ def take_kept(root: Path, stage: str) -> bool:
     The trained parts see pictures, never tokens, so those of another token grid fit as well.
     """
     other_grids = f"{root.name.rsplit('-g', 1)[0]}-g*"
-    found = [KEPT / root.name / stage, *sorted(KEPT.glob(f"{other_grids}/{stage}"))]
-    kept = next((path for path in found if path.is_dir()), None)
+    candidates = [KEPT / root.name / stage, *sorted(KEPT.glob(f"{other_grids}/{stage}"))]
+    kept = next((path for path in candidates if path.is_dir()), None)
     if stage not in TRAINED or kept is None:
         return False
     with storage.atomic_folder(root / stage) as room:
@@ -40,11 +40,11 @@ def keep(root: Path) -> list[Path]:
     Returns:
         The folders written.
     """
-    found = [root / stage for stage in TRAINED if (root / stage).is_dir()]
-    for part in found:
+    parts = [root / stage for stage in TRAINED if (root / stage).is_dir()]
+    for part in parts:
         with storage.atomic_folder(KEPT / root.name / part.name, replace=True) as room:
             shutil.copytree(part, room, dirs_exist_ok=True)
-    return [KEPT / root.name / part.name for part in found]
+    return [KEPT / root.name / part.name for part in parts]
 
 
 def trained_digest(root: Path) -> str:

@@ -27,9 +27,9 @@ def strangers(rows: Iterable[Row], plans: Iterable[Plan]) -> dict[tuple[Any, ...
     builds: dict[tuple[Any, Any], str] = {
         (plan.cell.dataset, plan.cell.seed): build_of(plan.data) for plan in plans
     }
-    found = {}
+    foreign = {}
     for row in rows:
         here = builds.get((row["dataset"], row.get("seed")))
         if here is not None and row.get("build") != here:
-            found[key_of(row)] = row
-    return found
+            foreign[key_of(row)] = row
+    return foreign

@@ -74,8 +74,8 @@ class DataFolder:
     @property
     def classes(self) -> list[str]:
         """Class names."""
-        found: list[str] = json.loads((self.pictures / "classes.json").read_text("utf-8"))
-        return found
+        names: list[str] = json.loads((self.pictures / "classes.json").read_text("utf-8"))
+        return names
 
     def part(self, split: str) -> Pictures:
         """The pictures of 'train' or 'test', memory-mapped."""
@@ -84,8 +84,8 @@ class DataFolder:
     @property
     def facts(self) -> dict[str, Any]:
         """Classes, floors and the judge's accuracy."""
-        found: dict[str, Any] = json.loads((self.root / WHOLE).read_text("utf-8"))
-        return found
+        content: dict[str, Any] = json.loads((self.root / WHOLE).read_text("utf-8"))
+        return content
 
 
 def data_folder(study: Study, name: str, work: Path, grid: int) -> DataFolder:

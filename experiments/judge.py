@@ -98,7 +98,7 @@ class Judge(Callback):
             return
         generator = unwrap(state.model)
         assert isinstance(generator, DiffusionGenerator)
-        averages = next(one for one in state.algorithms if isinstance(one, EMA))
+        averages = next(algorithm for algorithm in state.algorithms if isinstance(algorithm, EMA))
         # Compiled or not, all runs are judged by the same arithmetic. Compiling for the batch sizes
         # of the judging isn't worth its time.
         eager = torch.compiler.set_stance("force_eager")
@@ -109,10 +109,10 @@ class Judge(Callback):
             torch.random.fork_rng(devices=[]),
         ):
             for kind in kinds:
-                found = (
+                measured = (
                     self._judge(state, generator) if kind == "run" else self._map(generator, step)
                 )
-                self.append({**self._head(kind, step), **found})
+                self.append({**self._head(kind, step), **measured})
 
     def _head(self, kind: str, step: int) -> Row:
         cell = self.plan.cell

@@ -75,10 +75,10 @@ class Common(Section):
         """
         if isinstance(self.vae, VaeRecipe):
             return self.vae.config()
-        found = load_vae_config(self.vae)
-        if found is None:
+        config = load_vae_config(self.vae)
+        if config is None:
             raise UserError(f"vae {self.vae!r} is neither 'demo' nor a folder")
-        return found
+        return config
 
     @property
     def latent_size(self) -> int:

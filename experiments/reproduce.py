@@ -55,7 +55,8 @@ def reproduce(study: Study, cell: Cell, work: Path, results: Path) -> list[Compa
         results: folder of the stored rows.
 
     Returns:
-        One for every stored checkpoint of the cell; None if the run failed (a line has said so).
+        A comparison for every stored checkpoint of the cell; None if the run failed, which a line
+        has said.
 
     Raises:
         UserError: the cell has no stored rows, or its variant has one seed only; the folder is not
@@ -85,12 +86,12 @@ def one_more(stored: Group, cell: Cell, step: int) -> Bounds:
         UserError: there is one seed only.
     """
     values = list(stored.values(cell.variant, METRIC, step).values())
-    found = estimate(values)
-    if found.student is None:
+    summary = estimate(values)
+    if summary.student is None:
         raise UserError(f"{cell.dataset}/{cell.variant}: one seed at step {step}, no interval")
     # From the mean's interval to one value's interval: the value's own scatter is added.
-    half = (found.student[1] - found.mean) * math.sqrt(found.count + 1)
-    return found.mean - half, found.mean + half
+    half = (summary.student[1] - summary.mean) * math.sqrt(summary.count + 1)
+    return summary.mean - half, summary.mean + half
 
 
 def _value(group: Group, cell: Cell, step: int) -> float:

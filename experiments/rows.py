@@ -82,7 +82,7 @@ class ResultFile:
         line = json.dumps(row, sort_keys=True, allow_nan=False).encode() + b"\n"
         with self.locked() as file:
             _drop_torn_line(file)
-            if any(key_of(one) == key_of(row) for one in self.read()):
+            if any(key_of(stored) == key_of(row) for stored in self.read()):
                 return False
             # One write at the end of the file: after a kill the line is whole, or torn and dropped.
             os.write(file, line)

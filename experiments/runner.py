@@ -126,21 +126,21 @@ def _settle(
 ) -> dict[Cell, str]:
     """The digest that each cell's rows carry; rows of another configuration are refused."""
     known = _read_json(places.configurations(study))
-    found: dict[Cell, dict[tuple[Any, ...], str]] = {}
+    by_cell: dict[Cell, dict[tuple[Any, ...], str]] = {}
     for row in file.read():
         if row["kind"] != "floor":
-            found.setdefault(cell_of(row), {})[key_of(row)] = row["digest"]
+            by_cell.setdefault(cell_of(row), {})[key_of(row)] = row["digest"]
     digests, unwanted = {}, set()
     # One digest per variant and data set: that of the first seed with rows.
     adopted: dict[tuple[str, str], str] = {}
     for plan in plans:
         cell, family = plan.cell, (plan.cell.dataset, plan.cell.variant)
-        for digest in dict.fromkeys(found.get(cell, {}).values()):
+        for digest in dict.fromkeys(by_cell.get(cell, {}).values()):
             changed = difference(known.get(digest), plan.told)
             if changed is None:
                 adopted.setdefault(family, digest)
             elif replace:
-                unwanted |= {key for key, one in found[cell].items() if one == digest}
+                unwanted |= {key for key, own in by_cell[cell].items() if own == digest}
             else:
                 raise UserError(
                     f"{file.path}: the rows of {cell} were made with another configuration: "
@@ -159,8 +159,8 @@ def _settle(
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    return found
+    content: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return content
 
 
 def _build_data(
@@ -217,15 +217,15 @@ def _expel_strangers(file: ResultFile, left: Sequence[Plan], replace: bool) -> i
     Raises:
         UserError: there are such rows, and `replace` is False.
     """
-    found = strangers(file.read(), left)
-    if found and not replace:
-        row = next(iter(found.values()))
+    foreign = strangers(file.read(), left)
+    if foreign and not replace:
+        row = next(iter(foreign.values()))
         raise UserError(
             f"{file.path}: the rows of {row['dataset']}, seed {row['seed']}, were judged by "
             "another build of its autoencoder and judges (another machine?) and would not compare; "
             "take seeds without rows, or pass --replace to throw these away"
         )
-    return file.remove(set(found))
+    return file.remove(set(foreign))
 
 
 def _check_against_data(study: Study, plans: Iterable[Plan]) -> None:

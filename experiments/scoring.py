@@ -30,10 +30,10 @@ def scorer(data: DataFolder) -> Score:
         judges.append(load_demo_reference(data.demo_reference))
 
     def score(images_N3SS: Tensor, labels_N: Tensor | None) -> dict[str, float]:
-        found: dict[str, float] = {}
+        scores: dict[str, float] = {}
         for judge in judges:
-            found.update(judge.score(images_N3SS, labels_N))
-        return found
+            scores.update(judge.score(images_N3SS, labels_N))
+        return scores
 
     return score
 

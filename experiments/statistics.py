@@ -158,10 +158,11 @@ class StepsRatio:
 
 
 def steps_ratio(control: Curves, variant: Curves, metric: str = "fd") -> StepsRatio:
-    """The share of the control's steps that a variant needs to the control's final value, by seed.
+    """The share of the control's steps in which a variant reaches the control's final value.
 
-    Between checkpoints log(metric) of the best value so far is taken as linear in log(step). A seed
-    counts if both have it and the control has its last checkpoint there.
+    It is taken seed by seed. Between checkpoints log(metric) of the best value so far is taken as
+    linear in log(step). A seed counts if both have it and the control has its last checkpoint
+    there.
 
     Args:
         control: curves of the control.

@@ -138,7 +138,7 @@ class Study(Section):
             for variant in self.variants
             for dataset in self.datasets
         ]
-        every = [c for c in every if not self.only or any(one.takes(c) for one in self.only)]
+        every = [c for c in every if not self.only or any(choice.takes(c) for choice in self.only)]
         if not only:
             return every
         chosen: set[Cell] = set()
@@ -156,7 +156,7 @@ class Study(Section):
 
     def maps_of(self, cell: Cell, step: int) -> Maps | None:
         """The first entry of `maps` that wants this run's checkpoint."""
-        return next((one for one in self.maps if one.takes(cell, step, self.last)), None)
+        return next((maps for maps in self.maps if maps.takes(cell, step, self.last)), None)
 
     def overrides(self, cell: Cell) -> Overrides:
         """The variant's own overrides in this data set."""
@@ -209,12 +209,12 @@ def _problems(study: Study) -> Iterator[str]:
         yield f"base: no file {study.base}, neither beside the study nor here"
     for variant, overrides in study.variants.items():
         yield from _for_problems(study, variant, overrides)
-    chosen: list[tuple[str, Choice | Maps]] = [("only", one) for one in study.only]
-    chosen += [("maps", one) for one in study.maps]
-    for where, one in chosen:
-        yield from _unknown(f"{where}: dataset", one.dataset, study.datasets)
-        yield from _unknown(f"{where}: variant", one.variant, study.variants)
-        for seed in one.seeds or ():
+    chosen: list[tuple[str, Choice | Maps]] = [("only", choice) for choice in study.only]
+    chosen += [("maps", maps) for maps in study.maps]
+    for where, entry in chosen:
+        yield from _unknown(f"{where}: dataset", entry.dataset, study.datasets)
+        yield from _unknown(f"{where}: variant", entry.variant, study.variants)
+        for seed in entry.seeds or ():
             yield from _unknown(f"{where}: seed", seed, study.seeds)
     for maps in study.maps:
         for step in maps.steps or ():
@@ -239,10 +239,10 @@ def _unknown(where: str, name: Any, known: Any) -> Iterator[str]:
 
 def _first(error: ValidationError) -> str:
     """The first error, in plain words."""
-    found = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    place = [str(part) for part in found["loc"]]
+    finding = min(error.errors(), key=lambda details: details["type"] != "extra_forbidden")
+    place = [str(part) for part in finding["loc"]]
     key = ".".join(place)
-    if found["type"] == "extra_forbidden":
+    if finding["type"] == "extra_forbidden":
         # Between the data set's name and the key, pydantic puts the recipe's name: no key of the
         # file.
         key = ".".join(
@@ -250,9 +250,9 @@ def _first(error: ValidationError) -> str:
         )
         close = nearest(place[-1], _fields(place))
         return f"{key}: unknown key" + (f"; the nearest valid one is {close!r}" if close else "")
-    if found["type"] == "missing":
+    if finding["type"] == "missing":
         return f"{key}: this key is required"
-    return f"{key}: {one_line(found['msg'])} (given: {found['input']!r:.60})"
+    return f"{key}: {one_line(finding['msg'])} (given: {finding['input']!r:.60})"
 
 
 def _fields(place: Sequence[str]) -> list[str]:

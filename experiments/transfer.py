@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """No alignment against AHPA on your own labelled pictures (class = sub-folder).
 
-The last line printed is ``ratio R [LOW, HIGH]``: the steps that AHPA needs to the control's final
-Frechet distance, over the control's own steps, with its 95 % interval over the seeds. Before it
-come the distances, their difference at the end, and where a report with curves and pictures lies.
+The last line printed is ``ratio R [LOW, HIGH]``: the steps that AHPA needs to reach the control's
+final Frechet distance, over the control's own steps, with its 95 % interval over the seeds. Before
+it come the distances, their difference at the end, and where a report with curves and pictures
+lies.
 """
 
 from __future__ import annotations

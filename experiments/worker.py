@@ -97,13 +97,14 @@ def cell_of(row: Row) -> Cell:
 def _start_anew_where_needed(plan: Plan, missing: set[tuple[str, int]]) -> None:
     """Remove a run of another configuration, or one that is past a checkpoint without its row.
 
-    A missing map can be drawn later from a checkpoint. A run row can't: not all of it is in there.
+    A missing map can be drawn later from a checkpoint. A missing row of a run can't, because a
+    checkpoint does not hold all of its values.
     """
     told = plan.folder / TOLD
     then = json.loads(told.read_text("utf-8")) if told.exists() else None
     same = difference(then, plan.told) is None
     saved = list_checkpoints(str(plan.folder / "checkpoints"))
-    batch = max((one.batch for one in saved if one.problem is None), default=0)
+    batch = max((checkpoint.batch for checkpoint in saved if checkpoint.problem is None), default=0)
     if same and all(step > batch or (kind, step) == ("map", batch) for kind, step in missing):
         return
     for path in plan.folder.iterdir():

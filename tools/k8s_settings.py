@@ -96,7 +96,7 @@ def config_map(run: str, folder: Path, patch: bool = False) -> str:
     """
     path = folder / f"{run}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(one.stem for one in folder.glob("*.yaml")))
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
         raise SettingsError(f"RUN={run}: no yamls/{run}.yaml; there are {known}")
     lines = path.read_text(encoding="utf-8").splitlines()
     return _CONFIG.format(
@@ -133,15 +133,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="only say what it would write")
     given = parser.parse_args(arguments)
     try:
-        found = changes(given.folder, ROOT / "yamls")
+        changed = changes(given.folder, ROOT / "yamls")
     except (SettingsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for path, text in found.items():
+    for path, text in changed.items():
         print(f"{'differs' if given.check else 'written'}: {path.relative_to(given.folder)}")
         if not given.check:
             path.write_text(text, encoding="utf-8")
-    return 1 if found and given.check else 0
+    return 1 if changed and given.check else 0
 
 
 if __name__ == "__main__":

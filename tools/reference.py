@@ -73,19 +73,19 @@ def commands_page() -> str:
     parts = ["# Every command\n", _WRITTEN_BY]
     for name, command in _commands(typer.main.get_command(app), "ahpa-scale"):
         parts.append(f"## `{name}`\n\n{_cell(command.help or '')}\n")
-        rows = [_option_row(one) for one in command.params if one.name != "help"]
+        rows = [_option_row(param) for param in command.params if param.name != "help"]
         parts.append("| argument or option | default | meaning |\n|---|---|---|\n" + "".join(rows))
     return "\n".join(parts)
 
 
 def _sections(kind: type[Section], place: str = "") -> dict[str, tuple[type[Section], str]]:
     """Every section of the schema that has its own keys, by its dotted place."""
-    found = {place: (kind, _cell(kind.__doc__ or ""))}
+    sections = {place: (kind, _cell(kind.__doc__ or ""))}
     for name, info in kind.model_fields.items():
         inner = _section_of(info)
         if inner is not None:
-            found |= _sections(inner, f"{place}.{name}".lstrip("."))
-    return found
+            sections |= _sections(inner, f"{place}.{name}".lstrip("."))
+    return sections
 
 
 def _section_of(info: FieldInfo) -> type[Section] | None:
@@ -141,7 +141,7 @@ def _commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _option_row(option: Any) -> str:
-    names = " / ".join(f"`{one}`" for one in [*option.opts, *option.secondary_opts])
+    names = " / ".join(f"`{flag}`" for flag in [*option.opts, *option.secondary_opts])
     if option.param_type_name == "argument":
         names = f"`{option.name.upper()}`"
     default = option.show_default if isinstance(option.show_default, str) else option.default

@@ -93,7 +93,9 @@ def running_engine(model: nn.Module) -> str:
 
 def memory(state: State) -> dict[str, int]:
     """Bytes of tensors that this rank holds for the model's state, by kind."""
-    averages = [one.shadow.values() for one in state.algorithms if isinstance(one, EMA)]
+    averages = [
+        algorithm.shadow.values() for algorithm in state.algorithms if isinstance(algorithm, EMA)
+    ]
     average = sum(_bytes(tensors) for tensors in averages)
     if isinstance(state.model, ZeroFront):
         return {**state.model.partition.memory(), "average": average}
@@ -119,8 +121,8 @@ def _parameters(model: nn.Module) -> int:
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    local = [one.to_local() if isinstance(one, DTensor) else one for one in tensors]
-    return sum(one.numel() * one.element_size() for one in local)
+    local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+    return sum(tensor.numel() * tensor.element_size() for tensor in local)
 
 
 def _size(count: int) -> str:

@@ -68,7 +68,9 @@ class Prometheus(LoggerDestination):
         self._peak_of_all = peak * dist.get_world_size()
         self._speed.start(state)
         self._show(state)
-        saver = next((one for one in state.callbacks if isinstance(one, Saver)), None)
+        saver = next(
+            (callback for callback in state.callbacks if isinstance(callback, Saver)), None
+        )
         if saver is not None:
             board.saved = lambda: _saved(saver)
 

@@ -78,7 +78,11 @@ class RouterFigure(Callback):
     def _record(self, batch: int, summary: dict[str, Any]) -> None:
         weights = mean_weights(summary)
         # A resumed run drops its later records; a changed number of levels starts a new course.
-        past = [one for one in self.history if one[0] < batch and len(one[1]) == len(weights)]
+        past = [
+            record
+            for record in self.history
+            if record[0] < batch and len(record[1]) == len(weights)
+        ]
         self.history = [*(past[::2] if len(past) >= _MOST_RECORDS else past), (batch, weights)]
 
 

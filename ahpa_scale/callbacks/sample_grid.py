@@ -130,7 +130,9 @@ class SampleGrid(Callback):
         Raises:
             _AskedToLeaveError: any rank is asked to leave meanwhile, or was before.
         """
-        averages = next((one for one in state.algorithms if isinstance(one, EMA)), None)
+        averages = next(
+            (algorithm for algorithm in state.algorithms if isinstance(algorithm, EMA)), None
+        )
         lent = averages.applied(state.model) if averages else nullcontext()
         precision = get_precision_context(state.precision, state.precision_config)
         with lent, _evaluating(state.model), precision:

@@ -59,42 +59,42 @@ def ls(
     Names and sizes of the files are compared with the manifest, not their content: `verify` does
     that. Exit code 2 if there is nothing.
     """
-    found = some_checkpoints_at(url)
-    newest = next(iter(_newest(found)), None)
+    checkpoints = some_checkpoints_at(url)
+    newest = next(iter(_newest(checkpoints)), None)
     if as_json:
-        for one in found:
-            console.tell(json.dumps(table.facts(one) | {"newest": one is newest}))
+        for checkpoint in checkpoints:
+            console.tell(json.dumps(table.facts(checkpoint) | {"newest": checkpoint is newest}))
         return
-    header, rows = table.rows_of(found, newest)
+    header, rows = table.rows_of(checkpoints, newest)
     console.tell(f"{header}  verdict by names and sizes")
-    for row, one in zip(rows, found, strict=True):
-        console.tell(f"{row}  {table.verdict(one, table.by_names_and_sizes(one))}")
+    for row, checkpoint in zip(rows, checkpoints, strict=True):
+        console.tell(f"{row}  {table.verdict(checkpoint, table.by_names_and_sizes(checkpoint))}")
 
 
 @app.command()
 def verify(url: Url, progress: options.Progress = True) -> None:
     """Read every byte of one or of all checkpoints and compare it with what was saved.
 
-    What a store holds comes to the temporary folder (TMPDIR), one file after another. Exit code 0:
-    nothing is damaged. Exit code 1: something is, or not one is whole. Exit code 2: the input is
-    wrong, or the store refuses. Exit code 75: the store does not answer.
+    Files in a store are copied to the temporary folder (TMPDIR), one after another. Exit code 0:
+    nothing is damaged. Exit code 1: a checkpoint is damaged, or none is whole. Exit code 2: the
+    input is wrong, or the store refuses. Exit code 75: the store does not answer.
     """
-    found = some_checkpoints_at(url)
-    header, rows = table.rows_of(found)
+    checkpoints = some_checkpoints_at(url)
+    header, rows = table.rows_of(checkpoints)
     console.tell(f"{header}  verdict")
     counts = {table.WHOLE: 0, table.DAMAGED: 0, table.HALF: 0}
     newest = None
     done = 0
-    with _moving("verifying", found, progress) as (moved, say):
-        for row, one in zip(rows, found, strict=True):
-            problems = content.damage(one, content.after(moved, done))
-            done += table.bytes_to_read([one])
-            if problems and one.problem is None and content.overtaken(one):
+    with _moving("verifying", checkpoints, progress) as (moved, say):
+        for row, checkpoint in zip(rows, checkpoints, strict=True):
+            problems = content.damage(checkpoint, content.after(moved, done))
+            done += table.bytes_to_read([checkpoint])
+            if problems and checkpoint.problem is None and content.overtaken(checkpoint):
                 say(f"{row}  removed or saved anew while it was read")
                 continue
-            say(f"{row}  {table.verdict(one, problems)}")
-            counts[table.kind_of(one, problems)] += 1
-            newest = newest if problems or one.begun else one
+            say(f"{row}  {table.verdict(checkpoint, problems)}")
+            counts[table.kind_of(checkpoint, problems)] += 1
+            newest = newest if problems or checkpoint.begun else checkpoint
     told = ", ".join(f"{number} {kind}" for kind, number in counts.items() if number)
     console.tell(f"{told}; newest whole one: {newest.name if newest else 'none'}")
     if counts[table.DAMAGED] or newest is None:
@@ -114,13 +114,14 @@ def pull(
 
     The folder appears whole or not at all; one that holds something already is refused.
     """
-    found = some_checkpoints_at(url)
+    checkpoints = some_checkpoints_at(url)
     with (
         storage.atomic_folder(folder, marker=MANIFEST) as room,
-        _moving("copying", _newest(found), progress) as (moved, _),
+        _moving("copying", _newest(checkpoints), progress) as (moved, _),
     ):
         chosen = content.newest_whole(
-            found, lambda one: _stepping_over(one, content.copy(one, room, moved))
+            checkpoints,
+            lambda checkpoint: _stepping_over(checkpoint, content.copy(checkpoint, room, moved)),
         )
     console.tell(f"{folder}: {chosen.url}, {table.shown_size(chosen)}, every byte as it was saved")
 
@@ -152,36 +153,37 @@ def prune(
     if keep < 1:
         raise UserError(f"keep is {keep}: give the number of checkpoints that stay, at least 1")
     batches = None if every is None else _batches(every)
-    found = some_checkpoints_at(url)
-    if found[-1].url.rstrip("/") == url.rstrip("/"):
+    checkpoints = some_checkpoints_at(url)
+    if checkpoints[-1].url.rstrip("/") == url.rstrip("/"):
         raise UserError(f"{url} is a checkpoint itself: name the folder that holds it")
 
-    def look(one: StoredCheckpoint) -> list[str]:
-        return content.damage(one, moved) if check else table.by_names_and_sizes(one)
+    def look(checkpoint: StoredCheckpoint) -> list[str]:
+        return content.damage(checkpoint, moved) if check else table.by_names_and_sizes(checkpoint)
 
-    with _moving("verifying", _newest(found), progress and check) as (moved, _):
-        newest = content.newest_whole(found, lambda one: _stepping_over(one, look(one)))
+    with _moving("verifying", _newest(checkpoints), progress and check) as (moved, _):
+        newest = content.newest_whole(
+            checkpoints, lambda checkpoint: _stepping_over(checkpoint, look(checkpoint))
+        )
     # Newer, damaged checkpoints must not count among those that are kept.
-    going = Retention(keep, batches).to_remove(found[: found.index(newest) + 1])
+    going = Retention(keep, batches).to_remove(checkpoints[: checkpoints.index(newest) + 1])
     left = []
-    for one in going:
+    for checkpoint in going:
         try:
             if not dry_run:
-                remove_checkpoint(one)
+                remove_checkpoint(checkpoint)
         except FileNotFoundError:
             pass  # the run itself has removed it
         except UnreachableError:
             raise  # the others would fail too
         except OSError as error:
-            left.append(f"{one.name} ({error})")
+            left.append(f"{checkpoint.name} ({error})")
             continue
-        console.tell(
-            f"{'would remove' if dry_run else 'removed'} {one.name}, {table.shown_size(one)}"
-        )
+        action = "would remove" if dry_run else "removed"
+        console.tell(f"{action} {checkpoint.name}, {table.shown_size(checkpoint)}")
     verb = "would go" if dry_run else "removed"
     gone = len(going) - len(left)
     console.tell(
-        f"{url}: {gone} {verb}, {len(found) - gone} left, the newest whole is {newest.name}"
+        f"{url}: {gone} {verb}, {len(checkpoints) - gone} left, the newest whole is {newest.name}"
     )
     if left:
         raise UserError(f"not removed: {', '.join(left)}")
@@ -214,16 +216,17 @@ def export(
         raise UserError(f"{out} must end in .safetensors: that is what is written")
     if target.is_dir() or (target.exists() and not overwrite):
         raise UserError(f"{out} exists already; choose another name, or --overwrite a file")
-    found = some_checkpoints_at(url)
+    checkpoints = some_checkpoints_at(url)
     with tempfile.TemporaryDirectory(prefix="ahpa-scale-") as room:
 
-        def bring(one: StoredCheckpoint) -> list[str]:
-            look = content.damage(one, moved) if local else content.copy(one, Path(room), moved)
-            return _stepping_over(one, look)
+        def bring(checkpoint: StoredCheckpoint) -> list[str]:
+            if local:
+                return _stepping_over(checkpoint, content.damage(checkpoint, moved))
+            return _stepping_over(checkpoint, content.copy(checkpoint, Path(room), moved))
 
         local = not storage.is_remote(url)
-        with _moving("verifying", _newest(found), progress) as (moved, _):
-            source = content.newest_whole(found, bring)
+        with _moving("verifying", _newest(checkpoints), progress) as (moved, _):
+            source = content.newest_whole(checkpoints, bring)
         from ahpa_scale.checkpoint.weights import export_backbone
 
         folder = storage.local_path(source.url) if local else Path(room)
@@ -236,25 +239,25 @@ def export(
     console.tell(f"{out}: {what} of {source.url}, {tensors} tensors")
 
 
-def _newest(found: Sequence[StoredCheckpoint]) -> list[StoredCheckpoint]:
+def _newest(checkpoints: Sequence[StoredCheckpoint]) -> list[StoredCheckpoint]:
     """The newest checkpoint that is whole by names and sizes; empty if there is none."""
-    return [one for one in found if one.problem is None][-1:]
+    return [checkpoint for checkpoint in checkpoints if checkpoint.problem is None][-1:]
 
 
-def _stepping_over(one: StoredCheckpoint, problems: list[str]) -> list[str]:
+def _stepping_over(checkpoint: StoredCheckpoint, problems: list[str]) -> list[str]:
     """Warns of a damaged checkpoint; an older one then takes its place."""
     if problems:
-        console.say(f"warning: stepping over {one.url}: {'; '.join(problems)}")
+        console.say(f"warning: stepping over {checkpoint.url}: {'; '.join(problems)}")
     return problems
 
 
 @contextmanager
 def _moving(
-    work: str, found: Sequence[StoredCheckpoint], shown: bool
+    work: str, checkpoints: Sequence[StoredCheckpoint], shown: bool
 ) -> Iterator[tuple[Callable[[int], None], Callable[[str], None]]]:
     """A bar for long work: a function that takes the bytes done, and one that prints a line."""
     mega = 1_000_000
-    total = table.bytes_to_read(found)
+    total = table.bytes_to_read(checkpoints)
     long = total >= _LONG
     with progress_bar(total=total // mega, unit="MB", desc=work, shown=shown and long) as bar:
 

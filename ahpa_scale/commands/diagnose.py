@@ -58,8 +58,9 @@ def diagnose(
     from ahpa_scale.commands import diagnosis
 
     leave_when_asked()
-    found = diagnosis.diagnose(wanted, out)
+    recoverability = diagnosis.diagnose(wanted, out)
     console.tell(
-        f"{out}: {', '.join(diagnosis.NAMES)}; {len(found.levels)} levels, "
-        f"{len(found.blocks)} blocks, {found.bins} bins of t, {found.pictures} pictures"
+        f"{out}: {', '.join(diagnosis.NAMES)}; {len(recoverability.levels)} levels, "
+        f"{len(recoverability.blocks)} blocks, {recoverability.bins} bins of t, "
+        f"{recoverability.pictures} pictures"
     )

@@ -60,7 +60,7 @@ def diagnose(wanted: Diagnosis, out: str) -> RecoverabilityMap:
         local = room if storage.is_remote(wanted.data) else None
         device = torch.device(wanted.device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            found = recoverability(
+            recoverability_map = recoverability(
                 generator,
                 _pictures(wanted, brought, levels, local),
                 levels,
@@ -69,8 +69,8 @@ def diagnose(wanted: Diagnosis, out: str) -> RecoverabilityMap:
                 lead=config.alignment.self_lead,
                 progress=wanted.progress,
             )
-    _write(found, wanted, place, out)
-    return found
+    _write(recoverability_map, wanted, place, out)
+    return recoverability_map
 
 
 def _load(config: Config, card: DatasetCard, place: str) -> DiffusionGenerator:
@@ -140,16 +140,18 @@ def _tell(line: str) -> None:
     console.say(line, level=logging.WARNING)
 
 
-def _write(found: RecoverabilityMap, wanted: Diagnosis, place: str, out: str) -> None:
+def _write(recoverability_map: RecoverabilityMap, wanted: Diagnosis, place: str, out: str) -> None:
     content = {
-        **found.to_dict(),
+        **recoverability_map.to_dict(),
         "checkpoint": place,
         "data": wanted.data,
-        "pictures": found.pictures,
+        "pictures": recoverability_map.pictures,
         "source": "levels" if wanted.levels else wanted.source or "all",
     }
     name = place.rstrip("/").rsplit("/", 1)[-1]
-    figure = draw_recoverability(found, f"{name}, {found.pictures} pictures")
+    figure = draw_recoverability(
+        recoverability_map, f"{name}, {recoverability_map.pictures} pictures"
+    )
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110, metadata={"Software": None})
     storage.write_text(storage.join(out, NAMES[0]), json.dumps(content, indent=1) + "\n")

@@ -102,13 +102,13 @@ def prepare(
     else:
         from ahpa_scale.data.parts import prepare_part
 
-        found = prepare_part(part=chosen, tell=options.remark, **given)
-        if found is None:
+        joined = prepare_part(part=chosen, tell=options.remark, **given)
+        if joined is None:
             console.tell(
                 f"{out}: part {chosen.index} of {chosen.count} is there; others are missing"
             )
             return
-        card = found
+        card = joined
     console.tell(
         f"{out}: {card.num_samples} pictures, {card.num_classes} classes, kind {card.kind}, "
         f"latent {'x'.join(map(str, card.latent_shape))}, grid {card.grid}, "

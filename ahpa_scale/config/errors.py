@@ -75,7 +75,7 @@ def speaks_for_all_ranks() -> bool:
     once.
     """
     rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
-    return rank == "0" or not rank.isdecimal()  # whoever does not know its rank speaks
+    return rank == "0" or not rank.isdecimal()  # a process of unknown rank speaks
 
 
 @contextmanager

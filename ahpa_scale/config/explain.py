@@ -51,8 +51,8 @@ def first_problem(error: ValidationError) -> tuple[str, str]:
     Unknown keys come first: a misspelt required key is both unknown and missing, and the first says
     more.
     """
-    found = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
-    finding = min(found, key=lambda e: e["type"] not in ("extra_forbidden", "invalid_key"))
+    findings = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
+    finding = min(findings, key=lambda e: e["type"] not in ("extra_forbidden", "invalid_key"))
     location = tuple(part for part in finding["loc"] if part != "[key]")
     return dotted(location), _problem(finding, location)
 
@@ -149,17 +149,17 @@ def _section(location: Location) -> type[Section]:
     """The class of the section at `location`."""
     section: type[Section] = Config
     for part in location:
-        found = _section_class(section.model_fields[str(part)].annotation)
-        assert found is not None
-        section = found
+        inner = _section_class(section.model_fields[str(part)].annotation)
+        assert inner is not None
+        section = inner
     return section
 
 
 def _section_class(annotation: Any) -> type[Section] | None:
     """The section that a key holds, also where it may be null; None for any other key."""
-    for one in get_args(annotation) or (annotation,):
-        if isinstance(one, type) and issubclass(one, Section):
-            return one
+    for member in get_args(annotation) or (annotation,):
+        if isinstance(member, type) and issubclass(member, Section):
+            return member
     return None
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys that earlier versions had, and the fixed value of each since: nobody needed another one.
-And values that are written otherwise today. What earlier versions saved can still be read.
+"""Keys that only earlier versions had, and values that are written differently today.
+
+Each such key has a fixed value since, because nobody needed another one. So what earlier versions
+saved can still be read.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ REMOVED: dict[str, Any] = {
     "optimizer.eps": 1e-8,
     "parallelism.bucket_size": 50_000_000,
 }
-#: Key -> the value as it was written, and as it is written today.
+#: Key -> the value as earlier versions wrote it, and as it is written today.
 RESPELT: dict[str, tuple[Any, Any]] = {"checkpoint.keep": (-1, None)}
 
 

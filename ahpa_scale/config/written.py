@@ -50,9 +50,9 @@ def without_environment(content: Any) -> Any:
 
 
 def needs(text: str) -> str | None:
-    """The first variable that a text's interpolations need: not set here, without default."""
-    found = _VARIABLE.findall(text)
-    return next((name for name, comma in found if not comma and name not in os.environ), None)
+    """The first variable of a text's interpolations that has no default and is not set here."""
+    variables = _VARIABLE.findall(text)
+    return next((name for name, comma in variables if not comma and name not in os.environ), None)
 
 
 def _kept(value: Any) -> Any:

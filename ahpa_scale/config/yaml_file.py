@@ -72,10 +72,10 @@ def interpolations(content: Any, place: tuple[str | int, ...] = ()) -> dict[tupl
         pairs = iter(content.items())
     elif isinstance(content, list):
         pairs = iter(enumerate(content))
-    found: dict[tuple[Any, ...], str] = {}
+    texts: dict[tuple[Any, ...], str] = {}
     for key, value in pairs:
-        found |= interpolations(value, (*place, key))
-    return found
+        texts |= interpolations(value, (*place, key))
+    return texts
 
 
 def check_growth(content: dict[str, Any]) -> None:
@@ -157,17 +157,17 @@ class _Growth:
 
 def _inside(text: str, place: tuple[Any, ...]) -> str:
     """What stands between the braces of a text's interpolations."""
-    found, depth, at = "", 0, 0
+    inside, depth, at = "", 0, 0
     while at < len(text):
         if _INTERPOLATION.match(text, at):
             if depth and re.match(r"[\w.]", text[at - 1]):
                 raise GrowthError(place, "makes up the name that it refers to")
-            depth, at, found = depth + 1, at + 2, f"{found} "
+            depth, at, inside = depth + 1, at + 2, f"{inside} "
             continue
         depth -= depth > 0 and text[at] == "}"
-        found += text[at] if depth else ""
+        inside += text[at] if depth else ""
         at += 1
-    return found
+    return inside
 
 
 def _has(value: Any, position: Any) -> bool:
@@ -211,7 +211,9 @@ def _check_nodes(root: yaml.Node, file: str) -> None:
             raise ConfigError(line, "", f"nested deeper than {_DEEPEST}, or refers to itself")
         if id(node) not in values:
             inner = node.value if isinstance(node, yaml.CollectionNode) else []
-            parts = [part for one in inner for part in (one if isinstance(one, tuple) else [one])]
+            parts = [
+                part for entry in inner for part in (entry if isinstance(entry, tuple) else [entry])
+            ]
             values[id(node)] = 1 + sum(count(part, depth + 1) for part in parts)
         if values[id(node)] > _MOST_VALUES:
             raise ConfigError(line, "", f"aliases make more than {_MOST_VALUES} values of it")

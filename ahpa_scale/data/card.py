@@ -125,8 +125,8 @@ class DatasetCard:
 
     @property
     def prior_channels(self) -> dict[str, int]:
-        """Level -> channels of every level that batches can bring, fine to coarse; of pictures the
-        VAE makes the encoder's levels.
+        """Level -> channels of every level that batches can bring, fine to coarse. The VAE makes
+        the encoder's levels of a set of kind 'images'.
         """
         channels = {level.name: level.channels for level in self.levels}
         external = {} if self.external_channels is None else {EXTERNAL: self.external_channels}
@@ -134,7 +134,7 @@ class DatasetCard:
 
     @property
     def prior_columns(self) -> tuple[str, ...]:
-        """The levels among them that have a column."""
+        """The levels of `prior_channels` that have a column in the shards."""
         encoded = () if self.kind == "latents" else self.level_names
         return tuple(level for level in self.prior_channels if level not in encoded)
 
@@ -192,13 +192,13 @@ def read_prior_statistics(url: str | os.PathLike[str]) -> dict[str, Tensor]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     try:
-        found = dict(load(content))
+        statistics = dict(load(content))
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{where} cannot be read ({reason}): prepare the data again") from None
-    for name, value in found.items():
+    for name, value in statistics.items():
         level, _, kind = name.rpartition(".")
-        mean = found.get(f"{level}.mean")
+        mean = statistics.get(f"{level}.mean")
         sides = {"mean": 1, "covariance": 2}.get(kind, 0)
         shape = () if mean is None else (mean.numel(),) * sides
         if not shape or value.shape != shape or str(value.dtype) != "torch.float32":
@@ -207,7 +207,7 @@ def read_prior_statistics(url: str | os.PathLike[str]) -> dict[str, Tensor]:
             )
         if not bool(value.isfinite().all()):
             raise UserError(f"{where} cannot be used: {name!r:.80} is not finite")
-    return found
+    return statistics
 
 
 def write_card(url: str | os.PathLike[str], card: DatasetCard) -> None:
@@ -225,10 +225,10 @@ def _missing(url: str) -> str:
     return text
 
 
-def _check_format(found: Any, where: str) -> None:
-    if found != FORMAT:
+def _check_format(stored: Any, where: str) -> None:
+    if stored != FORMAT:
         raise UserError(
-            f"{where} has data format {found!r}, and this version reads {FORMAT}: "
+            f"{where} has data format {stored!r}, and this version reads {FORMAT}: "
             "prepare the data again, or use the version of ahpa_scale that wrote it"
         )
 

@@ -93,9 +93,9 @@ def flaw(column: str, value: Any, card: DatasetCard) -> str | None:
         )
     if isinstance(value, Image.Image):
         sides = (card.image_size, card.image_size)
-        found = "x".join(map(str, value.size))
+        size = "x".join(map(str, value.size))
         sound = value.format == "PNG" and value.size == sides
-        return None if sound else f"its picture is {value.format} of {found}"
+        return None if sound else f"its picture is {value.format} of {size}"
     half = card.prior_dtype == "float16" or not column.startswith(PRIOR_PREFIX)
     # An exponent of all ones means infinity or NaN.
     exponent = np.uint16(0x7C00 if half else 0x7F80)

@@ -61,10 +61,10 @@ class BatchEncoder:
 
     def state(self) -> dict[str, Tensor]:
         """The statistics gathered so far, for :meth:`merge_state`."""
-        found = {f"priors/{name}": value for name, value in self._priors.state().items()}
+        state = {f"priors/{name}": value for name, value in self._priors.state().items()}
         if self._channels is not None:
-            found |= {f"channels/{k}": torch.as_tensor(v) for k, v in vars(self._channels).items()}
-        return found
+            state |= {f"channels/{k}": torch.as_tensor(v) for k, v in vars(self._channels).items()}
+        return state
 
     def merge_state(self, state: Mapping[str, Tensor]) -> None:
         """Add the statistics of another encoder of the same card.
@@ -74,8 +74,8 @@ class BatchEncoder:
         """
 
         def part(name: str) -> dict[str, Tensor]:
-            found = {k: v for k, v in state.items() if k.startswith(f"{name}/")}
-            return {key.removeprefix(f"{name}/"): value for key, value in found.items()}
+            prefixed = {k: v for k, v in state.items() if k.startswith(f"{name}/")}
+            return {key.removeprefix(f"{name}/"): value for key, value in prefixed.items()}
 
         self._priors.merge(
             PriorStatistics.from_state(self._card.grid, part("priors"), self._levels())

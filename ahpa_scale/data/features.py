@@ -33,18 +33,18 @@ def read_features(path: Path, grid: int) -> NDArray[np.float32]:
         with open_regular(path) as file:
             content = io.BytesIO(file.read())
         with _PARSING:
-            found = np.load(content, allow_pickle=False)
+            features = np.load(content, allow_pickle=False)
     except FileNotFoundError as error:
         raise UserError(f"no features at {path}: each picture needs one .npy") from error
     except _BROKEN as error:
         raise UserError(f"cannot read the features {path}: {error}") from error
-    if not isinstance(found, np.ndarray) or found.dtype.kind != "f":
+    if not isinstance(features, np.ndarray) or features.dtype.kind != "f":
         raise UserError(f"{path} must hold one array of floating-point numbers")
-    if found.ndim == 2 and found.shape[0] == grid * grid:
-        found = found.T.reshape(-1, grid, grid)
-    if found.ndim != 3 or found.shape[1:] != (grid, grid):
+    if features.ndim == 2 and features.shape[0] == grid * grid:
+        features = features.T.reshape(-1, grid, grid)
+    if features.ndim != 3 or features.shape[1:] != (grid, grid):
         raise UserError(
-            f"{path} has shape {list(found.shape)}; a grid of {grid} needs [C, {grid}, {grid}] "
+            f"{path} has shape {list(features.shape)}; a grid of {grid} needs [C, {grid}, {grid}] "
             f"or [{grid * grid}, C]"
         )
-    return np.ascontiguousarray(found, dtype=np.float32)
+    return np.ascontiguousarray(features, dtype=np.float32)

@@ -45,7 +45,7 @@ def alone_on_host(patience: float = PATIENCE_SECONDS) -> Iterator[None]:
 
 
 def _acquired(patience: float) -> AbstractContextManager[object]:
-    """The lock, held until its context ends; one that is nothing where it can't be had."""
+    """The lock, held until its context ends; an empty context if the lock can't be had."""
     # In the memory that it protects: containers may share that, but not their temporary folders.
     path = neighbours.MEMORY / f"ahpa_scale-{os.getuid()}-stream.lock"
     lock = FileLock(path, timeout=patience)

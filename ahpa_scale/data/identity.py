@@ -53,12 +53,12 @@ def model_differences(before: Mapping[str, Any], card: DatasetCard) -> str | Non
 def _differing(
     before: Mapping[str, Any], now: Mapping[str, Any], names: Sequence[str]
 ) -> str | None:
-    found = [
+    changes = [
         f"{_WORDS[name]} ({_shown(before[name])} then, {_shown(now[name])} now)"
         for name in names
         if name in before and before[name] != now[name]
     ]
-    return ", ".join(found) or None
+    return ", ".join(changes) or None
 
 
 def _shown(value: Any) -> str:

@@ -14,7 +14,7 @@ from streaming.base.distributed import get_local_rank
 from streaming.base.shared import SharedMemory, prefix
 
 _MEMORY = Path("/dev/shm")
-#: For a job that is ending. A rank that hangs keeps its memory for good.
+#: Longest wait for a job that is ending: a rank that hangs would keep its memory for good.
 _PATIENCE_SECONDS = 5.0
 
 
@@ -50,7 +50,7 @@ def _without_list() -> list[Path]:
 
 
 def _mapped(paths: Sequence[Path]) -> bool:
-    """Whether a living process uses one of them, as far as this one may see."""
+    """Whether a living process uses one of them, as far as this process may see."""
     marks = []
     for path in paths:
         with suppress(FileNotFoundError):
@@ -69,7 +69,8 @@ class _ClosedWhenUnused(SharedMemory):
     """Shared memory whose handle closes with its last reference, unless it was made here."""
 
     def __init__(self, name: str, create: bool, size: int = 0) -> None:
-        # Only what was made here has to be removed at exit. The callback is a reference for good.
+        # Only memory that was made here must be removed at exit. The callback for that would keep
+        # a reference until then.
         super().__init__(name, create, size, auto_cleanup=create)
 
 

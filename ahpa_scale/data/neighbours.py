@@ -46,7 +46,7 @@ def place_among(memories: Sequence[str], rank: int) -> tuple[int, int]:
         UserError: ranks of one memory are not consecutive, or not equally many per memory.
     """
     ranks = {
-        memory: [rank for rank, one in enumerate(memories) if one == memory]
+        memory: [number for number, own in enumerate(memories) if own == memory]
         for memory in dict.fromkeys(memories)
     }
     size = len(ranks[memories[0]])

@@ -70,8 +70,8 @@ class ChannelStatistics:
         shapes = {tuple(state[name].shape) for name in vectors}
         if len(shapes) > 1 or len(shapes.pop()) != 1:
             raise UserError("statistics of channels with shapes that do not fit each other")
-        found = {name: state[name].double() for name in vectors}
-        return cls(count=_number(state, "count"), **found)
+        values = {name: state[name].double() for name in vectors}
+        return cls(count=_number(state, "count"), **values)
 
     def scaling(self) -> LatentScaling:
         """The scaling that gives every channel mean 0 and variance 1."""
@@ -151,7 +151,7 @@ class PriorStatistics:
         Args:
             scaling: applied to `latent`; it may be known only after the last picture.
         """
-        found: dict[str, Tensor] = {}
+        statistics: dict[str, Tensor] = {}
         for level, moments in self._moments.items():
             mean_C, covariance_CC = moments.mean_C.cpu(), moments.covariance_CC.cpu()
             if level == LATENT:
@@ -161,9 +161,9 @@ class PriorStatistics:
                 )
                 mean_C = (mean_C - shift_C) * scale_C
                 covariance_CC = covariance_CC * torch.outer(scale_C, scale_C)
-            found[f"{level}.mean"] = mean_C.float().contiguous()
-            found[f"{level}.covariance"] = covariance_CC.float().contiguous()
-        return found
+            statistics[f"{level}.mean"] = mean_C.float().contiguous()
+            statistics[f"{level}.covariance"] = covariance_CC.float().contiguous()
+        return statistics
 
     def merge(self, other: PriorStatistics) -> None:
         """Add statistics that were gathered elsewhere."""
@@ -173,12 +173,12 @@ class PriorStatistics:
 
     def state(self) -> dict[str, Tensor]:
         """All statistics, float64 on the CPU, for :meth:`from_state`."""
-        found = {"patch": torch.tensor(self._patch)}
+        state = {"patch": torch.tensor(self._patch)}
         for level, moments in self._moments.items():
-            found[f"count/{level}"] = torch.tensor(moments.count)
-            found[f"mean/{level}"] = moments.mean_C.cpu().contiguous()
-            found[f"scatter/{level}"] = moments.scatter_CC.cpu().contiguous()
-        return found
+            state[f"count/{level}"] = torch.tensor(moments.count)
+            state[f"mean/{level}"] = moments.mean_C.cpu().contiguous()
+            state[f"scatter/{level}"] = moments.scatter_CC.cpu().contiguous()
+        return state
 
     @classmethod
     def from_state(
@@ -196,20 +196,20 @@ class PriorStatistics:
         """
         names = {f"{kind}/{level}" for level in levels for kind in ("count", "mean", "scatter")}
         check_names(state, {"patch", *names})
-        found = cls(grid)
-        found._patch = _number(state, "patch")
+        restored = cls(grid)
+        restored._patch = _number(state, "patch")
         for level in levels:
             mean_C, scatter_CC = state[f"mean/{level}"], state[f"scatter/{level}"]
             if mean_C.ndim != 1 or scatter_CC.shape != (*mean_C.shape, *mean_C.shape):
                 raise UserError(f"moments of {level!r} with shapes that do not fit each other")
             count = _number(state, f"count/{level}")
-            found._moments[level] = TokenMoments(count, mean_C.double(), scatter_CC.double())
-        return found
+            restored._moments[level] = TokenMoments(count, mean_C.double(), scatter_CC.double())
+        return restored
 
 
-def _check_same(one: ChannelStatistics | TokenMoments, other: Any) -> None:
-    if one.count and one.mean_C.shape != other.mean_C.shape:
-        numbers = f"{other.mean_C.numel()} and of {one.mean_C.numel()}"
+def _check_same(own: ChannelStatistics | TokenMoments, other: Any) -> None:
+    if own.count and own.mean_C.shape != other.mean_C.shape:
+        numbers = f"{other.mean_C.numel()} and of {own.mean_C.numel()}"
         raise UserError(f"statistics of {numbers} channels do not fit each other")
 
 

@@ -279,7 +279,7 @@ def _places(remote: str, local: str | None, card: DatasetCard) -> dict[str, Any]
 
 def _open_stream(card: DatasetCard, levels: tuple[str, ...] | None, **options: Any) -> LatentStream:
     shield_tracker()
-    # An error's traceback is a cycle. A stream that only it still holds counts as using its cache.
+    # An error's traceback is a cycle. A stream that only a traceback holds still has its cache.
     gc.collect()
     try:
         with alone_on_host(), search_closes_its_handles():

@@ -9,22 +9,22 @@ from multiprocessing import resource_tracker
 
 from ahpa_scale.signals import HANDED_ON, SIGNALS
 
-#: Messages of its own that begin with its name.
+#: Filter for the warnings that begin with the tracker's name.
 _SILENT = "ignore:resource_tracker:UserWarning"
 
 
 def shield_tracker() -> None:
-    """Starts multiprocessing's resource tracker, deaf to what asks a run to leave and silent about
-    what it removes; to be called before the first shared memory is made.
+    """Starts multiprocessing's resource tracker so that it ignores the signals that ask a run to
+    leave, and removes memory without a warning. Call this before the first shared memory is made.
 
-    The tracker itself ignores SIGINT and SIGTERM only. A SIGUSR1 or SIGHUP to every process of a
+    By itself the tracker ignores only SIGINT and SIGTERM. A SIGUSR1 or SIGHUP to every process of a
     job would kill it. Its successor would know of no memory, and print a traceback for each piece
-    that the run then gives back. And a rank that another one ends leaves its memory to the tracker,
-    which would warn of it at the end of each such job.
+    that the run then gives back. If one rank ends another, the memory of the ended rank is left to
+    the tracker, which would print a warning at the end of each such job.
     """
     # The tracker is started with this process's own options for warnings.
     sys.warnoptions.append(_SILENT)
-    # A process inherits what is blocked, and the tracker unblocks no more than it ignores.
+    # A process inherits blocked signals, and the tracker unblocks only those that it ignores.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (*SIGNALS, *HANDED_ON, signal.SIGHUP))
     try:
         resource_tracker.ensure_running()

@@ -13,7 +13,7 @@ from ahpa_scale import storage
 
 
 class ShardWriter(MDSWriter):
-    """streaming's writer with our uploads: its own know fewer stores and only log their failures.
+    """streaming's writer with our uploads: streaming's know fewer stores, and only log failures.
 
     Attributes:
         failure: the first error of an upload, or None.

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frechet and kernel Inception distance of generated pictures, with the library torch-fidelity.
 
-The library has the weights, resizing and formulas of the original TensorFlow code, as published
-numbers have. For small pictures the repository has its own classifiers in `experiments/judges`.
+The library has the weights, resizing and formulas of the original TensorFlow code, which published
+numbers were computed with. For small pictures the repository has its own classifiers in
+`experiments/judges`.
 
 Shapes: N generated and M real pictures, B batch, S the picture's side, F Inception's features.
 """
@@ -50,7 +51,7 @@ class RealPictures:
     """Features of real pictures, which generated pictures are compared with.
 
     Attributes:
-        mean_F: mean of the features, float32 as the library has it.
+        mean_F: mean of the features, float32, as in the library.
         covariance_FF: covariance of the features, float64.
         features_MF: float32; None if only the statistics are known, and then there is no KID.
     """
@@ -64,8 +65,8 @@ class RealPictures:
         """Compute the statistics of real pictures' features."""
         from torch_fidelity.metric_fid import fid_features_to_statistics
 
-        found = fid_features_to_statistics(features_MF)
-        return cls(found["mu"], found["sigma"], features_MF)
+        statistics = fid_features_to_statistics(features_MF)
+        return cls(statistics["mu"], statistics["sigma"], features_MF)
 
     def distances(self, features_NF: Tensor) -> dict[str, float | None]:
         """Distances of generated pictures from the real ones.

@@ -26,20 +26,20 @@ LEAST_SCALE = 0.2
 _MOST_TICKS = 12
 
 
-def draw_recoverability(found: RecoverabilityMap, title: str = "") -> Figure:
+def draw_recoverability(recoverability: RecoverabilityMap, title: str = "") -> Figure:
     """Two heat maps per level, block against noise, the second below the first.
 
     Above, R^2 with a dot at the best block of each bin. Below, what is lacking: 1 - R^2 / the best
     block's R^2 in that bin, grey where even the best block shows less than 2 %.
 
     Args:
-        found: the map.
+        recoverability: the map.
         title: one line above the maps.
     """
-    r2_LDT = np.asarray(found.r2_LDT)
-    columns = len(found.levels)
+    r2_LDT = np.asarray(recoverability.r2_LDT)
+    columns = len(recoverability.levels)
     width = 1.6 + (2.7 if columns <= 5 else 2.1) * columns
-    height = 1.2 + 2 * (1.3 + 0.16 * min(len(found.blocks), 28))
+    height = 1.2 + 2 * (1.3 + 0.16 * min(len(recoverability.blocks), 28))
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     rows = figure.subplots(2, columns, squeeze=False)
@@ -47,9 +47,9 @@ def draw_recoverability(found: RecoverabilityMap, title: str = "") -> Figure:
     largest = max(float(np.nan_to_num(lacking(r2_DT)).max()) for r2_DT in r2_LDT)
     highest = max(LEAST_SCALE, math.ceil(10 * largest) / 10)
     images: list[AxesImage] = []
-    for column, level in enumerate(found.levels):
+    for column, level in enumerate(recoverability.levels):
         above, below = rows[0][column], rows[1][column]
-        images = _pair(above, below, found, r2_LDT[column], level, highest)
+        images = _pair(above, below, recoverability, r2_LDT[column], level, highest)
         _label(above, below, first=column == 0)
     for row, image, label in zip(
         rows, images, ("R² (dot: best block)", "1 - R² / best (grey: lost)"), strict=True
@@ -72,7 +72,7 @@ def lacking(r2_DT: NDArray[np.float64]) -> NDArray[np.float64]:
 def _pair(
     above: Axes,
     below: Axes,
-    found: RecoverabilityMap,
+    recoverability: RecoverabilityMap,
     r2_DT: NDArray[np.float64],
     level: str,
     highest: float,
@@ -110,9 +110,11 @@ def _pair(
     )
     above.set_title(short_level(level), fontsize=10)
     below.set_title(f"lacking: {short_level(level)}", fontsize=10)
-    ticks = _ticks(found.blocks)
+    ticks = _ticks(recoverability.blocks)
     for axes in (above, below):
-        axes.set_yticks([place + 1 for place in ticks], [str(found.blocks[p]) for p in ticks])
+        axes.set_yticks(
+            [place + 1 for place in ticks], [str(recoverability.blocks[p]) for p in ticks]
+        )
         axes.set(xlim=(0, 1), ylim=(0.5, depth + 0.5), xticks=(0, 0.5, 1))
     return images
 

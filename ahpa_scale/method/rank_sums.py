@@ -56,11 +56,11 @@ def commit_all(parts: Iterable[RankSums]) -> None:
     if not waiting:
         return
     if dist.is_available() and dist.is_initialized():
-        tensors = [one for _, sums in waiting for one in sums]
-        packed = torch.cat([one.flatten() for one in tensors])
+        tensors = [tensor for _, sums in waiting for tensor in sums]
+        packed = torch.cat([tensor.flatten() for tensor in tensors])
         dist.all_reduce(packed)
-        pieces = iter(packed.split([one.numel() for one in tensors]))
-        waiting = [(p, [next(pieces).view_as(one) for one in sums]) for p, sums in waiting]
+        pieces = iter(packed.split([tensor.numel() for tensor in tensors]))
+        waiting = [(p, [next(pieces).view_as(tensor) for tensor in sums]) for p, sums in waiting]
     for part, sums in waiting:
-        bad = torch.stack([one.isfinite().all() for one in sums]).all().logical_not()
-        part.settle(*(one.masked_fill(bad, 0.0) for one in sums))
+        bad = torch.stack([tensor.isfinite().all() for tensor in sums]).all().logical_not()
+        part.settle(*(tensor.masked_fill(bad, 0.0) for tensor in sums))

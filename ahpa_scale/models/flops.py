@@ -22,7 +22,7 @@ def forward_flops(backbone: Backbone) -> int:
     """
     # Not its state dict, which lacks buffers that are not saved.
     tensors = (*backbone.named_parameters(), *backbone.named_buffers())
-    meta = {name: one.to("meta") for name, one in tensors}
+    meta = {name: tensor.to("meta") for name, tensor in tensors}
     side = backbone.input_size
     x_BCHW = torch.empty(1, backbone.in_channels, side, side, device="meta")
     t_B = torch.empty(1, device="meta")

@@ -225,7 +225,9 @@ class DiffusionGenerator(ComposerModel):
             return mean_BCHW, std_BCHW, inputs
         assert self.vae is not None, "batches of images need a generator built with a VAE"
         known = {level.name for level in self.vae.levels}
-        missing = [one for one in levels if one in known and PRIOR_PREFIX + one not in batch]
+        missing = [
+            level for level in levels if level in known and PRIOR_PREFIX + level not in batch
+        ]
         # In float32 as at preparation: in bfloat16 the encoder alone would move the alignment loss
         # by half a percent, and a run that encodes online would differ from one that reads its
         # cache.

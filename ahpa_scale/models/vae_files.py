@@ -77,15 +77,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     kind = stored.get("_class_name", "AutoencoderKL")
     if kind != "AutoencoderKL":
         raise UserError(f"{folder} holds a {kind!s:.60}; an AutoencoderKL is needed")
-    found = typed_json.fit(VaeConfig, stored, str(path))
+    config = typed_json.fit(VaeConfig, stored, str(path))
     for name in ("latents_mean", "latents_std"):
-        values = getattr(found, name)
-        if values is not None and len(values) != found.latent_channels:
-            raise UserError(f"{path}: {name} must have {found.latent_channels} numbers")
+        values = getattr(config, name)
+        if values is not None and len(values) != config.latent_channels:
+            raise UserError(f"{path}: {name} must have {config.latent_channels} numbers")
     if (
-        not len(found.block_out_channels)
-        == len(found.down_block_types)
-        == len(found.up_block_types)
+        not len(config.block_out_channels)
+        == len(config.down_block_types)
+        == len(config.up_block_types)
     ):
         raise UserError(f"{path}: block_out_channels and the block types must be equally many")
     return stored

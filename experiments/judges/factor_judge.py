@@ -147,10 +147,10 @@ class FactorJudge(nn.Module):
     @torch.no_grad()
     def find_all(self, images_N3SS: Tensor, batch_size: int = 256) -> tuple[Objects, Tensor]:
         """`find` for any number of pictures."""
-        found = [self.find(part) for part in images_N3SS.split(batch_size)]
-        columns = zip(*(vars(objects).values() for objects, _ in found), strict=True)
+        detections = [self.find(part) for part in images_N3SS.split(batch_size)]
+        columns = zip(*(vars(objects).values() for objects, _ in detections), strict=True)
         objects = Objects(*(torch.cat(column) for column in columns))
-        return objects, torch.cat([cover_Bhw for _, cover_Bhw in found])
+        return objects, torch.cat([cover_Bhw for _, cover_Bhw in detections])
 
 
 def train_factor_judge(

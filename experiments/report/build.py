@@ -102,11 +102,11 @@ def _group(group: Group, folders: Sequence[Path]) -> list[Block]:
 
 def _curves(group: Group) -> list[Block]:
     def fd(variant: str) -> dict[int, dict[int, float]]:
-        found = {
+        curves = {
             seed: {step: m["fd"] for step, m in curve.items() if m.get("fd", 0) > 0}
             for seed, curve in group.curves(variant).items()
         }
-        return {seed: curve for seed, curve in found.items() if curve}
+        return {seed: curve for seed, curve in curves.items() if curve}
 
     variants = {variant: fd(variant) for variant in main_variants(group) if variant != CONTROL}
     shown = {variant: curves for variant, curves in variants.items() if curves}

@@ -47,7 +47,7 @@ def contents(results: Results) -> list[Block]:
 
 
 def _builds(group: Group) -> str:
-    """Named only if there are several builds, because then seeds differ in more than their seed."""
+    """Names the builds if there are several, because then seeds differ in more than their seed."""
     builds = {run.seed: run.build for run in group.runs}
     if len(set(builds.values())) < 2:
         return ""
@@ -149,11 +149,11 @@ def _checkpoint(group: Group, step: int, variants: Sequence[str]) -> list[Block]
         places = decimals(every)
         column = []
         for variant in variants:
-            found = difference(group, variant, metric, step)
-            if found is not None:
-                verdicts[metric][variant] = judged(found, metric)
-                counts.append(found.count)
-            column.append(_cell(group, variant, metric, step, places, found))
+            delta = difference(group, variant, metric, step)
+            if delta is not None:
+                verdicts[metric][variant] = judged(delta, metric)
+                counts.append(delta.count)
+            column.append(_cell(group, variant, metric, step, places, delta))
         columns.append(column)
     rows = [
         (code(variant), _seeds(group, variant, step), *(column[n] for column in columns))
@@ -176,20 +176,20 @@ def difference(group: Group, variant: str, metric: str, step: int) -> Estimate |
 
 
 def _cell(
-    group: Group, variant: str, metric: str, step: int, places: int, found: Estimate | None
+    group: Group, variant: str, metric: str, step: int, places: int, delta: Estimate | None
 ) -> str:
     values = group.values(variant, metric, step)
     if not values:
         return "-"
     lines = [spread(estimate(list(values.values())), places)]
-    if found is not None and math.isfinite(found.mean):
-        verdict = judged(found, metric)
+    if delta is not None and math.isfinite(delta.mean):
+        verdict = judged(delta, metric)
         strong = f"**{verdict}**" if verdict in ("better", "worse") else verdict
-        pairs = "" if found.count == len(values) else f", {plural(found.count, 'pair')}"
-        lines.append(f"{number(found.mean, places, sign=True)} {strong}{pairs}")
-        if found.student is not None:
-            lines.append(f"b {bounds(found.bootstrap, places, sign=True)}")
-            lines.append(f"t {bounds(found.student, places, sign=True)}")
+        pairs = "" if delta.count == len(values) else f", {plural(delta.count, 'pair')}"
+        lines.append(f"{number(delta.mean, places, sign=True)} {strong}{pairs}")
+        if delta.student is not None:
+            lines.append(f"b {bounds(delta.bootstrap, places, sign=True)}")
+            lines.append(f"t {bounds(delta.student, places, sign=True)}")
     return "\n".join(lines)
 
 
@@ -199,7 +199,9 @@ def _seeds(group: Group, variant: str, step: int) -> str:
 
 def _caution(verdicts: dict[str, dict[str, str]], counts: Sequence[int]) -> str:
     decided = ("better", "worse", "undecided")
-    tests = sum(verdict in decided for found in verdicts.values() for verdict in found.values())
+    tests = sum(
+        verdict in decided for by_variant in verdicts.values() for verdict in by_variant.values()
+    )
     text = "Undecided means that the t-interval holds zero: no effect is shown, nor its absence."
     if tests:
         text += (

@@ -57,7 +57,9 @@ def draw_curves(
                 labels.append((mean[-1], label, colour))
         # The upper label goes above its line's end and the lower one below, so that they never
         # overlap.
-        for place, (point, label, colour) in enumerate(sorted(labels, key=lambda one: one[0][1])):
+        for place, (point, label, colour) in enumerate(
+            sorted(labels, key=lambda entry: entry[0][1])
+        ):
             _end_label(axes, point, label, colour, (-5, 5)[place] if len(labels) > 1 else 0)
         ends = [curve[max(curve)] for curve in control.values() if curve]
         if ends:
@@ -65,7 +67,9 @@ def draw_curves(
         axes.set(xscale="log", yscale="log", title=name)
         _log_ticks(axes)
 
-    steps = sorted({s for c in [control, *variants.values()] for one in c.values() for s in one})
+    steps = sorted(
+        {s for c in [control, *variants.values()] for curve in c.values() for s in curve}
+    )
 
     def finish(axes: Axes) -> None:
         axes.xaxis.set_major_locator(FixedLocator(_apart(steps)))
@@ -131,7 +135,7 @@ def draw_sweep(lines: Sequence[SweepLine], key: str) -> bytes:
             colour, marker = _LINES[number % len(_LINES)]
             means = []
             for value, numbers in line.points:
-                finite = [one for one in numbers if math.isfinite(one)]
+                finite = [fd for fd in numbers if math.isfinite(fd)]
                 axes.plot([places[value]] * len(finite), finite, ".", color=colour, alpha=0.5)
                 if finite and len(finite) == len(numbers):
                     means.append((places[value], float(np.mean(finite))))

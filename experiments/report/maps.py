@@ -23,13 +23,13 @@ FLOOR = 0.02
 
 def map_sections(group: Group) -> list[Block]:
     """A heat map and a table for each mapped variant and step, averaged over its seeds."""
-    found: dict[tuple[str, int], list[RecoverabilityMap]] = {}
-    for one in group.maps:
-        found.setdefault((one.variant, one.step), []).append(one)
-    if not found:
+    by_run: dict[tuple[str, int], list[RecoverabilityMap]] = {}
+    for recoverability in group.maps:
+        by_run.setdefault((recoverability.variant, recoverability.step), []).append(recoverability)
+    if not by_run:
         return []
     blocks: list[Block] = [Heading(3, "Recoverability maps")]
-    for (variant, step), maps in sorted(found.items()):
+    for (variant, step), maps in sorted(by_run.items()):
         blocks += _section(group, variant, step, maps)
     text = (
         "The gap is clip(1 - R^2 / R^2*, 0, 1), with R^2* the best readout anywhere in the same "
@@ -53,8 +53,10 @@ def _section(
     with warnings.catch_warnings():
         # A bin that no seed has seen keeps NaN, without a warning.
         warnings.simplefilter("ignore", RuntimeWarning)
-        r2_LDT = np.nanmean(np.array([one.r2_LDT for one in maps], dtype=np.float64), axis=0)
-    seeds = listed(one.seed for one in maps)
+        r2_LDT = np.nanmean(
+            np.array([recoverability.r2_LDT for recoverability in maps], dtype=np.float64), axis=0
+        )
+    seeds = listed(recoverability.seed for recoverability in maps)
     name = slug(f"map {group.study} {group.dataset} {variant} {step}")
     caption = (
         f"{group.title}: R^2 of a linear readout of each level from each block of {code(variant)} "
@@ -67,11 +69,11 @@ def _section(
     ]
 
 
-def _table(found: RecoverabilityMap, r2_LDT: np.ndarray) -> Table:
+def _table(recoverability: RecoverabilityMap, r2_LDT: np.ndarray) -> Table:
     known = r2_LDT[np.isfinite(r2_LDT)]
     best = max(FLOOR, float(known.max())) if known.size else FLOOR
     rows: list[tuple[str, ...]] = []
-    for level, r2_DT in zip(found.levels, r2_LDT, strict=True):
+    for level, r2_DT in zip(recoverability.levels, r2_LDT, strict=True):
         if not np.isfinite(r2_DT).any():
             rows.append((short_level(level), *("-",) * 5))
             continue
@@ -80,7 +82,7 @@ def _table(found: RecoverabilityMap, r2_LDT: np.ndarray) -> Table:
         thirds = np.array_split(gap_DT, 3, axis=1)
         cells = [_smallest(third_DT) for third_DT in thirds]
         top = f"{np.nanmax(r2_DT):.3f}"
-        rows.append((short_level(level), top, str(found.blocks[row]), *cells))
+        rows.append((short_level(level), top, str(recoverability.blocks[row]), *cells))
     gap = "gap of the best block, {} noise"
     header = ("level", "best R^2", "at block", *(gap.format(n) for n in ("low", "middle", "high")))
     return Table(header, tuple(rows))

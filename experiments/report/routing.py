@@ -61,7 +61,7 @@ def _last_runs(group: Group) -> list[Run]:
 
 
 def _tells(run: Run) -> bool:
-    """Whether the run has a router with several levels that saw pictures at two noise levels."""
+    """Whether the run has a router of several levels, with pictures in two or more t-bins."""
     router = run.router
     return router is not None and len(router["levels"]) > 1 and len(weights(router)[0]) > 1
 
@@ -102,31 +102,31 @@ def _row(run: Run) -> tuple[tuple[str, ...], float, float]:
 
 
 def _slopes(slopes: dict[str, list[float]]) -> list[Block]:
-    found = {variant: estimate(values) for variant, values in sorted(slopes.items())}
+    estimates = {variant: estimate(values) for variant, values in sorted(slopes.items())}
     rows = tuple(
         (
             code(variant),
-            str(one.count),
-            number(one.mean, 3, sign=True),
-            bounds(one.bootstrap, 3, sign=True),
-            bounds(one.student, 3, sign=True),
-            _SIGNS[one.sign],
+            str(slope.count),
+            number(slope.mean, 3, sign=True),
+            bounds(slope.bootstrap, 3, sign=True),
+            bounds(slope.student, 3, sign=True),
+            _SIGNS[slope.sign],
         )
-        for variant, one in found.items()
+        for variant, slope in estimates.items()
     )
     header = ("variant", "seeds", "slope of the coarse weight", "bootstrap", "t", "schedule")
-    caveat = seeds_caveat(one.count for one in found.values())
-    return [Table(header, rows), Paragraph(f"{_slope_text(found)} {caveat}".strip())]
+    caveat = seeds_caveat(slope.count for slope in estimates.values())
+    return [Table(header, rows), Paragraph(f"{_slope_text(estimates)} {caveat}".strip())]
 
 
-def _slope_text(found: dict[str, Estimate]) -> str:
-    up = [variant for variant, one in found.items() if one.sign == 1]
-    down = [variant for variant, one in found.items() if one.sign == -1]
+def _slope_text(estimates: dict[str, Estimate]) -> str:
+    up = [variant for variant, slope in estimates.items() if slope.sign == 1]
+    down = [variant for variant, slope in estimates.items() if slope.sign == -1]
     return (
         f"Coarse at high noise with the whole t-interval above nought: {codes(up)}; the reverse: "
         f"{codes(down)}. For a schedule set by hand the sign is what was set, not a finding, and "
         f"for a learnt one it says what the router does, not that this helps. "
-        f"{plural(len(found), 'variant')} with a router."
+        f"{plural(len(estimates), 'variant')} with a router."
     )
 
 

@@ -40,15 +40,15 @@ class Sweep:
 
 def sweeps(group: Group) -> list[Sweep]:
     """All sweeps of a group, sorted by key, then by family, the control's family first."""
-    found: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    members: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for variant in group.variants():
         family, at, setting = variant.rpartition("@")
         key, equals, value = setting.partition("=")
         if at and equals:
-            found.setdefault((key, family), []).append((value, variant))
-    order = sorted(found, key=lambda pair: (pair[0], pair[1] != CONTROL, pair[1]))
+            members.setdefault((key, family), []).append((value, variant))
+    order = sorted(members, key=lambda pair: (pair[0], pair[1] != CONTROL, pair[1]))
     return [
-        Sweep(family, key, tuple(sorted(found[key, family], key=_value_order)))
+        Sweep(family, key, tuple(sorted(members[key, family], key=_value_order)))
         for key, family in order
     ]
 
@@ -133,14 +133,14 @@ def _extra(
     plain = _difference(group, variant, CONTROL, step)
     same = _difference(group, variant, f"{CONTROL}@{sweep.key}={value}", step)
     try:
-        found = steps_ratio(group.curves(CONTROL), group.curves(variant), "fd")
+        speed = steps_ratio(group.curves(CONTROL), group.curves(variant), "fd")
     except ValueError:
-        found = None
-    if found is None or variant == CONTROL:
+        speed = None
+    if speed is None or variant == CONTROL:
         return _shown(plain, places), _shown(same, places), "-"
-    ratio = ("at least " if found.censored else "") + number(found.ratio, 3)
-    interval = f" {bounds(found.student, 3)}" if found.student else ""
-    return _shown(plain, places), _shown(same, places), ratio + interval
+    shown = ("at least " if speed.censored else "") + number(speed.ratio, 3)
+    interval = f" {bounds(speed.student, 3)}" if speed.student else ""
+    return _shown(plain, places), _shown(same, places), shown + interval
 
 
 def _difference(group: Group, variant: str, against: str, step: int) -> Estimate | None:
@@ -148,20 +148,20 @@ def _difference(group: Group, variant: str, against: str, step: int) -> Estimate
     return estimate(list(pairs.values())) if pairs else None
 
 
-def _shown(found: Estimate | None, places: int) -> str:
-    if found is None:
+def _shown(delta: Estimate | None, places: int) -> str:
+    if delta is None:
         return "-"
-    mean = number(found.mean, places, sign=True)
-    return mean if found.student is None else f"{mean} {bounds(found.student, places, sign=True)}"
+    mean = number(delta.mean, places, sign=True)
+    return mean if delta.student is None else f"{mean} {bounds(delta.student, places, sign=True)}"
 
 
 def _best(group: Group, sweep: Sweep, step: int) -> str:
     """Which value has the lowest mean FD, whether it is at the edge, whether its lead is clear."""
     values = {v: group.values(variant, "fd", step) for v, variant in sweep.members}
-    shared = sorted(set.intersection(*(set(found) for found in values.values())))
+    shared = sorted(set.intersection(*(set(by_seed) for by_seed in values.values())))
     if len(values) < 2 or not shared:
         return "There are no two values with a seed in common, so none is named the best."
-    means = {v: estimate([found[s] for s in shared]).mean for v, found in values.items()}
+    means = {v: estimate([by_seed[s] for s in shared]).mean for v, by_seed in values.items()}
     means = {value: mean for value, mean in means.items() if math.isfinite(mean)}
     if len(means) < 2:
         return "All but one of the values diverged."
@@ -172,14 +172,14 @@ def _best(group: Group, sweep: Sweep, step: int) -> str:
         numbers = [value for value, _ in sweep.members if as_number(value) is not None]
         edge = first in (numbers[0], numbers[-1])
         text += ", at the edge of the sweep: the best may lie outside" if edge else ", inside it"
-    found = _difference(group, variants[first], variants[second], step)
-    if found is None or found.sign is None:
+    lead = _difference(group, variants[first], variants[second], step)
+    if lead is None or lead.sign is None:
         return f"{text}. A single seed does not tell it from the next best, {second}."
-    apart = "differs from" if found.sign else "is not told apart from"
+    apart = "differs from" if lead.sign else "is not told apart from"
     return (
         f"{text}. It {apart} the next best, {second}, by the paired t-interval "
-        f"{bounds(found.student, decimals(means.values()), sign=True)} over "
-        f"{plural(found.count, 'seed')}; picking the lowest flatters it a little."
+        f"{bounds(lead.student, decimals(means.values()), sign=True)} over "
+        f"{plural(lead.count, 'seed')}; picking the lowest flatters it a little."
     )
 
 

@@ -33,9 +33,9 @@ def noise_floor(group: Group) -> list[Block]:
     metrics = group.metrics()
     rows = []
     for step in group.steps(CONTROL):
-        found = {m: list(group.values(CONTROL, m, step).values()) for m in metrics}
-        if any(len(values) > 1 for values in found.values()):
-            cells = (_deviation(found[m], decimals(found[m])) for m in metrics)
+        by_metric = {m: list(group.values(CONTROL, m, step).values()) for m in metrics}
+        if any(len(values) > 1 for values in by_metric.values()):
+            cells = (_deviation(by_metric[m], decimals(by_metric[m])) for m in metrics)
             rows.append((f"deviation of `none` over seeds, step {step}", *cells))
     for step in group.steps(AGAIN):
         pairs = {m: group.differences(AGAIN, CONTROL, m, step) for m in metrics}
@@ -83,19 +83,19 @@ def sensitivity(group: Group) -> list[Block]:
     lines, passed = [], []
     for variant, wanted in ((POSITIVE, True), (PLACEBO, False)):
         step = group.last_compared(variant, CONTROL, "fd")
-        found = difference(group, variant, "fd", step) if step else None
+        delta = difference(group, variant, "fd", step) if step else None
         kind = "positive control" if wanted else "placebo"
-        if found is None:
+        if delta is None:
             lines.append(f"{kind} {code(variant)}: no pairs are stored, so it is not tested.")
             continue
-        places = decimals([found.mean, *(found.student or ())])
-        verdict = judged(found, "fd")
-        passed.append(found.sign is not None and (verdict == "better") == wanted)
+        places = decimals([delta.mean, *(delta.student or ())])
+        verdict = judged(delta, "fd")
+        passed.append(delta.sign is not None and (verdict == "better") == wanted)
         lines.append(
-            f"{kind} {code(variant)} at step {step}: FD {number(found.mean, places, True)}, t "
-            f"{bounds(found.student, places, True)}, bootstrap "
-            f"{bounds(found.bootstrap, places, True)} against `none` over "
-            f"{plural(found.count, 'seed')}: **{verdict}** "
+            f"{kind} {code(variant)} at step {step}: FD {number(delta.mean, places, True)}, t "
+            f"{bounds(delta.student, places, True)}, bootstrap "
+            f"{bounds(delta.bootstrap, places, True)} against `none` over "
+            f"{plural(delta.count, 'seed')}: **{verdict}** "
             f"({'should' if wanted else 'must not'} be better)."
         )
     if len(passed) == 2 and all(passed):
@@ -146,17 +146,17 @@ def control_gain(group: Group) -> list[Block]:
 
 
 def steps_to_quality(group: Group) -> list[Block]:
-    """Share of the control's steps that each variant needs to the control's final FD."""
+    """Share of the control's steps that each variant needs to reach the control's final FD."""
     rows, verdicts, ratios = [], {}, []
     for variant in main_variants(group):
         try:
-            found = steps_ratio(group.curves(CONTROL), group.curves(variant), "fd")
+            speed = steps_ratio(group.curves(CONTROL), group.curves(variant), "fd")
         except ValueError:
             continue
         if variant != CONTROL:
-            verdicts[variant] = _speed(found)
-            ratios.append(found)
-            rows.append(_speed_row(variant, found, verdicts[variant]))
+            verdicts[variant] = _speed(speed)
+            ratios.append(speed)
+            rows.append(_speed_row(variant, speed, verdicts[variant]))
     if not rows:
         return []
     header = ("variant", "seeds", "reached in", "ratio", "bootstrap", "t", "verdict")
@@ -165,26 +165,26 @@ def steps_to_quality(group: Group) -> list[Block]:
     return [title, Table(header, tuple(rows)), Paragraph(text)]
 
 
-def _speed(found: StepsRatio) -> str:
-    if found.faster:
+def _speed(speed: StepsRatio) -> str:
+    if speed.faster:
         return "faster"
-    if len(found.censored) == len(found.by_seed):
+    if len(speed.censored) == len(speed.by_seed):
         return "not reached"
-    if found.student is None:
+    if speed.student is None:
         return "no interval"
-    return "not faster" if found.student[0] > min(1.0, found.own) else "undecided"
+    return "not faster" if speed.student[0] > min(1.0, speed.own) else "undecided"
 
 
-def _speed_row(variant: str, found: StepsRatio, verdict: str) -> tuple[str, ...]:
-    count = len(found.by_seed)
-    mark = "at least " if found.censored else "at most " if found.early else ""
+def _speed_row(variant: str, speed: StepsRatio, verdict: str) -> tuple[str, ...]:
+    count = len(speed.by_seed)
+    mark = "at least " if speed.censored else "at most " if speed.early else ""
     return (
         code(variant),
         str(count),
-        f"{count - len(found.censored)} of {count}",
-        mark + number(found.ratio, 3),
-        bounds(found.bootstrap, 3),
-        bounds(found.student, 3),
+        f"{count - len(speed.censored)} of {count}",
+        mark + number(speed.ratio, 3),
+        bounds(speed.bootstrap, 3),
+        bounds(speed.student, 3),
         verdict,
     )
 
@@ -192,8 +192,8 @@ def _speed_row(variant: str, found: StepsRatio, verdict: str) -> tuple[str, ...]
 def _speed_text(group: Group, verdicts: dict[str, str], ratios: list[StepsRatio]) -> str:
     goal = [
         code(variant)
-        for variant, found in zip(verdicts, ratios, strict=True)
-        if found.faster and found.ratio <= GOAL
+        for variant, speed in zip(verdicts, ratios, strict=True)
+        if speed.faster and speed.ratio <= GOAL
     ]
     text = (
         f"{grouped(verdicts, _SPEEDS)}. Ratio {GOAL} or less with the whole t-interval below 1: "
@@ -203,12 +203,12 @@ def _speed_text(group: Group, verdicts: dict[str, str], ratios: list[StepsRatio]
         "interval open above: nothing is extrapolated. Steps are counted, not "
         "time: what a step costs is not in this table."
     )
-    own = min(found.own for found in ratios)
+    own = min(speed.own for speed in ratios)
     if own < 1:
         text += (
             f" The control's FD is not monotone: by the same rule the control itself scores "
             f"{number(own, 3)}, so only a ratio below that is called faster."
         )
-    if any(found.early for found in ratios):
+    if any(speed.early for speed in ratios):
         text += " `at most`: there before the first checkpoint in some seed, counted as there."
-    return f"{text} {seeds_caveat(len(found.by_seed) for found in ratios)}".strip()
+    return f"{text} {seeds_caveat(len(speed.by_seed) for speed in ratios)}".strip()

@@ -79,13 +79,13 @@ def load_claims(path: Path) -> list[Named]:
         ConfigError: the file cannot be read, or a claim has an unknown, missing or wrong key.
     """
     try:
-        found = yaml.safe_load(path.read_text("utf-8"))
+        content = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(str(path), "", f"cannot read: {error}") from error
-    claims = found.get("verdicts", []) if isinstance(found, dict) else None
+    claims = content.get("verdicts", []) if isinstance(content, dict) else None
     if not isinstance(claims, list):
         raise ConfigError(str(path), "verdicts", "must be a list of comparisons")
-    declared = frozenset(found.get("variants") or ())
+    declared = frozenset(content.get("variants") or ())
     places = [f"{path}: verdicts[{number}]" for number in range(len(claims))]
     return [
         Named(place, _claim(entry, place), declared)
@@ -127,22 +127,22 @@ def verdict_sections(results: Results, claims: Sequence[Named]) -> list[Block]:
     known = sorted({variant for group in results.groups for variant in group.variants()})
     for hypothesis in sorted({named.claim.hypothesis for named in claims}):
         rows: list[tuple[str, ...]] = []
-        found: list[tuple[str, Estimate | None]] = []
+        outcomes: list[tuple[str, Estimate | None]] = []
         for named in claims:
             claim = named.claim
             if claim.hypothesis != hypothesis:
                 continue
             if missing := named.missing(known):
-                found.append((_verdict(None, claim), None))
+                outcomes.append((_verdict(None, claim), None))
                 rows.append(_untested(claim, missing))
                 continue
             for group in _groups(results, claim, named.where):
-                step, one = _test(group, claim)
-                found.append((_verdict(one, claim), one))
-                rows.append(_row(group, claim, step, one))
+                step, delta = _test(group, claim)
+                outcomes.append((_verdict(delta, claim), delta))
+                rows.append(_row(group, claim, step, delta))
         header = ("claim", "study, data set", "comparison", "step", "seeds", "difference")
         table = Table((*header, "bootstrap", "t", "verdict"), tuple(rows))
-        blocks += [Heading(3, hypothesis), table, Paragraph(_words(hypothesis, found))]
+        blocks += [Heading(3, hypothesis), table, Paragraph(_words(hypothesis, outcomes))]
     return blocks
 
 
@@ -175,12 +175,12 @@ def _test(group: Group, claim: Claim) -> tuple[int | None, Estimate | None]:
     return step, estimate(list(pairs.values())) if pairs else None
 
 
-def _verdict(found: Estimate | None, claim: Claim) -> str:
-    if found is None:
+def _verdict(delta: Estimate | None, claim: Claim) -> str:
+    if delta is None:
         return "not tested"
-    if found.sign in (None, 0):
+    if delta.sign in (None, 0):
         return "undecided"
-    return "holds" if found.sign == _SIGNS[claim.expect] else "does not hold"
+    return "holds" if delta.sign == _SIGNS[claim.expect] else "does not hold"
 
 
 def _untested(claim: Claim, missing: Sequence[str]) -> tuple[str, ...]:
@@ -194,20 +194,20 @@ def _comparison(claim: Claim) -> str:
     )
 
 
-def _row(group: Group, claim: Claim, step: int | None, found: Estimate | None) -> tuple[str, ...]:
+def _row(group: Group, claim: Claim, step: int | None, delta: Estimate | None) -> tuple[str, ...]:
     head = (claim.claim, group.title, _comparison(claim), "-" if step is None else str(step))
-    verdict = f"**{_verdict(found, claim)}**"
-    if found is None:
+    verdict = f"**{_verdict(delta, claim)}**"
+    if delta is None:
         return (*head, "0", "-", "-", "-", verdict)
-    places = decimals([found.mean, *(found.student or ())])
-    mean = number(found.mean, places, sign=True)
-    bootstrap = bounds(found.bootstrap, places, sign=True)
-    student = bounds(found.student, places, sign=True)
-    return (*head, str(found.count), mean, bootstrap, student, verdict)
+    places = decimals([delta.mean, *(delta.student or ())])
+    mean = number(delta.mean, places, sign=True)
+    bootstrap = bounds(delta.bootstrap, places, sign=True)
+    student = bounds(delta.student, places, sign=True)
+    return (*head, str(delta.count), mean, bootstrap, student, verdict)
 
 
-def _words(hypothesis: str, found: Sequence[tuple[str, Estimate | None]]) -> str:
-    verdicts = [verdict for verdict, _ in found]
+def _words(hypothesis: str, outcomes: Sequence[tuple[str, Estimate | None]]) -> str:
+    verdicts = [verdict for verdict, _ in outcomes]
     if set(verdicts) == {"holds"}:
         text = "**holds** in every comparison named for it"
     elif set(verdicts) == {"does not hold"}:
@@ -217,7 +217,7 @@ def _words(hypothesis: str, found: Sequence[tuple[str, Estimate | None]]) -> str
     else:
         open_ones = sum(verdict in ("undecided", "not tested") for verdict in verdicts)
         text = f"**undecided**: {open_ones} of {len(verdicts)} comparisons decide nothing"
-    caveat = seeds_caveat([one.count for _, one in found if one])
+    caveat = seeds_caveat([delta.count for _, delta in outcomes if delta])
     return (
         f"{hypothesis} {text}. A comparison holds when its whole t-interval lies on the expected "
         f"side of zero, does not hold when it lies on the other, and is undecided between. {caveat}"

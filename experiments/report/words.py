@@ -31,7 +31,7 @@ def listed(items: Iterable[object], empty: str = "none") -> str:
 
 
 def codes(names: Iterable[object]) -> str:
-    """Names as code, in a row; a dash for no names."""
+    """``a``, ``b``: names as code; ``no variant`` if there are none."""
     return listed(map(code, names), empty="no variant")
 
 
@@ -47,7 +47,7 @@ def decimals(values: Iterable[float]) -> int:
 
 
 def number(value: float, places: int, sign: bool = False) -> str:
-    """A number with `places` decimals; never ``-0.00``; ``diverged`` if it isn't finite."""
+    """A number with `places` decimals, never ``-0.00``; NaN is ``diverged``, infinity ``open``."""
     if math.isnan(value):
         return "diverged"
     if math.isinf(value):
@@ -63,20 +63,20 @@ def bounds(interval: Bounds | None, places: int, sign: bool = False) -> str:
     return f"[{number(interval[0], places, sign)}, {number(interval[1], places, sign)}]"
 
 
-def spread(found: Estimate, places: int) -> str:
+def spread(estimate: Estimate, places: int) -> str:
     """``mean ± deviation``."""
-    if math.isnan(found.mean):
+    if math.isnan(estimate.mean):
         return "diverged"
-    if math.isnan(found.deviation):
-        return number(found.mean, places)
-    return f"{number(found.mean, places)} ± {number(found.deviation, places)}"
+    if math.isnan(estimate.deviation):
+        return number(estimate.mean, places)
+    return f"{number(estimate.mean, places)} ± {number(estimate.deviation, places)}"
 
 
-def judged(found: Estimate, metric: str) -> str:
+def judged(estimate: Estimate, metric: str) -> str:
     """``better``, ``worse`` or ``undecided`` by the t-interval; ``no interval`` for one seed."""
-    sign = found.sign
+    sign = estimate.sign
     if sign is None:
-        return "diverged" if math.isnan(found.mean) else "no interval"
+        return "diverged" if math.isnan(estimate.mean) else "no interval"
     return {0: "undecided", BETTER[metric]: "better", -BETTER[metric]: "worse"}[sign]
 
 
@@ -84,7 +84,7 @@ def grouped(verdicts: Mapping[str, str], order: Sequence[str]) -> str:
     """``better: a, b; undecided: c``, in the given order of verdicts, without empty ones."""
     parts = []
     for verdict in order:
-        names = [name for name, found in verdicts.items() if found == verdict]
+        names = [name for name in verdicts if verdicts[name] == verdict]
         if names:
             parts.append(f"{verdict}: {codes(names)}")
     return "; ".join(parts)

@@ -2,7 +2,7 @@
 """python -m tools.drill: has small jobs meet 27 kinds of errors, 30 signals and 10 outages.
 
 It needs root (it mounts small file systems), about an hour of two cores that do nothing else, and
-the tests' packages. It ends with 1 where a case did not go as it should.
+the tests' packages. It ends with 1 if a case failed.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ WORKERS = (0, 8)
 
 def all_cases(seed: int) -> dict[str, Case]:
     """Every case by its name."""
-    found: dict[str, Case] = {}
+    cases: dict[str, Case] = {}
     for kind in errors.KINDS:
         for workers in WORKERS:
             if workers or not kind.workers:
-                found[f"error/{kind.name}/{workers}"] = partial(errors.meet, kind, workers)
+                cases[f"error/{kind.name}/{workers}"] = partial(errors.meet, kind, workers)
     for blow in signals.blows(seed):
-        found[f"signal/{blow.name}"] = partial(signals.strike, blow)
+        cases[f"signal/{blow.name}"] = partial(signals.strike, blow)
     for role, outage in outages.cases():
-        found[f"outage/{role}/{outage}"] = partial(outages.endure, role, outage, seed)
-    return found
+        cases[f"outage/{role}/{outage}"] = partial(outages.endure, role, outage, seed)
+    return cases
 
 
 def main(argv: Sequence[str]) -> int:
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     given.out.parent.mkdir(parents=True, exist_ok=True)
     # So that jobs, servers and mounts go with a drill that is ended.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    # A shell has what runs in its background ignore Ctrl-C, and jobs would inherit that.
+    # A shell makes its background processes ignore Ctrl-C, and jobs would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     return drill({name: cases[name] for name in chosen}, given.out, given.seed, given.keep)
 
@@ -79,16 +79,18 @@ def drill(cases: dict[str, Case], out: Path, seed: int, keep: bool) -> int:
             for name, case in cases.items():
                 print(f"{left(begun, len(results), len(cases))}: {name}", flush=True)
                 folder = root / name.replace("/", "-")
-                results[name] = one = case(folder, shared)
-                told = "; ".join(one.problems)
-                print(f"    {'ok' if one.passed else f'FAULT: {told}'} ({one.line})", flush=True)
+                results[name] = result = case(folder, shared)
+                told = "; ".join(result.problems)
+                print(
+                    f"    {'ok' if result.passed else f'FAULT: {told}'} ({result.line})", flush=True
+                )
                 write(out, results, seed)
-                if one.passed or not keep:
+                if result.passed or not keep:
                     shutil.rmtree(folder, ignore_errors=True)
     finally:
         if not keep:
             shutil.rmtree(root, ignore_errors=True)
-    failed = sum(not one.passed for one in results.values())
+    failed = sum(not result.passed for result in results.values())
     print(f"{len(results) - failed} of {len(results)} passed; table: {out.with_suffix('.md')}")
     if keep and failed:
         print(f"folders of those that failed: {root}")

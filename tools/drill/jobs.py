@@ -123,9 +123,9 @@ class Job:
         while (pids := self.pids) and time.monotonic() < end:
             time.sleep(0.05)
         self.gone_at = time.time()
-        found = [_command(pid)[-120:] for pid in pids]
+        commands = [_command(pid)[-120:] for pid in pids]
         self.kill()
-        return found
+        return commands
 
     def listen(self) -> None:
         """Notes when the first complaint comes; runs on its own thread."""
@@ -212,11 +212,11 @@ def rows_of(output: Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics.jsonl, without a torn line."""
     path = output / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
-    found = []
+    rows = []
     for line in lines:
         with suppress(json.JSONDecodeError):
-            found.append(json.loads(line))
-    return found
+            rows.append(json.loads(line))
+    return rows
 
 
 def losses(folder: Path) -> dict[int, float]:

@@ -110,10 +110,10 @@ def endure(role: str, outage: str, seed: int, folder: Path, places: Places) -> R
                 problems.append(f"taken up again, it ended with {second}: {again.complaint()}")
         elif code != 0:
             problems.append(f"ended with {code}, not 0 or {UNREACHABLE}")
-    found = losses(folder)
-    if not problems and sorted(found) != list(range(1, BATCHES + 1)):
-        problems.append(f"{len(found)} of {BATCHES} batches are in metrics.jsonl")
-    other = [batch for batch, loss in found.items() if loss != reference[batch]]
+    logged = losses(folder)
+    if not problems and sorted(logged) != list(range(1, BATCHES + 1)):
+        problems.append(f"{len(logged)} of {BATCHES} batches are in metrics.jsonl")
+    other = [batch for batch, loss in logged.items() if loss != reference[batch]]
     if other:
         problems.append(f"batch {min(other)} has another loss than in the undisturbed run")
     return Result(code, took, line, problems)

@@ -36,27 +36,29 @@ class Result:
 
 def write(path: Path, results: Mapping[str, Result], seed: int) -> None:
     """All results so far, as JSON beside a table in Markdown."""
-    found = {name: {"passed": one.passed, **asdict(one)} for name, one in results.items()}
-    path.write_text(json.dumps({"seed": seed, "results": found}, indent=1) + "\n", "utf-8")
+    cases = {name: {"passed": result.passed, **asdict(result)} for name, result in results.items()}
+    path.write_text(json.dumps({"seed": seed, "results": cases}, indent=1) + "\n", "utf-8")
     rows = ["| case | | code | s to the line | s to the end | first line, or what is wrong |"]
     rows += ["|---|---|---|---|---|---|"]
-    for name, one in results.items():
-        text = "; ".join(one.problems) or one.line
-        verdict = "ok" if one.passed else "FAULT"
+    for name, result in results.items():
+        text = "; ".join(result.problems) or result.line
+        verdict = "ok" if result.passed else "FAULT"
         shown = text.replace("|", "\\|")[:160]
-        told = "" if one.told is None else f"{one.told:.1f}"
-        rows.append(f"| {name} | {verdict} | {one.code} | {told} | {one.seconds:.1f} | {shown} |")
+        told = "" if result.told is None else f"{result.told:.1f}"
+        rows.append(
+            f"| {name} | {verdict} | {result.code} | {told} | {result.seconds:.1f} | {shown} |"
+        )
     rows += figures(results)
     path.with_suffix(".md").write_text("\n".join(rows) + "\n", "utf-8")
 
 
 def figures(results: Mapping[str, Result]) -> list[str]:
     """Median and maximum of the seconds after an error, over the cases in which both are known."""
-    timed = [one for one in results.values() if one.told is not None]
+    timed = [result for result in results.values() if result.told is not None]
     if not timed:
         return []
-    line = [one.told for one in timed if one.told is not None]
-    end = [one.seconds for one in timed]
+    line = [result.told for result in timed if result.told is not None]
+    end = [result.seconds for result in timed]
     return [
         f"| {name} of {len(timed)} | | | {pick(line):.1f} | {pick(end):.1f} | |"
         for name, pick in (("median", median), ("maximum", max))

@@ -57,13 +57,13 @@ class Blow:
 
     @property
     def name(self) -> str:
-        what = "+".join(one.name.removeprefix("SIG") for one in self.signals)
+        what = "+".join(signum.name.removeprefix("SIG") for signum in self.signals)
         return f"{self.number:02}-{what}-{self.target.replace(' ', '')}-{self.launcher}"
 
     @property
     def asks(self) -> list[signal.Signals]:
         """The signals that ask to leave; a hangup of the console does not."""
-        return [one for one in self.signals if one != signal.SIGHUP]
+        return [signum for signum in self.signals if signum != signal.SIGHUP]
 
 
 def blows(seed: int) -> list[Blow]:
@@ -71,15 +71,15 @@ def blows(seed: int) -> list[Blow]:
     draw = random.Random(seed)
     every = list(itertools.product(TARGETS, SIGNALS, (False, True)))
     draw.shuffle(every)
-    found = []
+    drawn = []
     for number, (target, first, twice) in enumerate(every[:COUNT]):
         moment = draw.uniform(0.0, SPAN)
         later = moment + draw.uniform(0.0, 4.0)
         second = draw.choice(SIGNALS[:3])
         launcher = draw.choice(("ours", "ours", "composer"))
         signals, moments = ((first, second), (moment, later)) if twice else ((first,), (moment,))
-        found.append(Blow(number, target, signals, moments, launcher))
-    return found
+        drawn.append(Blow(number, target, signals, moments, launcher))
+    return drawn
 
 
 def strike(blow: Blow, folder: Path, places: Places) -> Result:
@@ -121,12 +121,12 @@ def resumed(folder: Path, places: Places, *words: str) -> list[str]:
         code = running.ends(PATIENCE)
         if code != 0:
             return [f"the resumed run ended with {code}: {running.complaint()}"]
-    found = losses(folder)
-    other = [batch for batch, loss in found.items() if loss != reference.get(batch, loss)]
-    if sorted(found) != list(range(1, max(found, default=0) + 1)):
+    logged = losses(folder)
+    other = [batch for batch, loss in logged.items() if loss != reference.get(batch, loss)]
+    if sorted(logged) != list(range(1, max(logged, default=0) + 1)):
         return ["batches are missing in metrics.jsonl"]
-    if max(found) < until:
-        return [f"the resumed run came to batch {max(found)} of {until}"]
+    if max(logged) < until:
+        return [f"the resumed run came to batch {max(logged)} of {until}"]
     return [f"batch {min(other)} has another loss than in the undisturbed run"] if other else []
 
 

@@ -152,16 +152,16 @@ class EMA(Algorithm):
         Raises:
             UserError: there are none yet (before training starts), or none of the backbone.
         """
-        found = {
+        averages = {
             name.removeprefix(BACKBONE): average
             for name, average in self.shadow.items()
             if name.startswith(BACKBONE)
         }
-        if not found:
+        if not averages:
             raise UserError(
                 "EMA has no averages of the backbone yet; they exist from fit's start on"
             )
-        return found
+        return averages
 
     def parts(self) -> Mapping[str, Tensor]:
         """The live averages by plain parameter name as they lie on this rank: whole, rows of

@@ -53,10 +53,10 @@ def tracked_parameters(model: nn.Module, exclude: Sequence[str] = ()) -> dict[st
     else:
         trainable = ((n, p) for n, p in model.named_parameters() if p.requires_grad)
         named = {plain_name(name): parameter for name, parameter in trainable}
-    found = {n: weight for n, weight in named.items() if not n.startswith(tuple(exclude))}
-    if not found:
+    tracked = {n: weight for n, weight in named.items() if not n.startswith(tuple(exclude))}
+    if not tracked:
         raise UserError(f"EMA has no parameters to follow (exclude={list(exclude)})")
-    return found
+    return tracked
 
 
 def local_part(tensor: Tensor) -> Tensor:

@@ -43,13 +43,13 @@ def batch_norms(state: State) -> dict[str, Tensor]:
     """This batch's gradient norms by parameter group, from `GradClip` or else measured here; empty
     where Composer's scaler or the optimizer checks the gradients.
     """
-    if scales_loss(state) or any(keeps_own_gradients(one) for one in state.optimizers):
+    if scales_loss(state) or any(keeps_own_gradients(optimizer) for optimizer in state.optimizers):
         return {}
     for algorithm in state.algorithms:
         if isinstance(algorithm, GradClip):
-            found = algorithm.norms(state)
-            if found is not None:
-                return dict(found)
+            norms = algorithm.norms(state)
+            if norms is not None:
+                return dict(norms)
     return gradient_norms(parameter_groups(state.model))
 
 
@@ -85,8 +85,8 @@ def let_step(state: State) -> None:
 
 def own_norms(state: State) -> dict[str, Tensor | float]:
     """The norms that optimizers with gradients of their own found in their last step."""
-    kept = (one for one in state.optimizers if keeps_own_gradients(one))
-    return {f"group {n}": norm for one in kept for n, norm in enumerate(one.last_norms)}
+    kept = (optimizer for optimizer in state.optimizers if keeps_own_gradients(optimizer))
+    return {f"group {n}": norm for optimizer in kept for n, norm in enumerate(optimizer.last_norms)}
 
 
 def on_host(norms: Mapping[str, Tensor | float]) -> dict[str, float | None]:

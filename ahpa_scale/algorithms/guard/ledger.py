@@ -23,7 +23,7 @@ from ahpa_scale.log_files import append_line
 
 GUARD_FILE = "guard.jsonl"
 ROLLBACKS_FILE = "rollbacks.json"
-#: Most bytes of the latter.
+#: Most bytes of the rollbacks' file.
 _LIMIT = 1 << 20
 _Batches = list[Annotated[int, Field(strict=True, ge=0)]]
 _log = logging.getLogger(__name__)
@@ -97,12 +97,12 @@ def last_saved_batch(state: State) -> int:
     """Batches trained at this run's newest checkpoint; 0 without one. Waits for uploads. Every rank
     must call it.
     """
-    found = 0
-    for one in state.callbacks:
-        if isinstance(one, CheckpointSaver):
-            times = one.all_saved_checkpoints_to_timestamp.values()
-            found = max([found, *(int(time.batch.value) for time in times)])
-        elif hasattr(one, "last_saved_batch"):  # our Saver, not imported here
-            one.wait()
-            found = max(found, one.last_saved_batch)
-    return found
+    newest = 0
+    for callback in state.callbacks:
+        if isinstance(callback, CheckpointSaver):
+            times = callback.all_saved_checkpoints_to_timestamp.values()
+            newest = max([newest, *(int(time.batch.value) for time in times)])
+        elif hasattr(callback, "last_saved_batch"):  # our Saver, not imported here
+            callback.wait()
+            newest = max(newest, callback.last_saved_batch)
+    return newest

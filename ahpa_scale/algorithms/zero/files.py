@@ -107,11 +107,11 @@ def keep_in_files(zero: Any, files: MappedFiles, flats: list[Tensor], parameters
     workings = list(getattr(zero, "fp16_partitioned_groups_flat", ()))
     for number, flat in enumerate(flats):
         working = workings[number] if workings else None
-        one = working is not None and working.data_ptr() == flat.data_ptr()
+        shared = working is not None and working.data_ptr() == flat.data_ptr()
         files.move(flat)
-        if working is None or not (one or parameters):
+        if working is None or not (shared or parameters):
             continue
-        if one:  # on a CPU the weights that compute are the float32 shards
+        if shared:  # on a CPU the weights that compute are the float32 shards
             working.data = flat.data
         else:
             files.move(working)

@@ -118,7 +118,7 @@ class _GroupNorms:
     def _norm(self, group: int) -> Tensor:
         """In units of the gradient before loss scaling."""
         groups = self._group_of_shard()
-        parts = [norm for norm, one in zip(self._measured, groups, strict=True) if one == group]
+        parts = [norm for norm, owner in zip(self._measured, groups, strict=True) if owner == group]
         stacked = torch.stack([part.reshape(()) for part in parts])
         # DeepSpeed writes -1 for a norm that is not a number.
         whole = torch.where((stacked < 0).any(), torch.inf, torch.linalg.vector_norm(stacked))

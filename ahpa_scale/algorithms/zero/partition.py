@@ -49,8 +49,8 @@ class Partition:
     def __init__(self, optimizer: Any, names: Mapping[nn.Parameter, str], stage: int) -> None:
         self._optimizer = optimizer
         self.stage = stage
-        found = self._whole_shards(names) if stage == 3 else self._flat_shards(names)
-        self.stretches: dict[str, Stretch] = dict(found)
+        stretches = self._whole_shards(names) if stage == 3 else self._flat_shards(names)
+        self.stretches: dict[str, Stretch] = dict(stretches)
 
     @property
     def flats(self) -> list[Tensor]:
@@ -71,12 +71,14 @@ class Partition:
     def masters(self) -> dict[str, Tensor]:
         """This rank's part of each weight, float32 ``[n]``: live views, which training moves."""
         flats = self.flats
-        return {name: self.cut(name, flats[one.flat]) for name, one in self.stretches.items()}
+        return {
+            name: self.cut(name, flats[stretch.flat]) for name, stretch in self.stretches.items()
+        }
 
     def cut(self, name: str, flat: Tensor) -> Tensor:
         """The part of `name` in a flat tensor with the layout of its shard."""
-        one = self.stretches[name]
-        return flat.detach().narrow(0, one.start, one.numel)
+        stretch = self.stretches[name]
+        return flat.detach().narrow(0, stretch.start, stretch.numel)
 
     def memory(self) -> dict[str, int]:
         """Bytes that this rank holds in memory: ``weights``, ``gradients`` and ``optimizer``
@@ -84,15 +86,15 @@ class Partition:
         """
         weights, gradients, optimizer = self._held()
         return {
-            "weights": _bytes(one for one in weights if not in_file(one)),
+            "weights": _bytes(tensor for tensor in weights if not in_file(tensor)),
             "gradients": 4 * sum(gradients),
-            "optimizer": _bytes(one for one in optimizer if not in_file(one)),
+            "optimizer": _bytes(tensor for tensor in optimizer if not in_file(tensor)),
         }
 
     def file_bytes(self) -> int:
         """Bytes of weights and optimizer that this rank keeps in files."""
         weights, _, optimizer = self._held()
-        return _bytes(one for one in [*weights, *optimizer] if in_file(one))
+        return _bytes(tensor for tensor in [*weights, *optimizer] if in_file(tensor))
 
     def _held(self) -> tuple[list[Tensor], list[int], list[Tensor]]:
         """Weights that compute; gradient counts; tensors that the optimizer keeps."""
@@ -102,10 +104,10 @@ class Partition:
             gradients = [flat.numel() for flat in flats]
         else:
             weights = list(zero.bit16_groups_flat)
-            # Stage 1 keeps whole gradients until it reduces them, stage 2 its own part.
-            gradients = [one.numel() for one in (weights if self.stage == 1 else flats)]
-        there = {one.untyped_storage().data_ptr() for one in weights}
-        masters = [one for one in flats if one.untyped_storage().data_ptr() not in there]
+            # Stage 1 keeps whole gradients until it reduces them; stage 2 keeps its own part.
+            gradients = [tensor.numel() for tensor in (weights if self.stage == 1 else flats)]
+        there = {tensor.untyped_storage().data_ptr() for tensor in weights}
+        masters = [tensor for tensor in flats if tensor.untyped_storage().data_ptr() not in there]
         held = zero.optimizer.state.values()
         moments = [value for entry in held for value in entry.values() if isinstance(value, Tensor)]
         return weights, gradients, [*masters, *moments]
@@ -155,4 +157,4 @@ class Partition:
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(one.numel() * one.element_size() for one in tensors)
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -175,11 +175,11 @@ def _group_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str
     owner = {p: name for name, group in parameter_groups(model).items() for p in group}
     names = []
     for number, group in enumerate(optimizer.param_groups):
-        found = sorted({owner[p] for p in group["params"]})
-        if len(found) != 1:
+        owners = sorted({owner[p] for p in group["params"]})
+        if len(owners) != 1:
             raise UserError(
-                f"optimizer group {number} holds {' and '.join(found) or 'nothing'}: give the "
+                f"optimizer group {number} holds {' and '.join(owners) or 'nothing'}: give the "
                 "backbone and each attachment groups of their own"
             )
-        names.append(found[0])
+        names.append(owners[0])
     return names

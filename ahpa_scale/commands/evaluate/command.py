@@ -89,10 +89,10 @@ def _first_look(wanted: Evaluation, tell: Say) -> tuple[DatasetCard, Rows]:
         read_statistics(wanted.reference_statistics)
     if wanted.reference is not None:
         Folder(wanted.reference, card.image_size)
-    found = checkpoints_at(url) if wanted.follow else some_checkpoints_at(url)
-    if wanted.follow and found and found[0].url.rstrip("/") == url.rstrip("/"):
+    checkpoints = checkpoints_at(url) if wanted.follow else some_checkpoints_at(url)
+    if wanted.follow and checkpoints and checkpoints[0].url.rstrip("/") == url.rstrip("/"):
         raise UserError(f"--follow: {url} is a checkpoint itself: name the folder that holds it")
-    if not found:
+    if not checkpoints:
         tell(f"waiting for the first checkpoint at {url}")
     try_to_write(wanted.out)
     return card, Rows(wanted.out)
@@ -128,18 +128,18 @@ class _Work:
             progress=wanted.progress,
             tell=self._tell,
         )
-        for one in follower:
-            if self._subject is None and one.manifest is not None:
-                self._subject = self._prepared(one)
-            with follower.brought(one) as folder:
+        for checkpoint in follower:
+            if self._subject is None and checkpoint.manifest is not None:
+                self._subject = self._prepared(checkpoint)
+            with follower.brought(checkpoint) as folder:
                 if folder is not None:
                     assert self._subject is not None
-                    self._evaluate(one, folder, self._subject)
+                    self._evaluate(checkpoint, folder, self._subject)
         if len(self._rows) and not storage.exists(self._place(FIGURE)):
             self._draw()
 
-    def _lacks_row(self, one: StoredCheckpoint) -> bool:
-        return one.manifest is None or not self._rows.holds(one.manifest)
+    def _lacks_row(self, checkpoint: StoredCheckpoint) -> bool:
+        return checkpoint.manifest is None or not self._rows.holds(checkpoint.manifest)
 
     def _is_last(self, newest: StoredCheckpoint) -> bool:
         """Whether this checkpoint is the run's last one, or that of --until."""
@@ -157,15 +157,17 @@ class _Work:
             reached |= {"ep": told.epoch, "sp": told.num_images}
         return reached.get(unit, -1) >= value
 
-    def _prepared(self, one: StoredCheckpoint) -> Subject:
+    def _prepared(self, checkpoint: StoredCheckpoint) -> Subject:
         """Makes all checks that can refuse something, before a checkpoint is copied."""
-        config = told_config(one)
+        config = told_config(checkpoint)
         if config is None:
-            raise UserError(f"{one.url} does not tell its configuration: no model can be made")
+            raise UserError(
+                f"{checkpoint.url} does not tell its configuration: no model can be made"
+            )
         self._duration = config.max_duration
         wanted = self._wanted
         before = self._rows.settings
-        told = one.manifest.data_set if one.manifest else None
+        told = checkpoint.manifest.data_set if checkpoint.manifest else None
         subject = Subject(wanted, config, self._card, told, before, self._room, self._tell)
         self._settings = subject.settings()
         self._rows.check(self._settings)
@@ -175,26 +177,26 @@ class _Work:
             self._real = subject.real(self._inception)
         return subject
 
-    def _evaluate(self, one: StoredCheckpoint, folder: Path, subject: Subject) -> None:
-        assert one.manifest is not None
+    def _evaluate(self, checkpoint: StoredCheckpoint, folder: Path, subject: Subject) -> None:
+        assert checkpoint.manifest is not None
         try:
             kind = chosen_kind(folder, subject.kind)
-            subject.take(backbone_of(read_weights(folder, kind)), one.url)
+            subject.take(backbone_of(read_weights(folder, kind)), checkpoint.url)
         except CheckpointError as error:
-            if content.overtaken(one):  # a local one is read in place
+            if content.overtaken(checkpoint):  # a local one is read in place
                 return
-            raise CheckpointError(f"{one.url}: {error}") from None
+            raise CheckpointError(f"{checkpoint.url}: {error}") from None
         row: Row = {
-            "batch": one.batch,
-            "num_images": one.manifest.num_images,
-            "epoch": one.manifest.epoch,
+            "batch": checkpoint.batch,
+            "num_images": checkpoint.manifest.num_images,
+            "epoch": checkpoint.manifest.epoch,
             "weights": kind,
             **subject.loss(),
         }
-        self._put(f"{SAMPLES}/step-{one.batch:08d}.png", subject.grid())
+        self._put(f"{SAMPLES}/step-{checkpoint.batch:08d}.png", subject.grid())
         if self._inception is not None and self._real is not None:
             row |= self._real.distances(subject.features(self._inception))
-        row |= {"checkpoint": checkpoint_digest(one.manifest), "settings": self._settings}
+        row |= {"checkpoint": checkpoint_digest(checkpoint.manifest), "settings": self._settings}
         row["settings_hash"] = settings_digest(self._settings)
         self._rows.add(row)
         self._draw()

@@ -169,7 +169,7 @@ class Subject:
         return image_grid(images_B3SS, columns, [names[label] for label in self._classes])
 
     def real(self, inception: Inception) -> RealPictures:
-        """The real pictures that those of all checkpoints are compared with."""
+        """The real pictures, which the pictures of every checkpoint are compared with."""
         if self._real is None:
             assert self._wanted.reference_statistics is not None
             return read_statistics(self._wanted.reference_statistics)

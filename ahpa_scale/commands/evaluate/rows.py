@@ -87,7 +87,7 @@ class Rows:
         return next((row["settings"] for row in self), None)
 
     def holds(self, manifest: Manifest) -> bool:
-        """Whether there is a row of exactly this checkpoint: one saved again since is another."""
+        """Whether this very checkpoint has a row; if it was saved again since, that is another."""
         row = self._rows.get(manifest.batch)
         return row is not None and row["checkpoint"] == checkpoint_digest(manifest)
 
@@ -116,7 +116,7 @@ class Rows:
         # Another process may have written meanwhile; its rows stay.
         self._read()
         self._rows[row["batch"]] = row
-        text = b"".join(encode_row(one) for one in self)
+        text = b"".join(map(encode_row, self))
         storage.write_bytes(self.url, text)
 
     def _read(self) -> None:

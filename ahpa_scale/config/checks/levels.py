@@ -39,8 +39,12 @@ def check_named_levels(config: Config, available: Sequence[str] | None) -> None:
 
 
 def check_single(config: Config, available: Sequence[str] | None, groups: Groups | None) -> str:
-    """Check and return the one group or level of kind single, out of all `groups`. These, too, are
-    None while the VAE is unknown.
+    """Check and return the group or level that kind single aligns.
+
+    Args:
+        config: the configuration, of kind single.
+        available: the encoder levels of the VAE, fine to coarse; None while they are unknown.
+        groups: all groups that may be chosen; None while the VAE is unknown.
 
     Raises:
         ConfigError: the first mistake found.

@@ -140,11 +140,11 @@ def _load(image: ImageFile.ImageFile, file: BinaryIO) -> int:
     else:
         image.load()
     try:
-        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except _BROKEN:
         # A good picture may have a broken EXIF block.
         return 1
-    return found if isinstance(found, int) else 1
+    return orientation if isinstance(orientation, int) else 1
 
 
 @contextmanager

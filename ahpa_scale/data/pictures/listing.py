@@ -57,14 +57,14 @@ class Listing:
 
     def digests(self, threads: int) -> dict[str, str]:
         """Per class, how many pictures it has and a digest of their names and sizes."""
-        found = {}
+        digests = {}
         with ThreadPoolExecutor(threads) as pool:
             for label, names in zip(self.classes, self.names, strict=True):
                 told = hashlib.sha256()
                 for name, size in zip(names, pool.map(self.size_of, names), strict=True):
                     told.update(os.fsencode(name) + b"\0%d\0" % size)
-                found[label] = f"{len(names)} pictures, digest {told.hexdigest()[:8]}"
-        return found
+                digests[label] = f"{len(names)} pictures, digest {told.hexdigest()[:8]}"
+        return digests
 
     def size_of(self, name: str) -> int:
         """Bytes of a picture; -1 if there is nothing to read."""
@@ -108,7 +108,7 @@ class Listing:
         Real folders are read before links, so that a picture keeps the class that its own folder
         is in.
         """
-        found: list[list[str]] = [[] for _ in folders]
+        pictures: list[list[str]] = [[] for _ in folders]
         here = deque(
             (label, folder, os.path.realpath(folder)) for label, folder in enumerate(folders)
         )
@@ -126,7 +126,7 @@ class Listing:
             for entry in self._entries(folder):
                 if not _is_folder(entry):
                     if _is_picture(entry):
-                        found[label].append(os.path.relpath(entry.path, self.root))
+                        pictures[label].append(os.path.relpath(entry.path, self.root))
                     else:
                         self._leave_out(_suffix(entry.name) or "without a suffix")
                 elif entry.is_symlink():
@@ -134,7 +134,7 @@ class Listing:
                 elif (place := os.path.join(target, entry.name)) not in seen:
                     seen.add(place)
                     here.append((label, entry.path, place))
-        return [sorted(names) for names in found]
+        return [sorted(paths) for paths in pictures]
 
     def _entries(self, folder: str) -> list[os.DirEntry[str]]:
         """The entries of a folder, sorted, without hidden ones."""

@@ -53,14 +53,14 @@ class Rejects:
         where = storage.join(folder, REJECTS_NAME)
         if not storage.exists(where):
             return 0
-        found: dict[str, str] = {}
+        reasons: dict[str, str] = {}
         for place, value in typed_json.parse_lines(storage.read_bytes(where, _LIMIT), where):
             told = typed_json.fit(dict[str, str], value, place)
             if told.keys() != {"picture", "reason"}:
                 raise UserError(f"{place} tells of no rejected picture: remove the file's folder")
-            found[told["picture"]] = told["reason"]
-        self._add(found)
-        return len(found)
+            reasons[told["picture"]] = told["reason"]
+        self._add(reasons)
+        return len(reasons)
 
     def _add(self, reasons: dict[str, str]) -> None:
         self._reasons |= reasons
