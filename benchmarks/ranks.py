@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -90,19 +90,21 @@ def run_tasks(tasks: Sequence[Task], ranks: int, folder: Path) -> list[dict[str,
     """
     folder.mkdir(parents=True, exist_ok=True)
     told = json.dumps([asdict(task) for task in tasks])
-    context = torch.multiprocessing.get_context("spawn")
-    port = _free_port()
-    workers = [
-        context.Process(target=_work, args=(rank, ranks, port, told, str(folder)))
-        for rank in range(ranks)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    if any(worker.exitcode for worker in workers):
-        raise RuntimeError(f"a rank failed with {[worker.exitcode for worker in workers]}")
+    start_ranks(_work, (ranks, _free_port(), told, str(folder)), ranks)
     return [torch.load(folder / f"{i}.pt", weights_only=True) for i in range(len(tasks))]
+
+
+def start_ranks(work: Callable[..., None], arguments: tuple[Any, ...], ranks: int = 2) -> None:
+    """Calls ``work(rank, *arguments)`` in a process for each rank, and waits for all.
+
+    They are forks of a process that has imported torch and Composer.
+
+    Raises:
+        torch.multiprocessing.ProcessException: a rank failed.
+    """
+    context = torch.multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ahpa_scale.run.build"])
+    torch.multiprocessing.start_processes(work, arguments, ranks, start_method="forkserver")
 
 
 def _work(rank: int, ranks: int, port: int, told: str, folder: str) -> None:

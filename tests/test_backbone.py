@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing
 from conftest import LEVELS, ToyLatents
 from own_backbone import own_generator
 from ranks import leave, meet
@@ -24,7 +23,7 @@ from ahpa_scale.evaluation.heldout import heldout_flow
 from ahpa_scale.models.flops import forward_flops
 from ahpa_scale.sampling import sample
 from benchmarks.engine_parity import AVERAGE_BOUND, BOUNDS, LOG_BOUND, compare, distance
-from benchmarks.ranks import Task, train
+from benchmarks.ranks import Task, start_ranks, train
 
 ENGINES = ("ddp", "fsdp2")
 STEPS = 4
@@ -108,7 +107,7 @@ def folder(tmp_path_factory) -> Path:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    torch.multiprocessing.spawn(_train_on_rank, (port, str(folder)), nprocs=2)
+    start_ranks(_train_on_rank, (port, str(folder)))
     return folder
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing
 from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
 from ranks import leave, meet
@@ -24,7 +23,7 @@ from ahpa_scale.algorithms.engine import engine_algorithms
 from ahpa_scale.algorithms.zero import ZeroFront
 from ahpa_scale.checkpoint.pieces import model_pieces
 from ahpa_scale.exits import RunStoppedError
-from benchmarks.ranks import whole_tensors
+from benchmarks.ranks import start_ranks, whole_tensors
 
 #: Composer's own FSDP2, which a plain Trainer may have, and the engines of this package.
 COMPOSERS = "composer's fsdp2"
@@ -178,7 +177,7 @@ def folder(tmp_path_factory) -> Path:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    torch.multiprocessing.spawn(_on_rank, (port, str(folder)), nprocs=2)
+    start_ranks(_on_rank, (port, str(folder)))
     return folder
 
 

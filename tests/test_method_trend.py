@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from ranks import leave
 
 from ahpa_scale.method import Plateau, ResidualTrend
 from ahpa_scale.method.balance import GradientBalance
 from ahpa_scale.method.rank_sums import commit_all
 from ahpa_scale.method.statistics import BinnedMean
+from benchmarks.ranks import start_ranks
 
 
 def run(trend: ResidualTrend, residuals: list[float]) -> None:
@@ -105,7 +105,7 @@ def _rank(rank: int, folder: str) -> None:
 
 
 def test_two_ranks_learn_what_one_does(tmp_path):
-    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
+    start_ranks(_rank, (str(tmp_path),))
     state, trend_state = torch.load(tmp_path / "state.pt", weights_only=True)
     mean, balance, trend = _observed(slice(0, 8))
     torch.testing.assert_close(state, {**mean.state_dict(), **balance.state_dict()})

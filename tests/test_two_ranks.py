@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing
 from composer import Algorithm, Event
 from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
@@ -19,6 +18,7 @@ from toy_trainer import clone_weights, read_rows, toy_grid, toy_trainer
 from ahpa_scale.algorithms.ema import EMA
 from ahpa_scale.algorithms.grad_clip import GradClip
 from ahpa_scale.callbacks import MetricsFile
+from benchmarks.ranks import start_ranks
 
 ENGINES = ("ddp", "fsdp2")
 
@@ -87,7 +87,7 @@ def runs(tmp_path_factory) -> Path:
     """One run in this process and, on two ranks, one per engine."""
     folder = tmp_path_factory.mktemp("runs")
     ranks_worker(folder / "alone", "alone")
-    torch.multiprocessing.spawn(_train_on_rank, (_free_port(), str(folder)), nprocs=2)
+    start_ranks(_train_on_rank, (_free_port(), str(folder)))
     return folder
 
 

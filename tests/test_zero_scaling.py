@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing
 from composer import Callback
 from composer.utils import dist
 from ranks import leave, meet
@@ -23,7 +22,7 @@ from ahpa_scale.callbacks import MetricsFile
 from ahpa_scale.checkpoint.pieces import model_pieces
 from ahpa_scale.checkpoint.saver import Saver
 from ahpa_scale.errors import UserError
-from benchmarks.ranks import whole_tensors
+from benchmarks.ranks import start_ranks, whole_tensors
 
 STAGES = (1, 2, 3)
 BATCHES, BATCH, BAD = 6, 4, 3
@@ -191,7 +190,7 @@ def folder(tmp_path_factory) -> Path:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    torch.multiprocessing.spawn(_on_rank, (port, str(folder)), nprocs=2)
+    start_ranks(_on_rank, (port, str(folder)))
     return folder
 
 
