@@ -39,10 +39,6 @@ AHPA = "alignment.kind=ahpa"
         (["alignment.window=[0.9, 0.5]"], ["alignment.window: must be two noise levels"]),
         (["alignment.window=[0.5]"], ["alignment.window"]),
         (["alignment.gradient_ratio=0.0"], ["alignment.gradient_ratio: 0.0 must be above 0"]),
-        (
-            ["alignment.router.objective=gap", "alignment.router.ceiling=same_t"],
-            ["alignment.router.ceiling", "alignment.router.gap_map"],
-        ),
         (["alignment.release={rampp: 3ba}"], ["release.rampp: unknown key", "'ramp'"]),
         (["alignment.release={ramp: 3}"], ["alignment.release.ramp: '3' needs one of the units"]),
         (["alignment.release=soon"], ["alignment.release: 'soon' is text", "section"]),
@@ -60,8 +56,6 @@ def test_impossible_remedies_earn_one_line(complaint, overrides, words):
         ("ahpa", ["alignment.weight=0.3", "alignment.gradient_ratio=0.3"]),
         ("ahpa", ["alignment.ramp=0.1dur"]),
         ("ahpa", ["alignment.reverse=true"]),
-        ("ahpa", ["alignment.self_lead=0.2"]),
-        ("ahpa", ["alignment.router.ceiling=same_t"]),
         ("ahpa", ["alignment.router.gap_strength=true"]),
         ("ahpa", ["alignment.router.gap_map=map.json"]),
         ("uniform", ["alignment.router.objective=gap"]),
@@ -86,7 +80,7 @@ def test_defaults_follow_the_remedies(load):
     assert balanced.alignment.weight is None
     gap = load(AHPA, "alignment.router.objective=gap").alignment.router
     assert (gap.floor, gap.prior_weight, gap.snr_prior) == (0.05, 0.0, 0.0)
-    own = load("alignment.kind=self", "alignment.self_lead=0.2").alignment
+    own = load("alignment.kind=self").alignment
     assert (own.tap, own.weight, own.spatial_norm, own.router.floor) == (7, 0.5, None, 0.05)
     for config in (balanced, load("alignment.kind=self"), load(AHPA, "alignment.release={}")):
         assert load(text=to_yaml(config)) == config
@@ -182,7 +176,7 @@ def test_the_map_is_checked_before_training(plug_in, tmp_path):
     levels = [name for group in plug_in(AHPA).design.groups.values() for name in group]
     content = {"levels": levels, "blocks": [2, 6], "bins": 1}
     path.write_text(json.dumps({**content, "r2_LDT": [[[0.1], [0.4]]] * len(levels)}))
-    gap += ["alignment.router.ceiling=same_t", "alignment.router.gap_strength=true"]
+    gap.append("alignment.router.gap_strength=true")
     module = plug_in(*gap, "alignment.window=[0.5, 0.9]").build(dit())
     assert module.router_target.gap_GT.shape == (3, 1)
     assert module.gap_strength

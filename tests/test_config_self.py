@@ -36,7 +36,7 @@ def test_named_self_levels_stay_apart_and_may_join_the_encoders(load):
 
 
 def test_a_run_against_itself_survives_the_round_trip(load, tmp_path):
-    run = load(OWN, "alignment.self_lead=0.2")
+    run = load(OWN, "alignment.tap=20")
     assert load(text=to_yaml(run)) == run
 
 

@@ -98,6 +98,23 @@ def test_the_trained_weights_and_another_sampler(trained, evaluate, tmp_path):
     assert rows_of(tmp_path / "other")[0]["settings"] == row["settings"]
 
 
+def test_rows_of_an_earlier_version_go_on_with_as_many_pictures_a_class(
+    trained, evaluate, tmp_path
+):
+    checkpoints, out = trained / "run" / "checkpoints", tmp_path / "out"
+    assert evaluate(checkpoints / "ba6")[0] == 0
+    (row,) = rows_of(out)
+    settings = {**row["settings"], "num_per_class": 2}
+    old = {**row, "settings": settings, "settings_hash": settings_digest(settings)}
+    (out / "evaluation.jsonl").write_text(json.dumps(old) + "\n")
+    code, _, told = evaluate(checkpoints / "ba4")
+    assert code == 0, told
+    assert [row["settings"] for row in rows_of(out)] == [settings, settings]
+    narrow, wide = (Image.open(out / f"samples/step-0000000{batch}.png") for batch in (4, 6))
+    assert narrow.height == wide.height
+    assert narrow.width < wide.width
+
+
 def test_rows_that_can_not_be_compared_are_refused(trained, evaluate, tmp_path):
     checkpoints = trained / "run" / "checkpoints"
     assert evaluate(checkpoints / "ba6")[0] == 0

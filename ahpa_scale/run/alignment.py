@@ -81,10 +81,9 @@ def _read_map(config: Config, targets: Targets) -> GapMap | None:
     path = config.alignment.router.gap_map
     if path is None:
         return None
-    blocks, ceiling = list(targets.taps.values()), config.alignment.router.ceiling
     try:
         gap_map = read_gap_map(path)
-        gap_map.gap(targets.groups, blocks, ceiling)
+        gap_map.gap(targets.groups, list(targets.taps.values()))
     except UserError as error:
         raise config_error(config, "alignment.router.gap_map", str(error)) from None
     return gap_map

@@ -167,15 +167,12 @@ def build_algorithms(
 
 def build_guard(config: Config, requests: Requests | None = None) -> Guard:
     """Builds the guard against bad batches, loss spikes and running out of job time."""
-    chosen, spikes = config.guard, config.guard.spikes
-    rule = None
-    if spikes.action != "none":
-        rule = Spikes(spikes.action, threshold=spikes.threshold)
+    chosen, action = config.guard, config.guard.spikes.action
+    rule = None if action == "none" else Spikes(action)
     limit = None if chosen.time_limit is None else parse_duration(chosen.time_limit)
     return Guard(
         config.output_dir,
         nonfinite=chosen.nonfinite,
-        patience=chosen.patience,
         spikes=rule,
         save_folder=config.checkpoint.save_folder,
         time_limit=limit,
@@ -205,7 +202,6 @@ def _build_loader(config: Config, targets: Targets) -> Any:
         seed=config.seed,
         num_workers=data.num_workers,
         num_canonical_nodes=data.num_canonical_nodes,
-        predownload=data.predownload,
         cache_limit=data.cache_limit,
     )
 
@@ -248,7 +244,6 @@ def _build_callbacks(
                 path=generator.path,
                 class_names=("",) if config.model.unconditional else card.classes,
                 classes=sampling.classes,
-                num_per_class=sampling.num_per_class,
                 steps=sampling.steps,
                 method=sampling.method,
                 guidance_scale=sampling.guidance_scale,

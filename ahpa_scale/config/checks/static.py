@@ -192,9 +192,6 @@ def check_sampling(config: Config) -> None:
 
 def _check_alignment(config: Config) -> None:
     chosen = config.alignment
-    if chosen.router.ceiling == "same_t" and chosen.router.gap_map is None:
-        problem = "'same_t' compares blocks, which only alignment.router.gap_map knows; name one"
-        raise config_error(config, "alignment.router.ceiling", problem)
     if chosen.window is not None and not 0 <= chosen.window[0] < chosen.window[1] <= 1:
         problem = "must be two noise levels, 0 <= lowest < highest <= 1"
         raise config_error(config, "alignment.window", problem)

@@ -62,11 +62,6 @@ class Router(Section):
         description="A recoverability.json of `ahpa-scale diagnose` that objective gap follows; "
         "null: measured while training.",
     )
-    ceiling: Literal["anywhere", "same_t"] = Field(
-        "anywhere",
-        description="What objective gap measures the gap to: the best readout anywhere, or that of "
-        "the best block at the same noise level (needs gap_map).",
-    )
     gap_strength: bool = Field(
         False,
         description="Objective gap: align in proportion to the whole gap at each noise level, and "
@@ -142,12 +137,6 @@ class Alignment(Section):
     )
     reverse: bool = Field(
         False, description="Kind scheduled: fine levels at high noise, the claim's falsification."
-    )
-    self_lead: float = Field(
-        0.1,
-        ge=0,
-        le=1,
-        description="How much less noise the moving average sees; self levels only.",
     )
     window: List[float] | None = Field(
         None,

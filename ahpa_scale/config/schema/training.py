@@ -105,8 +105,9 @@ class Logging(Section):
 class Sampling(Section):
     """Sample grids during training."""
 
-    interval: Interval | None = Field(None, description="Time between sample grids; null: none.")
-    num_per_class: int = Field(4, ge=1, le=1000, description="Samples per class.")
+    interval: Interval | None = Field(
+        None, description="Time between sample grids, four pictures a class; null: none."
+    )
     classes: List[ClassIndex] | None = Field(
         None, description="Classes to show, from 0; null: the first 8."
     )
