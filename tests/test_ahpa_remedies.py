@@ -178,7 +178,7 @@ def test_the_moving_average_teaches_beside_the_vae(make_generator, make_trainer)
     make_trainer(model, algorithms=[ahpa(groups=groups, tap=2), EMA(decay=0.5)]).fit()
     module = model.attachments["alignment"]
     assert [head[-1].out_features for head in module.heads] == [8, model.dit.width]
-    with pytest.raises(ValueError, match=r"add the EMA algorithm \(ema.enabled=true\)"):
+    with pytest.raises(ValueError, match=r"add the EMA algorithm \(ema.decay\)"):
         make_trainer(make_generator(), algorithms=[ahpa(kind="self")])
 
 

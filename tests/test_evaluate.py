@@ -98,23 +98,6 @@ def test_the_trained_weights_and_another_sampler(trained, evaluate, tmp_path):
     assert rows_of(tmp_path / "other")[0]["settings"] == row["settings"]
 
 
-def test_rows_of_an_earlier_version_go_on_with_as_many_pictures_a_class(
-    trained, evaluate, tmp_path
-):
-    checkpoints, out = trained / "run" / "checkpoints", tmp_path / "out"
-    assert evaluate(checkpoints / "ba6")[0] == 0
-    (row,) = rows_of(out)
-    settings = {**row["settings"], "num_per_class": 2}
-    old = {**row, "settings": settings, "settings_hash": settings_digest(settings)}
-    (out / "evaluation.jsonl").write_text(json.dumps(old) + "\n")
-    code, _, told = evaluate(checkpoints / "ba4")
-    assert code == 0, told
-    assert [row["settings"] for row in rows_of(out)] == [settings, settings]
-    narrow, wide = (Image.open(out / f"samples/step-0000000{batch}.png") for batch in (4, 6))
-    assert narrow.height == wide.height
-    assert narrow.width < wide.width
-
-
 def test_rows_that_can_not_be_compared_are_refused(trained, evaluate, tmp_path):
     checkpoints = trained / "run" / "checkpoints"
     assert evaluate(checkpoints / "ba6")[0] == 0
@@ -261,11 +244,12 @@ def change_config(checkpoint: Path, **sections: dict[str, Any]) -> None:
     path.write_text(replace(manifest, config={**manifest.config, **sections}).to_json())
 
 
-def test_a_run_without_averages_is_judged_by_its_weights(saved, evaluate, tmp_path):
-    change_config(saved / "ba6", ema={"enabled": False})
+@pytest.mark.parametrize("section", [{"decay": None}, {"enabled": False, "decay": None}])
+def test_a_run_without_averages_is_judged_by_its_weights(saved, evaluate, tmp_path, section):
+    change_config(saved / "ba6", ema=section)
     code, _, told = evaluate(saved / "ba6", "--weights", "ema")
     assert code == 2
-    assert "the run has no averages (ema.enabled is false): --weights model" in told
+    assert "the run has no averages (ema.decay is null): --weights model" in told
     assert evaluate(saved / "ba6")[0] == 0
     assert rows_of(tmp_path / "out")[0]["weights"] == "model"
 

@@ -69,7 +69,7 @@ def two_ranks(demo_data: Path, tmp_path_factory) -> tuple[Path, subprocess.Compl
         "sampling={interval: 8ba, steps: 4}",
         "checkpoint.save_interval=8ba",
         "logging.tensorboard=true",
-        "logging.wandb=true",
+        "logging.wandb=demo",
         ranks=2,
     )
     assert done.returncode == 0, done.stderr + done.stdout

@@ -160,8 +160,11 @@ def build_algorithms(
     # Before GradClip: Composer runs algorithms in reverse order after the backward passes.
     algorithms.append(build_guard(config, requests))
     algorithms.extend(build_engine(config, device))
-    if config.ema.enabled:
-        algorithms.append(EMA(decay=config.ema.decay, half_life=config.ema.half_life))
+    decay = config.ema.decay
+    if isinstance(decay, str):
+        algorithms.append(EMA(half_life=decay))
+    elif decay is not None:
+        algorithms.append(EMA(decay=decay))
     return algorithms
 
 

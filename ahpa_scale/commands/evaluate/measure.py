@@ -241,10 +241,10 @@ def pictures_of(wanted: Evaluation, card: DatasetCard) -> int:
 
 
 def _kind(config: Config, wanted: Evaluation, before: Settings | None) -> Kind:
-    if wanted.kind == "ema" and not config.ema.enabled:
-        raise UserError("the run has no averages (ema.enabled is false): --weights model")
+    if wanted.kind == "ema" and config.ema.decay is None:
+        raise UserError("the run has no averages (ema.decay is null): --weights model")
     told: Kind | None = before["weights"] if before else None
-    return wanted.kind or told or ("ema" if config.ema.enabled else "model")
+    return wanted.kind or told or ("model" if config.ema.decay is None else "ema")
 
 
 def _as_told(config: Config, wanted: Evaluation, before: Settings | None) -> Config:

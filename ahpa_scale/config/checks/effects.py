@@ -87,9 +87,6 @@ def _idle(config: Config) -> Iterator[Idle]:
     if config.flow.timesteps != "logit_normal":
         why = "it belongs to flow.timesteps=logit_normal"
         yield from (Idle(f"flow.{n}", "flow.timesteps", why) for n in ("logit_mean", "logit_std"))
-    if not config.ema.enabled:
-        why = "ema.enabled is false"
-        yield from (Idle(f"ema.{name}", "ema.enabled", why) for name in ("decay", "half_life"))
     if config.checkpoint.save_folder is None:
         why = "without checkpoint.save_folder nothing is saved"
         saving = ("save_interval", "keep", "keep_every", "autoresume")
@@ -105,8 +102,6 @@ def _idle(config: Config) -> Iterator[Idle]:
         if config.logging.metrics_port is None:
             names.append("hang")  # /healthz uses it
         yield from (Idle(f"watch.{name}", "watch.enabled", why) for name in names)
-    if not config.logging.wandb:
-        yield Idle("logging.wandb_project", "logging.wandb", "logging.wandb is false")
     if config.data.remote is None:
         why = "without data.remote nothing is downloaded"
         yield Idle("data.cache_limit", "data.remote", why)
@@ -154,7 +149,7 @@ def _leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, object, o
     """Dotted key, value and default of every key that is not a section and has a fixed default."""
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
-        if isinstance(value, Section) and field.default is not None:
+        if isinstance(value, Section):
             yield from _leaves(value, f"{prefix}{name}.")
         elif not field.is_required() and field.default_factory is None:
             yield prefix + name, value, field.default
