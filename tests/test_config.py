@@ -142,6 +142,8 @@ def test_bad_file_earns_one_line(complaint, text, words):
         (["vae.path={dir}"], ["vae.path", "no readable config.json"]),
         (["data.local=null"], ["data.local: name the data set's folder"]),
         (["device_train_microbatch_size=100"], ["the nearest that does is 128"]),
+        (["device_train_microbatch_size=0"], ["device_train_microbatch_size: 0 must be at least"]),
+        (["device_train_microbatch_size=x"], ["device_train_microbatch_size: 'x' is", "'auto'"]),
         (["precision=amp_fp16", "device=cpu"], ["precision: 'amp_fp16' needs a gpu"]),
         (["checkpoint.autoresume=true"], ["checkpoint.autoresume: true would have no effect"]),
         (["ema.decay=1.0"], ["ema.decay: 1.0 must be above 0 and below 1"]),

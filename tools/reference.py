@@ -39,7 +39,7 @@ _TYPES = {
     "AnyPath": "path or URL",
     "DataPath": "data set",
     "VaePath": "VAE",
-    "Microbatch": "whole number",
+    "Microbatch": "whole number or `auto`",
     "Block": "block, or group: block",
     "_Count": "whole number",
     "str": "text",
