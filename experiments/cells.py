@@ -152,8 +152,8 @@ class Planner:
                 f"{where}: logging.router_interval: {config.logging.router_interval!r} must be "
                 f"batches that divide {self.study.stride}, so that every checkpoint sees the router"
             )
-        if not config.ema.enabled:
-            raise UserError(f"{where}: ema.enabled: judging uses the EMA's weights; set it true")
+        if config.ema.decay is None:
+            raise UserError(f"{where}: ema.decay: judging uses the EMA's weights; set a number")
         guided = self.study.samples.guidance_scale > 1
         if guided and (config.model.unconditional or not config.model.label_dropout):
             raise UserError(

@@ -56,7 +56,6 @@ def trained(tmp_path_factory) -> Path:
             "ema.decay=0.5",
             "sampling.interval=6ba",
             "sampling.classes=[0,3]",
-            "sampling.num_per_class=2",
             "sampling.steps=3",
             f"precision={FASTEST}",
         ]

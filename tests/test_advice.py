@@ -143,7 +143,6 @@ def test_every_command_target_and_extra_that_a_text_names_exists():
         ["alignment.kind=uniform", "alignment.level=latent"],
         ["flow.logit_std=2"],
         ["guard.nonfinite=rollback", "checkpoint.autoresume=false", *SAVED],
-        ["guard.nonfinite=rollback", "guard.patience=3", "checkpoint.autoresume=true", *SAVED],
         ["parallelism.offload=optimizer"],
         ["parallelism.reshard_after_forward=false"],
         ["parallelism.engine=zero2", "parallelism.offload=parameters"],

@@ -143,7 +143,7 @@ def test_the_gradients_balance_is_logged_and_replaces_the_weight(make_generator,
     ("settings", "target"),
     [
         ({"objective": "gap"}, OnlineGap),
-        ({"objective": "gap", "gap_map": a_map(), "ceiling": "same_t"}, MeasuredGap),
+        ({"objective": "gap", "gap_map": a_map()}, MeasuredGap),
     ],
 )
 def test_the_gap_comes_online_or_from_a_map(settings, target, make_generator, make_trainer):
@@ -153,7 +153,7 @@ def test_the_gap_comes_online_or_from_a_map(settings, target, make_generator, ma
     assert isinstance(module.router_target, target)
     assert module.router.mlp[-1].weight.abs().sum() > 0
     if target is MeasuredGap:
-        expected_GT = a_map().gap(module.groups, [1, 1, 1], "same_t")
+        expected_GT = a_map().gap(module.groups, [1, 1, 1])
         assert torch.equal(module.router_target.gap_GT, expected_GT)
 
 
@@ -178,7 +178,7 @@ def test_the_moving_average_teaches_beside_the_vae(make_generator, make_trainer)
     make_trainer(model, algorithms=[ahpa(groups=groups, tap=2), EMA(decay=0.5)]).fit()
     module = model.attachments["alignment"]
     assert [head[-1].out_features for head in module.heads] == [8, model.dit.width]
-    with pytest.raises(ValueError, match=r"add the EMA algorithm \(ema.enabled=true\)"):
+    with pytest.raises(ValueError, match=r"add the EMA algorithm \(ema.decay\)"):
         make_trainer(make_generator(), algorithms=[ahpa(kind="self")])
 
 
@@ -232,7 +232,6 @@ def test_a_healthy_router_and_one_told_to_select_are_not_warned_of(make_trainer,
     ("settings", "message"),
     [
         ({"weight": 0.5, "gradient_ratio": 0.3}, "both weight and gradient_ratio"),
-        ({"ceiling": "same_t"}, "ceiling 'same_t' needs a gap_map"),
         ({"gap_strength": True}, "gap_strength needs objective='gap'"),
         ({"objective": "gaps"}, "unknown router objective 'gaps'"),
         ({"groups": {"x": ["self.2"]}, "whiten": 4}, "'self.2' changes as it trains"),

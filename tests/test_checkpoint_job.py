@@ -31,7 +31,7 @@ def settings(folder: Path) -> list[str]:
         "optimizer.warmup=0ba",
         "logging.interval=1ba",
         "logging.tensorboard=true",
-        "logging.wandb=true",
+        "logging.wandb=checkpoints",
         "sampling.interval=null",
         "precision=fp32",
         "parallelism.engine=fsdp2",

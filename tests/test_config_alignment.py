@@ -89,7 +89,6 @@ def test_impossible_alignment_earns_one_line(complaint, overrides, words):
         ("repa", "alignment.groups={a: [latent]}"),
         ("ahpa", "flow.logit_std=2.0"),
         ("ahpa", "checkpoint.keep=3"),
-        ("ahpa", "logging.wandb_project=p"),
         ("ahpa", "data.cache_limit=1gb"),
     ],
 )
@@ -114,10 +113,9 @@ def test_a_switch_on_the_command_line_idles_keys_of_the_file(load, complaint):
     assert "run.yaml:4: alignment.weight" in in_file
 
 
-def test_linear_head_has_no_width_and_ema_off_no_decay(complaint):
+def test_a_linear_head_has_no_width(complaint):
     head = ["alignment.kind=ahpa", "alignment.head.kind=linear", "alignment.head.width=64"]
     assert "alignment.head.width: 64 would have no effect" in complaint(*head)
-    assert "ema.decay" in complaint("ema.enabled=false", "ema.decay=0.5")
 
 
 def test_defaults_of_a_kind_are_filled_in(load):
@@ -135,8 +133,6 @@ def test_defaults_of_a_kind_are_filled_in(load):
     spatial = load("alignment.kind=repa", "alignment.spatial_norm=0.6").alignment.spatial_norm
     assert spatial == 0.6, "an explicit value is kept"
     assert load().alignment.tap is None
-    assert load().ema.decay == 0.9999
-    assert load("ema.half_life=10ba").ema.decay is None
 
 
 def test_defaults_agree_with_the_plug_in(load):

@@ -26,7 +26,7 @@ SHIPPED = sorted(ROOT.glob("yamls/*.yaml"))
 NUM_CORRUPTIONS = 240
 
 SCHEMA = Config.model_json_schema()
-WHOLE_TIMES = ("max_duration", "ema.half_life")
+WHOLE_TIMES = ("max_duration", "ema.decay")
 TIMES = (
     *WHOLE_TIMES,
     "alignment.start",

@@ -39,13 +39,11 @@ AHPA = "alignment.kind=ahpa"
         (["alignment.window=[0.9, 0.5]"], ["alignment.window: must be two noise levels"]),
         (["alignment.window=[0.5]"], ["alignment.window"]),
         (["alignment.gradient_ratio=0.0"], ["alignment.gradient_ratio: 0.0 must be above 0"]),
+        (["alignment.until=soon"], ["alignment.until: 'soon' needs one of", "write 'measured'"]),
         (
-            ["alignment.router.objective=gap", "alignment.router.ceiling=same_t"],
-            ["alignment.router.ceiling", "alignment.router.gap_map"],
+            ["alignment.until=measured", "alignment.ramp=3"],
+            ["alignment.ramp: '3' needs one of the units"],
         ),
-        (["alignment.release={rampp: 3ba}"], ["release.rampp: unknown key", "'ramp'"]),
-        (["alignment.release={ramp: 3}"], ["alignment.release.ramp: '3' needs one of the units"]),
-        (["alignment.release=soon"], ["alignment.release: 'soon' is text", "section"]),
     ],
 )
 def test_impossible_remedies_earn_one_line(complaint, overrides, words):
@@ -60,12 +58,10 @@ def test_impossible_remedies_earn_one_line(complaint, overrides, words):
         ("ahpa", ["alignment.weight=0.3", "alignment.gradient_ratio=0.3"]),
         ("ahpa", ["alignment.ramp=0.1dur"]),
         ("ahpa", ["alignment.reverse=true"]),
-        ("ahpa", ["alignment.self_lead=0.2"]),
-        ("ahpa", ["alignment.router.ceiling=same_t"]),
         ("ahpa", ["alignment.router.gap_strength=true"]),
         ("ahpa", ["alignment.router.gap_map=map.json"]),
         ("uniform", ["alignment.router.objective=gap"]),
-        ("none", ["alignment.release={}"]),
+        ("none", ["alignment.until=measured"]),
         ("none", ["alignment.placebo=true"]),
         ("latent", ["alignment.reverse=true"]),
     ],
@@ -86,15 +82,18 @@ def test_defaults_follow_the_remedies(load):
     assert balanced.alignment.weight is None
     gap = load(AHPA, "alignment.router.objective=gap").alignment.router
     assert (gap.floor, gap.prior_weight, gap.snr_prior) == (0.05, 0.0, 0.0)
-    own = load("alignment.kind=self", "alignment.self_lead=0.2").alignment
+    own = load("alignment.kind=self").alignment
     assert (own.tap, own.weight, own.spatial_norm, own.router.floor) == (7, 0.5, None, 0.05)
-    for config in (balanced, load("alignment.kind=self"), load(AHPA, "alignment.release={}")):
+    measured = load(AHPA, "alignment.until=measured")
+    assert measured.alignment.ramp == "0.125dur"
+    assert load(AHPA, "alignment.until=50ba").alignment.ramp is None
+    for config in (balanced, load("alignment.kind=self"), measured):
         assert load(text=to_yaml(config)) == config
 
 
 def test_a_baseline_stays_one_override_away(load):
     text = SMALL + (
-        "alignment: {kind: ahpa, gradient_ratio: 0.3, release: {ramp: 3ba}, whiten: 64,\n"
+        "alignment: {kind: ahpa, gradient_ratio: 0.3, until: measured, ramp: 3ba, whiten: 64,\n"
         "  tap: {coarse_layout: 5}, grid: {coarse_layout: 4}, router: {objective: gap}}\n"
     )
     assert load("alignment.kind=none", text=text).alignment == load().alignment
@@ -130,7 +129,8 @@ def test_every_remedy_reaches_the_plug_in(plug_in):
         "alignment.whiten=5",
         "alignment.token_weights=residual",
         "alignment.gradient_ratio=0.3",
-        "alignment.release={ramp: 3ba}",
+        "alignment.until=measured",
+        "alignment.ramp=3ba",
         "alignment.placebo=true",
         "alignment.router.objective=gap",
     )
@@ -143,6 +143,9 @@ def test_every_remedy_reaches_the_plug_in(plug_in):
     assert module.balance.share == 0.3
     assert ahpa.settings.release.ramp == "3ba"
     assert isinstance(module.trend.plateau, Plateau)
+    assert (ahpa.settings.until, ahpa.settings.ramp) == (None, None), "no time of its own"
+    timed = plug_in(AHPA, "alignment.until=5ba", "alignment.ramp=3ba").settings
+    assert (timed.until, timed.ramp, timed.release) == ("5ba", "3ba", None)
     reverse = plug_in("alignment.kind=scheduled", "alignment.reverse=true")
     assert reverse.build(dit()).router.slope_G.max() == 3
 
@@ -182,7 +185,7 @@ def test_the_map_is_checked_before_training(plug_in, tmp_path):
     levels = [name for group in plug_in(AHPA).design.groups.values() for name in group]
     content = {"levels": levels, "blocks": [2, 6], "bins": 1}
     path.write_text(json.dumps({**content, "r2_LDT": [[[0.1], [0.4]]] * len(levels)}))
-    gap += ["alignment.router.ceiling=same_t", "alignment.router.gap_strength=true"]
+    gap.append("alignment.router.gap_strength=true")
     module = plug_in(*gap, "alignment.window=[0.5, 0.9]").build(dit())
     assert module.router_target.gap_GT.shape == (3, 1)
     assert module.gap_strength

@@ -36,7 +36,7 @@ def test_named_self_levels_stay_apart_and_may_join_the_encoders(load):
 
 
 def test_a_run_against_itself_survives_the_round_trip(load, tmp_path):
-    run = load(OWN, "alignment.self_lead=0.2")
+    run = load(OWN, "alignment.tap=20")
     assert load(text=to_yaml(run)) == run
 
 
@@ -53,7 +53,7 @@ def test_each_group_is_measured_by_its_own_tap(load, complaint):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ([OWN, "ema.enabled=false"], ["ema.enabled", "'self.14' is a block of the moving average"]),
+        ([OWN, "ema.decay=null"], ["ema.decay", "'self.14' is a block of the moving average"]),
         ([OWN, "alignment.levels=[self.29]"], ["alignment.levels", "self.1 to self.28"]),
         ([OWN, "alignment.levels=[self.0]"], ["alignment.levels", "self.1 to self.28"]),
         ([OWN, "alignment.levels=[self.x]"], ["alignment.levels", "'self.x' is no block"]),
@@ -82,4 +82,4 @@ def test_impossible_self_levels_earn_one_line(complaint, overrides, words):
 def test_a_vae_that_is_not_known_leaves_them_checked(complaint):
     unknown = "vae.path=some/where"
     assert "self.28" in complaint(OWN, unknown, "alignment.levels=[self.40]")
-    assert "ema.enabled" in complaint(OWN, unknown, "ema.enabled=false")
+    assert "ema.decay" in complaint(OWN, unknown, "ema.decay=null")

@@ -3,8 +3,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
+
 import pytest
 import torch
+from composer.devices import DeviceCPU
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -13,6 +18,7 @@ from toy_trainer import Recorder, ToyGenerator, clone_weights, newest, toy_loade
 from ahpa_scale.algorithms.ema import EMA, plain_name, tracked_parameters, update_ema
 from ahpa_scale.checkpoint.saver import Saver
 from ahpa_scale.errors import UserError
+from ahpa_scale.run.build import build_algorithms
 
 AVERAGED = ["dit.mix.weight", "dit.mix.bias", "dit.label.weight"]
 
@@ -242,3 +248,19 @@ def test_wrong_options_say_what_to_give(options, message):
 def test_nothing_to_average_is_an_error():
     with pytest.raises(ValueError, match="no parameters"):
         tracked_parameters(nn.ReLU())
+
+
+def test_the_section_reaches_the_plug_in(load):
+    def built(*words: str) -> list[tuple[float, str | None]]:
+        targets: Any = SimpleNamespace(groups={})
+        plug_ins = build_algorithms(load(*words), Mock(), targets, DeviceCPU())
+        return [
+            (plug_in.decay, plug_in.half_life and plug_in.half_life.to_timestring())
+            for plug_in in plug_ins
+            if isinstance(plug_in, EMA)
+        ]
+
+    assert built() == [(0.9999, None)]
+    assert built("ema.decay=0.9") == [(0.9, None)]
+    assert [half_life for _, half_life in built("ema.decay=20sp")] == ["20sp"]
+    assert built("ema.decay=null") == []

@@ -233,7 +233,7 @@ def test_neither_a_console_that_goes_nor_a_hang_up_ends_training_and_sigterm_to_
     start, data: Path, tmp_path: Path
 ):
     """As a dropped ssh does; and as srun, systemd and GNU timeout end a job."""
-    items = words(data, tmp_path, data__num_workers=1, logging__wandb="true")
+    items = words(data, tmp_path, data__num_workers=1, logging__wandb="ending")
     reader, writer = os.pipe()
     job = start(CLI, "launch", "-n", 2, *items, console=writer)
     os.close(writer)

@@ -244,11 +244,12 @@ def change_config(checkpoint: Path, **sections: dict[str, Any]) -> None:
     path.write_text(replace(manifest, config={**manifest.config, **sections}).to_json())
 
 
-def test_a_run_without_averages_is_judged_by_its_weights(saved, evaluate, tmp_path):
-    change_config(saved / "ba6", ema={"enabled": False})
+@pytest.mark.parametrize("section", [{"decay": None}, {"enabled": False, "decay": None}])
+def test_a_run_without_averages_is_judged_by_its_weights(saved, evaluate, tmp_path, section):
+    change_config(saved / "ba6", ema=section)
     code, _, told = evaluate(saved / "ba6", "--weights", "ema")
     assert code == 2
-    assert "the run has no averages (ema.enabled is false): --weights model" in told
+    assert "the run has no averages (ema.decay is null): --weights model" in told
     assert evaluate(saved / "ba6")[0] == 0
     assert rows_of(tmp_path / "out")[0]["weights"] == "model"
 

@@ -66,10 +66,10 @@ def two_ranks(demo_data: Path, tmp_path_factory) -> tuple[Path, subprocess.Compl
         folder,
         f"data.local={demo_data}",
         "max_duration=12ba",
-        "sampling={interval: 8ba, num_per_class: 2, steps: 4}",
+        "sampling={interval: 8ba, steps: 4}",
         "checkpoint.save_interval=8ba",
         "logging.tensorboard=true",
-        "logging.wandb=true",
+        "logging.wandb=demo",
         ranks=2,
     )
     assert done.returncode == 0, done.stderr + done.stdout

@@ -57,26 +57,22 @@ MAP = GapMap(
 
 def test_a_map_weighs_groups_at_their_own_blocks():
     groups = {"fine": ("a",), "coarse": ("b", "c")}
-    anywhere_GT = MAP.gap(groups, [2, 4], "anywhere")
+    anywhere_GT = MAP.gap(groups, [2, 4])
     r2_GT = torch.tensor([[0.9, 0.3], [0.5, 0.1]])
     torch.testing.assert_close(anywhere_GT, recoverability_gap(r2_GT, torch.full((2, 2), 0.9)))
-    same_GT = MAP.gap(groups, [2, 4], "same_t")
-    best_GT = torch.tensor([[0.9, 0.4], [0.6, 0.2]])
-    torch.testing.assert_close(same_GT, recoverability_gap(r2_GT, best_GT))
-    assert same_GT[0, 0] == GAP_FLOOR, "no block knows more of the fine level at low noise"
+    assert anywhere_GT[0, 0] == GAP_FLOOR, "nothing is known better than the fine level there"
 
 
 @pytest.mark.parametrize(
-    ("groups", "taps", "ceiling", "message"),
+    ("groups", "taps", "message"),
     [
-        ({"x": ("d",)}, [2], "anywhere", "the map has no level 'd'; it has a, b, c"),
-        ({"x": ("a",)}, [5], "anywhere", "no block 5, which the group 'x' taps; the nearest is 4"),
-        ({"x": ("a",)}, [2], "same", "unknown ceiling 'same'"),
+        ({"x": ("d",)}, [2], "the map has no level 'd'; it has a, b, c"),
+        ({"x": ("a",)}, [5], "no block 5, which the group 'x' taps; the nearest is 4"),
     ],
 )
-def test_what_a_map_lacks_is_named(groups, taps, ceiling: str, message: str):
+def test_what_a_map_lacks_is_named(groups, taps, message: str):
     with pytest.raises(ValueError, match=message):
-        MAP.gap(groups, taps, ceiling)
+        MAP.gap(groups, taps)
 
 
 def observe(gap: OnlineGap, pairs) -> torch.Tensor:

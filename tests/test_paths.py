@@ -32,8 +32,8 @@ READERS = (paths.local, paths.resolve, paths.data, paths.vae)
 
 #: Text in the configuration and in commands that names no place.
 NO_PATHS = {
-    *("alignment.groups", "alignment.level", "alignment.levels", "logging.wandb_project"),
-    *("model.name", "run_name", "max_duration", "alignment.grid", "alignment.tap"),
+    *("alignment.groups", "alignment.level", "alignment.levels", "logging.wandb"),
+    *("model.name", "run_name", "max_duration", "alignment.grid", "alignment.tap", "ema.decay"),
 }
 NO_PATH_OPTIONS = {
     *("kind", "scaling", "level", "prior_dtype", "device", "shard_size", "preset", "names"),

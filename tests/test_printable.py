@@ -91,9 +91,9 @@ def test_aliases_and_interpolations_within_reason_are_read(tmp_path):
     (tmp_path / "r.yaml").write_text(
         "run_name: &name r\nmax_duration: 1ba\nvae: {path: demo}\nmodel: {in_channels: 8}\n"
         "data: {local: 'd/${run_name}/${vae.path}'}\noutput_dir: ${.data.local}/model/data\n"
-        "logging: {wandb: true, wandb_project: *name}\n"
+        "logging: {wandb: *name}\n"
     )
     config = load_yaml(tmp_path / "r.yaml")
     assert config.data.local == "d/r/demo"
     assert config.output_dir == "d/r/demo/model/data"
-    assert config.logging.wandb_project == "r"
+    assert config.logging.wandb == "r"

@@ -72,7 +72,7 @@ def test_a_password_and_a_token_are_nowhere(launched: bool, form: str, place: Pa
     chosen = {
         "data.remote": STORE,
         "data.num_workers": 1,
-        "logging.wandb": "true",
+        "logging.wandb": "secrets",
         "logging.format": form,
         "checkpoint.save_folder": f"{tmp_path}/${{oc.env:AHPA_TEST_TOKEN}}",
     }

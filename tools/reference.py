@@ -26,10 +26,11 @@ _FIRST = "0.1.0"
 _QUOTES = str.maketrans("'\"", "``")
 _TYPES = {
     "TotalTime": "time",
-    "HalfLife": "time",
     "Interval": "time",
     "BatchInterval": "time in batches",
     "Moment": "time or share of the run",
+    "Until": "time, share of the run, `measured`",
+    "Decay": "number or time",
     "Duration": "duration",
     "Size": "size",
     "Name": "name",
@@ -38,8 +39,7 @@ _TYPES = {
     "AnyPath": "path or URL",
     "DataPath": "data set",
     "VaePath": "VAE",
-    "Microbatch": "whole number",
-    "Release": "section",
+    "Microbatch": "whole number or `auto`",
     "Block": "block, or group: block",
     "_Count": "whole number",
     "str": "text",
@@ -89,16 +89,12 @@ def _sections(kind: type[Section], place: str = "") -> dict[str, tuple[type[Sect
 
 
 def _section_of(info: FieldInfo) -> type[Section] | None:
-    kinds = [info.annotation, *getattr(info.annotation, "__args__", ())]
-    return next((k for k in kinds if isinstance(k, type) and issubclass(k, Section)), None)
+    kind = info.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
 
 
 def _leaves(kind: type[Section]) -> list[str]:
-    return [
-        name
-        for name, info in kind.model_fields.items()
-        if _section_of(info) is None or (not info.is_required() and info.default is None)
-    ]
+    return [name for name, info in kind.model_fields.items() if _section_of(info) is None]
 
 
 def _key_row(kind: type[Section], name: str, key: str) -> str:

@@ -29,7 +29,7 @@ from ahpa_scale.models.backbone import Backbone
 from ahpa_scale.models.flow import Path as FlowPath
 from ahpa_scale.models.vae_config import LatentScaling
 from ahpa_scale.preemption import Requests
-from ahpa_scale.sampling import class_rows, image_grid, sample, save_image
+from ahpa_scale.sampling import PER_CLASS, class_rows, image_grid, sample, save_image
 
 
 class Decoder(Protocol):
@@ -80,7 +80,7 @@ class SampleGrid(Callback):
         path: FlowPath,
         class_names: Sequence[str],
         classes: Sequence[int] | None = None,
-        num_per_class: int = 4,
+        num_per_class: int = PER_CLASS,
         steps: int = 50,
         method: str = "euler",
         guidance_scale: float = 1.0,

@@ -29,6 +29,7 @@ from ahpa_scale.errors import UserError
 from ahpa_scale.evaluation.figures import draw_recoverability
 from ahpa_scale.evaluation.recoverability import RecoverabilityMap, recoverability
 from ahpa_scale.level_names import OWN_BLOCKS, SOURCES, single_levels, source_of
+from ahpa_scale.method import AlignmentSettings
 from ahpa_scale.models.generator import DiffusionGenerator
 from ahpa_scale.models.vae import FrozenVAE
 from ahpa_scale.run.build import build_generator
@@ -66,7 +67,7 @@ def diagnose(wanted: Diagnosis, out: str) -> RecoverabilityMap:
                 levels,
                 wanted.bins,
                 device,
-                lead=config.alignment.self_lead,
+                lead=AlignmentSettings.self_lead,
                 progress=wanted.progress,
             )
     _write(recoverability_map, wanted, place, out)

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Defaults that depend on other keys: the alignment kind's own tap, weight and loss, and the
-EMA's decay.
-"""
+"""Defaults that depend on other keys: the alignment kind's own tap, weight and loss."""
 
 from __future__ import annotations
 
@@ -10,9 +8,10 @@ from typing import Any
 
 from ahpa_scale.algorithms.ahpa import KINDS, ROUTERS
 from ahpa_scale.config.schema import Config, Router
-from ahpa_scale.config.schema.alignment import ROUTED_KINDS
+from ahpa_scale.config.schema.alignment import MEASURED, ROUTED_KINDS
 
-EMA_DECAY = 0.9999
+#: How long a measured release takes.
+RAMP = "0.125dur"
 
 
 def fill_defaults(config: Config) -> Config:
@@ -21,10 +20,7 @@ def fill_defaults(config: Config) -> Config:
     Keys without effect stay null; a run without alignment keeps a null tap.
     """
     alignment = config.alignment.model_copy(update=_alignment(config))
-    ema = config.ema
-    if ema.enabled and ema.half_life is None and ema.decay is None:
-        ema = ema.model_copy(update={"decay": EMA_DECAY})
-    return config.model_copy(update={"alignment": alignment, "ema": ema})
+    return config.model_copy(update={"alignment": alignment})
 
 
 def default_tap(kind: str, depth: int) -> int:
@@ -44,6 +40,8 @@ def _alignment(config: Config) -> dict[str, Any]:
         filled["tap"] = default_tap(kind, config.model.geometry().depth)
     if chosen.loss is None:
         filled["loss"] = defaults.loss
+    if chosen.until == MEASURED and chosen.ramp is None:
+        filled["ramp"] = RAMP
     if "spatial_norm" not in chosen.model_fields_set:
         filled["spatial_norm"] = None if chosen.whiten else defaults.spatial_norm
     if kind in ROUTED_KINDS:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -156,11 +156,8 @@ def _section(location: Location) -> type[Section]:
 
 
 def _section_class(annotation: Any) -> type[Section] | None:
-    """The section that a key holds, also where it may be null; None for any other key."""
-    for member in get_args(annotation) or (annotation,):
-        if isinstance(member, type) and issubclass(member, Section):
-            return member
-    return None
+    """The section that a key holds; None for any other key."""
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 
 def all_keys(section: type[Section] = Config, prefix: str = "") -> Iterator[str]:

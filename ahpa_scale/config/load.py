@@ -112,7 +112,7 @@ def _load(content: dict[str, Any], sources: dict[str, str], elsewhere: bool) -> 
     if elsewhere:
         content = without_environment(content)
     resolved = _resolve(content, sources)
-    drop_removed(resolved, sources, elsewhere=elsewhere)
+    drop_removed(resolved, sources, written, elsewhere=elsewhere)
     if elsewhere:
         resolved = _without_strangers(resolved, written, sources)
         # A key that was left out has its default, which `written` must not replace.

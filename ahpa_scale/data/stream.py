@@ -204,7 +204,6 @@ def build_loader(
     shuffle: bool = True,
     num_workers: int = 0,
     num_canonical_nodes: int = 1,
-    predownload: int | None = None,
     cache_limit: int | str | None = None,
     drop_last: bool = True,
 ) -> StreamingDataLoader:
@@ -221,7 +220,6 @@ def build_loader(
         num_workers: reader processes per rank.
         num_canonical_nodes: the sample order depends on it and not on the machines; set it to the
             number of nodes (or a multiple) so that each node downloads its part only.
-        predownload: samples fetched ahead, per worker.
         cache_limit: bytes, or text such as '200gb', that the cache may take on this node.
         drop_last: leave out a last, smaller batch.
 
@@ -244,7 +242,6 @@ def build_loader(
         shuffle=shuffle,
         shuffle_seed=seed,
         num_canonical_nodes=num_canonical_nodes,
-        predownload=predownload,
         cache_limit=cache_limit,
     )
     loader = Loader(

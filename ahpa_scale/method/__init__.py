@@ -3,7 +3,7 @@
 
 from ahpa_scale.method.alignment import OBJECTIVES, AlignmentShape, PriorAlignment
 from ahpa_scale.method.balance import GradientBalance
-from ahpa_scale.method.gap import CEILINGS, GapMap, gap_weights, recoverability_gap
+from ahpa_scale.method.gap import GapMap, gap_weights, recoverability_gap
 from ahpa_scale.method.heads import HEAD_KINDS, build_head
 from ahpa_scale.method.losses import (
     ALIGNMENT_LOSSES,
@@ -23,7 +23,6 @@ from ahpa_scale.method.whitening import Whitening, whitening
 
 __all__ = [
     "ALIGNMENT_LOSSES",
-    "CEILINGS",
     "HEAD_KINDS",
     "OBJECTIVES",
     "TOKEN_WEIGHTS",

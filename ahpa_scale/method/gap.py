@@ -26,7 +26,6 @@ from ahpa_scale.method.strength import gap_strength
 
 #: Least readout that counts as a ceiling, and least gap that a level is given.
 CEILING_FLOOR, GAP_FLOOR = 0.02, 0.02
-CEILINGS = ("anywhere", "same_t")
 
 
 def recoverability_gap(r2_GT: Tensor, ceiling_GT: Tensor) -> Tensor:
@@ -58,30 +57,23 @@ class GapMap:
     blocks: tuple[int, ...]
     r2_LDT: Tensor
 
-    def gap(self, groups: Mapping[str, Sequence[str]], taps: Sequence[int], ceiling: str) -> Tensor:
-        """The gap ``[G, T]``; a group's readout is the mean of its levels'.
+    def gap(self, groups: Mapping[str, Sequence[str]], taps: Sequence[int]) -> Tensor:
+        """The gap ``[G, T]`` to the best readout in the whole map; a group's readout is the mean of
+        its levels'.
 
         Args:
             groups: group name -> its levels.
             taps: the block of each group.
-            ceiling: ``anywhere``: the best readout in the whole map; ``same_t``: per level and
-                t-bin the best over blocks, so that the gap is what a shallow block lacks compared
-                with a deeper one of the same model at the same t.
 
         Raises:
-            UserError: the map lacks a level or a block, or the ceiling is unknown.
+            UserError: the map lacks a level or a block.
         """
-        if ceiling not in CEILINGS:
-            raise UserError(f"unknown ceiling {ceiling!r}; choose one of {', '.join(CEILINGS)}")
-        r2_rows, best_rows = [], []
+        r2_rows = []
         for (name, levels), tap in zip(groups.items(), taps, strict=True):
             r2_LDT = self.r2_LDT[[self._row(level) for level in levels]]
             r2_rows.append(r2_LDT[:, self._column(name, tap)].mean(dim=0))
-            best_rows.append(r2_LDT.amax(dim=1).mean(dim=0))
-        r2_GT, best_GT = torch.stack(r2_rows), torch.stack(best_rows)
-        if ceiling == "anywhere":
-            best_GT = self.r2_LDT.amax().expand_as(r2_GT)
-        return recoverability_gap(r2_GT, best_GT)
+        r2_GT = torch.stack(r2_rows)
+        return recoverability_gap(r2_GT, self.r2_LDT.amax().expand_as(r2_GT))
 
     def _row(self, level: str) -> int:
         if level not in self.levels:

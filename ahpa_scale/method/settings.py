@@ -37,7 +37,6 @@ class RouterSettings:
             loss, standardised by its own running mean and deviation in that t-bin, so that an easy
             level has no head start. ``gap`` and ``agreement``: the cross-entropy to known weights,
             see :mod:`ahpa_scale.method.gap`.
-        ceiling: ``anywhere`` or ``same_t``, see :class:`~ahpa_scale.method.GapMap`.
         gap_strength: align in proportion to the whole gap at each t, instead of equally strongly;
             needs ``objective="gap"``.
         hidden: width of the hidden layers.
@@ -53,7 +52,6 @@ class RouterSettings:
     """
 
     objective: str = "standardised"
-    ceiling: str = "anywhere"
     gap_strength: bool = False
     hidden: int = 256
     depth: int = 4
@@ -65,7 +63,7 @@ class RouterSettings:
 
     def network(self) -> dict[str, Any]:
         """The settings of the network alone, for :class:`~ahpa_scale.method.DynamicRouter`."""
-        others = ("objective", "ceiling", "gap_strength", "prior_weight")
+        others = ("objective", "gap_strength", "prior_weight")
         return {name: value for name, value in asdict(self).items() if name not in others}
 
 

@@ -154,7 +154,7 @@ class SelfSource(PriorSource):
         if parts.averages is None:
             raise UserError(
                 "levels self.<k> are blocks of the moving average: add the EMA algorithm "
-                "(ema.enabled=true)"
+                "(ema.decay)"
             )
         return cls(parts.backbone, parts.averages, parts.lead)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from ahpa_scale.algorithms.ahpa import AHPA, read_gap_map
 from ahpa_scale.config.errors import config_error
 from ahpa_scale.config.schema import Alignment, Config
+from ahpa_scale.config.schema.alignment import MEASURED
 from ahpa_scale.config.targets import Groups, Targets
 from ahpa_scale.data.card import DatasetCard, read_prior_statistics
 from ahpa_scale.errors import UserError
@@ -39,14 +40,19 @@ def build_alignment(config: Config, card: DatasetCard, targets: Targets) -> AHPA
 
 
 def _settings(chosen: Alignment, groups: Groups) -> AlignmentSettings:
-    values = chosen.model_dump(exclude={"levels", "groups", "head", "router", "release", "window"})
+    values = chosen.model_dump(exclude={"levels", "groups", "head", "router", "window"})
+    release = None
+    if chosen.until == MEASURED:
+        assert chosen.ramp is not None, "fill_defaults has filled it"
+        release = Release(ramp=chosen.ramp)
+        values |= {"until": None, "ramp": None}
     router = chosen.router.model_dump(exclude={"gap_map"})
     return AlignmentSettings(
         **values,
         groups=groups,
         head=HeadSettings(**chosen.head.model_dump()),
         router=RouterSettings(**router),
-        release=None if chosen.release is None else Release(**chosen.release.model_dump()),
+        release=release,
         window=None if chosen.window is None else (chosen.window[0], chosen.window[1]),
     )
 
@@ -81,10 +87,9 @@ def _read_map(config: Config, targets: Targets) -> GapMap | None:
     path = config.alignment.router.gap_map
     if path is None:
         return None
-    blocks, ceiling = list(targets.taps.values()), config.alignment.router.ceiling
     try:
         gap_map = read_gap_map(path)
-        gap_map.gap(targets.groups, blocks, ceiling)
+        gap_map.gap(targets.groups, list(targets.taps.values()))
     except UserError as error:
         raise config_error(config, "alignment.router.gap_map", str(error)) from None
     return gap_map

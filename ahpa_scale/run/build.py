@@ -160,22 +160,22 @@ def build_algorithms(
     # Before GradClip: Composer runs algorithms in reverse order after the backward passes.
     algorithms.append(build_guard(config, requests))
     algorithms.extend(build_engine(config, device))
-    if config.ema.enabled:
-        algorithms.append(EMA(decay=config.ema.decay, half_life=config.ema.half_life))
+    decay = config.ema.decay
+    if isinstance(decay, str):
+        algorithms.append(EMA(half_life=decay))
+    elif decay is not None:
+        algorithms.append(EMA(decay=decay))
     return algorithms
 
 
 def build_guard(config: Config, requests: Requests | None = None) -> Guard:
     """Builds the guard against bad batches, loss spikes and running out of job time."""
-    chosen, spikes = config.guard, config.guard.spikes
-    rule = None
-    if spikes.action != "none":
-        rule = Spikes(spikes.action, threshold=spikes.threshold)
+    chosen, action = config.guard, config.guard.spikes.action
+    rule = None if action == "none" else Spikes(action)
     limit = None if chosen.time_limit is None else parse_duration(chosen.time_limit)
     return Guard(
         config.output_dir,
         nonfinite=chosen.nonfinite,
-        patience=chosen.patience,
         spikes=rule,
         save_folder=config.checkpoint.save_folder,
         time_limit=limit,
@@ -205,7 +205,6 @@ def _build_loader(config: Config, targets: Targets) -> Any:
         seed=config.seed,
         num_workers=data.num_workers,
         num_canonical_nodes=data.num_canonical_nodes,
-        predownload=data.predownload,
         cache_limit=data.cache_limit,
     )
 
@@ -248,7 +247,6 @@ def _build_callbacks(
                 path=generator.path,
                 class_names=("",) if config.model.unconditional else card.classes,
                 classes=sampling.classes,
-                num_per_class=sampling.num_per_class,
                 steps=sampling.steps,
                 method=sampling.method,
                 guidance_scale=sampling.guidance_scale,

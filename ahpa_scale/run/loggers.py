@@ -12,6 +12,7 @@ from composer.loggers import LoggerDestination, WandBLogger
 
 from ahpa_scale.callbacks import MetricsFile, Prometheus, TensorBoard, TrainingBar
 from ahpa_scale.config.schema import Config
+from ahpa_scale.config.schema.training import WANDB_CHOOSES
 from ahpa_scale.config.written import as_written
 from ahpa_scale.exporter import Board
 from ahpa_scale.models.backbone import Backbone
@@ -47,12 +48,12 @@ def build_loggers(
         # Losses are logged with the number of the batch before theirs.
         purge_step = None if start.batch is None else start.batch + 1
         loggers.append(TensorBoard(output_dir / "tensorboard", purge_step))
-    if chosen.wandb:
-        loggers.append(_wandb(config, output_dir, tracker_ids["wandb"]))
+    if chosen.wandb is not None:
+        loggers.append(_wandb(config, chosen.wandb, output_dir, tracker_ids["wandb"]))
     return loggers
 
 
-def _wandb(config: Config, output_dir: Path, run_id: str) -> WandBLogger:
+def _wandb(config: Config, project: str, output_dir: Path, run_id: str) -> WandBLogger:
     # Imported here: it takes a tenth of a rank's start, and runs without wandb skip it.
     import wandb
 
@@ -62,7 +63,7 @@ def _wandb(config: Config, output_dir: Path, run_id: str) -> WandBLogger:
     # wandb stores and uploads the program's arguments.
     sys.argv[1:] = map(without_secrets, sys.argv[1:])
     return WandBLogger(
-        project=config.logging.wandb_project,
+        project=None if project == WANDB_CHOOSES else project,
         name=config.run_name,
         init_kwargs={
             "dir": str(output_dir),

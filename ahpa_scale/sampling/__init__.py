@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ahpa_scale.sampling.grid import class_rows, image_grid, save_image
+from ahpa_scale.sampling.grid import PER_CLASS, class_rows, image_grid, save_image
 from ahpa_scale.sampling.sampler import sample
 
-__all__ = ["class_rows", "image_grid", "sample", "save_image"]
+__all__ = ["PER_CLASS", "class_rows", "image_grid", "sample", "save_image"]

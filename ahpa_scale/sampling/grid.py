@@ -15,6 +15,8 @@ from torch import Tensor
 from ahpa_scale import storage
 from ahpa_scale.errors import UserError
 
+#: Columns of a sample grid.
+PER_CLASS = 4
 _SMALLEST_TILE = 96
 _GAP = 2
 _FONT_SIZE = 14

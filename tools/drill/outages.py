@@ -125,4 +125,4 @@ def _chosen(role: str, folder: Path, places: Places) -> list[str]:
         return [f"data.local={places.data}", f"checkpoint.save_folder={url}"]
     places.upload_data(folder.name)
     url = f"s3://{places.bucket}/{folder.name}"
-    return [f"data.remote={url}", f"data.local={folder / 'cache'}", "data.predownload=8"]
+    return [f"data.remote={url}", f"data.local={folder / 'cache'}"]

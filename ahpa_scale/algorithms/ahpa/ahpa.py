@@ -143,7 +143,7 @@ class AHPA(Algorithm):
                 logger.log_metrics({"alignment/released": 1.0})
             else:
                 text = "its residual has stopped falling; it no longer helps: release it "
-                self._reporter.warn("plateau", text + "(alignment.release or until)", logger)
+                self._reporter.warn("plateau", text + "(alignment.until)", logger)
 
     def _batch_loss(self, state: State) -> float:
         """The alignment loss of the last batch; 0 where it did not act. Waits for the device."""

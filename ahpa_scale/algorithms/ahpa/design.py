@@ -57,8 +57,6 @@ class Design:
         gap_map: GapMap | None = None,
     ) -> None:
         self.settings = filled(settings)
-        if settings.router.ceiling != "anywhere" and gap_map is None:
-            raise UserError(f"ceiling {settings.router.ceiling!r} needs a gap_map")
         self.channels = dict(levels)
         # The groups of kind self depend on the backbone's depth: `build` fills them.
         self.groups: dict[str, tuple[str, ...]] = {}
@@ -116,7 +114,7 @@ class Design:
         )
         gap = None
         if self._gap_map is not None:
-            gap = self._gap_map.gap(self.groups, blocks, settings.router.ceiling)
+            gap = self._gap_map.gap(self.groups, blocks)
         return PriorAlignment(
             shape, settings, router=self._build_router(), whitening=whitening, gap=gap
         )

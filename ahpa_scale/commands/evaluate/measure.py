@@ -42,7 +42,7 @@ from ahpa_scale.models.vae_config import LatentScaling
 from ahpa_scale.progress import progress_bar
 from ahpa_scale.run.build import build_generator
 from ahpa_scale.run.trained import take_weights, unaligned
-from ahpa_scale.sampling import class_rows, image_grid
+from ahpa_scale.sampling import PER_CLASS, class_rows, image_grid
 
 _SAMPLING = ("steps", "method", "guidance_scale", "seed")
 _FIRST_CLASSES = 8
@@ -98,6 +98,7 @@ class Subject:
         self._wanted, self._room, self._run_name = wanted, room, config.run_name
         self._tell = tell
         self._config = _as_told(config, wanted, before)
+        self._columns = PER_CLASS if before is None else before["num_per_class"]
         self._card = card
         self._labels = None if brought.labels is None else torch.tensor(brought.labels)
         self._pictures = pictures_of(wanted, card)
@@ -117,7 +118,7 @@ class Subject:
             "bins": wanted.bins,
             "weights": self.kind,
             "classes": self._classes,
-            "num_per_class": sampling.num_per_class,
+            "num_per_class": self._columns,
             **{name: getattr(sampling, name) for name in _SAMPLING},
             "samples": wanted.samples,
             "reference": reference,
@@ -162,11 +163,10 @@ class Subject:
         """A row per class, from the noise that the run's own grids start from."""
         names = ("",) if self._config.model.unconditional else self._card.classes
         device = torch.device(self._wanted.device)
-        rows = class_rows(self._classes, self._config.sampling.num_per_class, device)
+        rows = class_rows(self._classes, self._columns, device)
         with self._precision():
             images_B3SS = draw_samples(*self._drawn_by(), *rows, **self._sampler())
-        columns = self._config.sampling.num_per_class
-        return image_grid(images_B3SS, columns, [names[label] for label in self._classes])
+        return image_grid(images_B3SS, self._columns, [names[label] for label in self._classes])
 
     def real(self, inception: Inception) -> RealPictures:
         """The real pictures, which the pictures of every checkpoint are compared with."""
@@ -241,17 +241,15 @@ def pictures_of(wanted: Evaluation, card: DatasetCard) -> int:
 
 
 def _kind(config: Config, wanted: Evaluation, before: Settings | None) -> Kind:
-    if wanted.kind == "ema" and not config.ema.enabled:
-        raise UserError("the run has no averages (ema.enabled is false): --weights model")
+    if wanted.kind == "ema" and config.ema.decay is None:
+        raise UserError("the run has no averages (ema.decay is null): --weights model")
     told: Kind | None = before["weights"] if before else None
-    return wanted.kind or told or ("ema" if config.ema.enabled else "model")
+    return wanted.kind or told or ("model" if config.ema.decay is None else "ema")
 
 
 def _as_told(config: Config, wanted: Evaluation, before: Settings | None) -> Config:
     """The run's configuration, with the sampling that the command or the earlier rows ask for."""
-    known = (
-        {} if before is None else {n: before[n] for n in (*_SAMPLING, "classes", "num_per_class")}
-    )
+    known = {} if before is None else {name: before[name] for name in (*_SAMPLING, "classes")}
     told = {name: getattr(wanted, name) for name in _SAMPLING}
     known |= {name: value for name, value in told.items() if value is not None}
     changed = config.model_copy(update={"sampling": config.sampling.model_copy(update=known)})

@@ -18,8 +18,6 @@ from ahpa_scale.config.explain import shown
 from ahpa_scale.config.schema import Alignment, Config
 from ahpa_scale.config.schema.alignment import LEVEL_KINDS
 from ahpa_scale.config.schema.fields import Section
-from ahpa_scale.config.targets import named_sources
-from ahpa_scale.level_names import OWN_BLOCKS
 
 SectionT = TypeVar("SectionT", bound=Section)
 
@@ -89,9 +87,6 @@ def _idle(config: Config) -> Iterator[Idle]:
     if config.flow.timesteps != "logit_normal":
         why = "it belongs to flow.timesteps=logit_normal"
         yield from (Idle(f"flow.{n}", "flow.timesteps", why) for n in ("logit_mean", "logit_std"))
-    if not config.ema.enabled:
-        why = "ema.enabled is false"
-        yield from (Idle(f"ema.{name}", "ema.enabled", why) for name in ("decay", "half_life"))
     if config.checkpoint.save_folder is None:
         why = "without checkpoint.save_folder nothing is saved"
         saving = ("save_interval", "keep", "keep_every", "autoresume")
@@ -102,17 +97,14 @@ def _idle(config: Config) -> Iterator[Idle]:
         why = "neither checkpoint.autoresume nor checkpoint.load_path takes a checkpoint up"
         yield Idle("checkpoint.accept_other_data", "checkpoint.autoresume", why)
     yield from (Idle(*rule) for rule in idle_keys(config))
-    yield from _idle_guard(config)
     if not config.watch.enabled:
         names, why = ["silence", "port"], "watch.enabled is false"
         if config.logging.metrics_port is None:
             names.append("hang")  # /healthz uses it
         yield from (Idle(f"watch.{name}", "watch.enabled", why) for name in names)
-    if not config.logging.wandb:
-        yield Idle("logging.wandb_project", "logging.wandb", "logging.wandb is false")
     if config.data.remote is None:
         why = "without data.remote nothing is downloaded"
-        yield from (Idle(f"data.{n}", "data.remote", why) for n in ("predownload", "cache_limit"))
+        yield Idle("data.cache_limit", "data.remote", why)
     if config.sampling.interval is None:
         why = "sampling.interval is null"
         fields = [name for name in type(config.sampling).model_fields if name != "interval"]
@@ -149,28 +141,15 @@ def _idle_remedies(alignment: Alignment) -> Iterator[Idle]:
     if alignment.router.objective != "gap":
         why = "it belongs to alignment.router.objective=gap"
         switch = "alignment.router.objective"
-        yield from (
-            Idle(f"alignment.router.{n}", switch, why)
-            for n in ("gap_map", "ceiling", "gap_strength")
-        )
-    if OWN_BLOCKS not in named_sources(alignment):
-        yield Idle("alignment.self_lead", "alignment.kind", "no level self.<block> is aligned")
-
-
-def _idle_guard(config: Config) -> Iterator[Idle]:
-    guard, spikes = config.guard, config.guard.spikes
-    if guard.nonfinite != "skip":
-        yield Idle("guard.patience", "guard.nonfinite", "it belongs to guard.nonfinite=skip")
-    if spikes.action == "none":
-        why = "guard.spikes.action is none"
-        yield Idle("guard.spikes.threshold", "guard.spikes.action", why)
+        names = ("gap_map", "gap_strength")
+        yield from (Idle(f"alignment.router.{name}", switch, why) for name in names)
 
 
 def _leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, object, object]]:
     """Dotted key, value and default of every key that is not a section and has a fixed default."""
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
-        if isinstance(value, Section) and field.default is not None:
+        if isinstance(value, Section):
             yield from _leaves(value, f"{prefix}{name}.")
         elif not field.is_required() and field.default_factory is None:
             yield prefix + name, value, field.default

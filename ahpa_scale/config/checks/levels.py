@@ -202,9 +202,9 @@ def _check_averaged(config: Config, key: str, levels: Sequence[str], tap: int) -
         source = source_of(level)
         if not source.averaged:
             continue
-        if not config.ema.enabled:
-            problem = f"{level!r} is a {source.unit} of the moving average; set it to true"
-            raise config_error(config, "ema.enabled", problem)
+        if config.ema.decay is None:
+            problem = f"{level!r} is a {source.unit} of the moving average; set a number or a time"
+            raise config_error(config, "ema.decay", problem)
         if (source.number(level) or 0) <= tap:
             behind = f"{source.level(tap + 1)} to {source.level(depth)}"
             behind = behind if tap < depth else "an earlier tap"

@@ -15,6 +15,7 @@ from ahpa_scale.config.checks.engine import check_engine, world_size
 from ahpa_scale.config.checks.levels import known_levels
 from ahpa_scale.config.errors import choices, config_error
 from ahpa_scale.config.schema import Config, parse_time
+from ahpa_scale.config.schema.alignment import MEASURED
 from ahpa_scale.config.targets import resolve_targets
 from ahpa_scale.errors import UserError
 from ahpa_scale.models.dit_config import DiTGeometry, resolve_geometry
@@ -98,7 +99,7 @@ def _check_batch(config: Config) -> None:
 
 def _check_times(config: Config) -> None:
     start, until = config.alignment.start, config.alignment.until
-    if until is not None and not _before(config, start, until):
+    if until is not None and until != MEASURED and not _before(config, start, until):
         raise config_error(
             config, "alignment.until", f"{until!r} must lie after alignment.start, {start!r}"
         )
@@ -139,10 +140,6 @@ def _check_run(config: Config) -> None:
     if port is not None and str(port) == os.environ.get("MASTER_PORT"):
         problem = f"ranks meet at TCP port {port}, MASTER_PORT; name another one"
         raise config_error(config, "logging.metrics_port", problem)
-    if config.ema.half_life is not None and config.ema.decay is not None:
-        raise config_error(
-            config, "ema.half_life", "give either ema.half_life or ema.decay, not both"
-        )
 
 
 def _check_guard(config: Config) -> None:
@@ -192,9 +189,6 @@ def check_sampling(config: Config) -> None:
 
 def _check_alignment(config: Config) -> None:
     chosen = config.alignment
-    if chosen.router.ceiling == "same_t" and chosen.router.gap_map is None:
-        problem = "'same_t' compares blocks, which only alignment.router.gap_map knows; name one"
-        raise config_error(config, "alignment.router.ceiling", problem)
     if chosen.window is not None and not 0 <= chosen.window[0] < chosen.window[1] <= 1:
         problem = "must be two noise levels, 0 <= lowest < highest <= 1"
         raise config_error(config, "alignment.window", problem)

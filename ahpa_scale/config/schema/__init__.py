@@ -3,7 +3,7 @@
 class.
 """
 
-from ahpa_scale.config.schema.alignment import Alignment, Head, Release, Router
+from ahpa_scale.config.schema.alignment import Alignment, Head, Router
 from ahpa_scale.config.schema.fields import parse_duration, parse_time
 from ahpa_scale.config.schema.guard import Guard
 from ahpa_scale.config.schema.model import Data, Flow, Model, Vae
@@ -25,7 +25,6 @@ __all__ = [
     "Model",
     "Optimizer",
     "Parallelism",
-    "Release",
     "Router",
     "Sampling",
     "Vae",

@@ -5,9 +5,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator
+from pydantic import AfterValidator, Field, PlainValidator
 
-from ahpa_scale.config.schema.fields import AnyPath, List, Moment, Name, Section, Text
+from ahpa_scale.config.schema.fields import (
+    AnyPath,
+    List,
+    Moment,
+    Name,
+    Section,
+    Text,
+    parse_moment,
+)
 from ahpa_scale.errors import UserError
 
 Kind = Literal["none", "ahpa", "uniform", "scheduled", "single", "latent", "repa", "self"]
@@ -15,6 +23,8 @@ Kind = Literal["none", "ahpa", "uniform", "scheduled", "single", "latent", "repa
 LEVEL_KINDS = frozenset({"ahpa", "uniform", "scheduled", "single", "self"})
 #: The kinds with a trained router.
 ROUTED_KINDS = frozenset({"ahpa", "self"})
+#: `until`, where the alignment's own residual says when.
+MEASURED = "measured"
 
 
 def _block(value: Any) -> int | dict[str, int]:
@@ -36,6 +46,17 @@ Block = Annotated[
     PlainValidator(_block, json_schema_input_type=_Count | dict[str, _Count]),
 ]
 """A block's number, or one for each of several groups."""
+
+
+def _until(text: str) -> str:
+    try:
+        return text if text == MEASURED else parse_moment(text)
+    except UserError as error:
+        raise UserError(f"{error}; or write {MEASURED!r}") from None
+
+
+Until = Annotated[str, AfterValidator(_until)]
+"""A point of the run, or the point at which the alignment no longer makes progress."""
 
 
 class Head(Section):
@@ -62,11 +83,6 @@ class Router(Section):
         description="A recoverability.json of `ahpa-scale diagnose` that objective gap follows; "
         "null: measured while training.",
     )
-    ceiling: Literal["anywhere", "same_t"] = Field(
-        "anywhere",
-        description="What objective gap measures the gap to: the best readout anywhere, or that of "
-        "the best block at the same noise level (needs gap_map).",
-    )
     gap_strength: bool = Field(
         False,
         description="Objective gap: align in proportion to the whole gap at each noise level, and "
@@ -86,12 +102,6 @@ class Router(Section):
         description="Strength of the prior 'coarse at high noise'; 0: uniform, negative: reversed; "
         "null: 1.0, literal 0.",
     )
-
-
-class Release(Section):
-    """When the alignment is released by measurement: its residual no longer improves."""
-
-    ramp: Moment = Field("0.125dur", description="How long the weight then takes to fall to 0.")
 
 
 class Alignment(Section):
@@ -114,12 +124,15 @@ class Alignment(Section):
         "of the flow's, held by an automatic factor.",
     )
     start: Moment = Field("0ba", description="Alignment acts from here on.")
-    until: Moment | None = Field(None, description="Alignment acts until here; null: to the end.")
-    ramp: Moment | None = Field(
-        None, description="From until on the weight falls to 0 over this time; null: at once."
+    until: Until | None = Field(
+        None,
+        description="Alignment acts until here; measured: until its residual no longer improves; "
+        "null: to the end.",
     )
-    release: Release | None = Field(
-        None, description="Release by measurement; null: only at `until`."
+    ramp: Moment | None = Field(
+        None,
+        description="From until on the weight falls to 0 over this time; null: at once, if "
+        "measured over 0.125dur.",
     )
     tap: Block | None = Field(
         None,
@@ -142,12 +155,6 @@ class Alignment(Section):
     )
     reverse: bool = Field(
         False, description="Kind scheduled: fine levels at high noise, the claim's falsification."
-    )
-    self_lead: float = Field(
-        0.1,
-        ge=0,
-        le=1,
-        description="How much less noise the moving average sees; self levels only.",
     )
     window: List[float] | None = Field(
         None,

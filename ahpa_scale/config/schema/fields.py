@@ -108,15 +108,15 @@ def _name(text: str) -> str:
     return text
 
 
-TotalTime = Annotated[str, AfterValidator(_time(("ep", "ba", "sp"), zero=False))]
+parse_total_time = _time(("ep", "ba", "sp"), zero=False)
+parse_moment = _time(("ep", "ba", "sp", "dur"), zero=True)
+TotalTime = Annotated[str, AfterValidator(parse_total_time)]
 """How long a run takes."""
-HalfLife = TotalTime
-"""A stretch of training; it can't be a share of the run."""
 Interval = TotalTime
 """How often something is done."""
 BatchInterval = Annotated[str, AfterValidator(_time(("ba",), zero=False))]
 """How often something is done, in batches."""
-Moment = Annotated[str, AfterValidator(_time(("ep", "ba", "sp", "dur"), zero=True))]
+Moment = Annotated[str, AfterValidator(parse_moment)]
 """A point of the run, counted from its start."""
 Duration = Annotated[str, AfterValidator(_duration)]
 """A stretch of wall-clock time."""

@@ -15,13 +15,9 @@ class Spikes(Section):
 
     action: Literal["none", "warn", "stop", "rollback"] = Field(
         "warn",
-        description="After `patience` spikes in a row: warn; stop (exit code 70); rollback (exit "
-        "code 76); none: don't look.",
-    )
-    threshold: float = Field(
-        8.0,
-        gt=0,
-        description="Robust standard deviations above the median of the last 100 batches.",
+        description="After three in a row, each 8 robust standard deviations above the median of "
+        "the last 100 batches: warn; stop (exit code 70); rollback (exit code 76); none: don't "
+        "look.",
     )
 
 
@@ -31,11 +27,8 @@ class Guard(Section):
     nonfinite: Literal["none", "skip", "stop", "rollback"] = Field(
         "skip",
         description="After a batch with a loss or gradient that is not finite, which never changes "
-        "the weights: skip: go on; stop: end, exit code 70; rollback: end, exit code 76, for a "
-        "restart from the last checkpoint; none: don't look.",
-    )
-    patience: int = Field(
-        10, ge=1, le=1_000_000, description="Such batches in a row that end the run; skip only."
+        "the weights: skip: go on, ten in a row end the run; stop: end, exit code 70; rollback: "
+        "end, exit code 76, for a restart from the last checkpoint; none: don't look.",
     )
     spikes: Spikes = Field(Spikes(), description="Loss spikes.")
     time_limit: Duration | None = Field(

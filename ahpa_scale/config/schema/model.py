@@ -111,9 +111,6 @@ class Data(Section):
         description="Nodes the sample order is laid out for; fix it to resume on another "
         "number of nodes.",
     )
-    predownload: int | None = Field(
-        None, ge=1, description="Samples to fetch ahead per worker; null: streaming's choice."
-    )
     cache_limit: Size | None = Field(
         None, description="Most bytes of the local cache per node, as in '500gb'; null: no limit."
     )

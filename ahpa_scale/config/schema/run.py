@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PlainValidator, PrivateAttr
 
 from ahpa_scale.config.schema.alignment import Alignment
 from ahpa_scale.config.schema.fields import LocalPath, Name, Section, TotalTime
@@ -15,8 +15,24 @@ from ahpa_scale.config.schema.model import Data, Flow, Model, Vae
 from ahpa_scale.config.schema.parallelism import Parallelism
 from ahpa_scale.config.schema.training import Checkpoint, Ema, Logging, Optimizer, Sampling
 from ahpa_scale.config.schema.watch import Watch
+from ahpa_scale.errors import UserError
 
-Microbatch = Annotated[int, Field(ge=1)]
+
+def _microbatch(value: Any) -> int | str:
+    if value == "auto":
+        return "auto"
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UserError(f"{value!r} is neither a whole number nor 'auto'")
+    if value < 1:
+        raise UserError(f"{value} must be at least 1")
+    return value
+
+
+_Samples = Annotated[int, Field(ge=1)] | Literal["auto"]
+# Errors of a union would name each of its branches; one validator names only the key.
+Microbatch = Annotated[
+    int | Literal["auto"], PlainValidator(_microbatch, json_schema_input_type=_Samples)
+]
 
 
 def _output_dir(validated: dict[str, Any]) -> str:
@@ -34,7 +50,7 @@ class Config(Section):
     global_train_batch_size: int = Field(
         256, ge=1, le=10_000_000, description="Samples per optimizer step, over all devices."
     )
-    device_train_microbatch_size: Microbatch | Literal["auto"] | None = Field(
+    device_train_microbatch_size: Microbatch | None = Field(
         None,
         description="Samples per device and forward pass; null: the whole share at once; auto: "
         "halved each time that memory runs out (engine ddp on a gpu).",

@@ -3,24 +3,47 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainValidator
 
 from ahpa_scale.config.schema.fields import (
     AnyPath,
     BatchInterval,
     Duration,
-    HalfLife,
     Interval,
     List,
     Moment,
     Section,
     Text,
+    parse_total_time,
 )
+from ahpa_scale.errors import UserError
 
+EMA_DECAY = 0.9999
+#: wandb's own word for a project that nobody named; it may know a better one, from the environment.
+WANDB_CHOOSES = "uncategorized"
 Beta = Annotated[float, Field(ge=0, lt=1)]
 ClassIndex = Annotated[int, Field(ge=0)]
+
+
+def _decay(value: Any) -> float | str:
+    if isinstance(value, str):
+        try:
+            return parse_total_time(value)
+        except UserError as error:
+            raise UserError(f"{error}; or write a number, as in 0.9999") from None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise UserError(f"{value!r} is neither a number nor a half-life; write 0.9999, or '7000ba'")
+    if not 0 < value < 1:
+        raise UserError(f"{value!r} must be above 0 and below 1")
+    return value
+
+
+_Share = Annotated[float, Field(gt=0, lt=1)]
+# Errors of a union would name each of its branches; one validator names only the key.
+Decay = Annotated[float | str, PlainValidator(_decay, json_schema_input_type=_Share | str)]
+"""Of an average: a number, or a half-life."""
 
 
 class Optimizer(Section):
@@ -40,11 +63,9 @@ class Optimizer(Section):
 class Ema(Section):
     """Exponential moving average of the backbone's weights."""
 
-    enabled: bool = Field(True, description="Keep an average.")
-    decay: float | None = Field(
-        None, gt=0, lt=1, description="Decay per batch; null: 0.9999, unless half_life is given."
+    decay: Decay | None = Field(
+        EMA_DECAY, description="Decay per batch, or a time: its half-life; null: no average."
     )
-    half_life: HalfLife | None = Field(None, description="Half-life, instead of decay.")
 
 
 class Checkpoint(Section):
@@ -88,8 +109,11 @@ class Logging(Section):
     )
     router_interval: Interval = Field("1000ba", description="Time between pictures of the router.")
     tensorboard: bool = Field(False, description="Also log to TensorBoard.")
-    wandb: bool = Field(False, description="Also log to Weights & Biases.")
-    wandb_project: Text | None = Field(None, description="Project name; wandb only.")
+    wandb: Text | None = Field(
+        None,
+        description="Project of Weights & Biases to log to as well; uncategorized: the one that "
+        "wandb itself chooses; null: none.",
+    )
     format: Literal["text", "json"] = Field(
         "text", description="What console lines are; json: an object each, on stderr."
     )
@@ -105,8 +129,9 @@ class Logging(Section):
 class Sampling(Section):
     """Sample grids during training."""
 
-    interval: Interval | None = Field(None, description="Time between sample grids; null: none.")
-    num_per_class: int = Field(4, ge=1, le=1000, description="Samples per class.")
+    interval: Interval | None = Field(
+        None, description="Time between sample grids, four pictures a class; null: none."
+    )
     classes: List[ClassIndex] | None = Field(
         None, description="Classes to show, from 0; null: the first 8."
     )
