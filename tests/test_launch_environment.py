@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from job import BIN, ROOT
+from job import BIN, ROOT, run
 
 from ahpa_scale.launch.alone import check_not_alone
 from ahpa_scale.launch.environment import from_environment
@@ -321,11 +320,8 @@ def test_no_process_trains_alone_by_mistake(values, parents, words):
     ],
 )
 def test_train_refuses_it_before_anything_starts(command, values):
-    plain = {name: value for name, value in os.environ.items() if name not in COMPOSER}
-    done = subprocess.run(
-        [BIN / command[0], *command[1:], "yamls/demo-ahpa.yaml"],
-        cwd=ROOT, env=plain | values, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    words = [BIN / command[0], *command[1:], "yamls/demo-ahpa.yaml"]
+    done = run(*words, environment=values, cold=True)
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "ahpa-scale launch" in line
