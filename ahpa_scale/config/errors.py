@@ -9,7 +9,7 @@ import difflib
 import logging
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from ahpa_scale.config.schema import Config
 
 COMMAND_LINE = "command line"
-_YIELD_SECONDS = 5.0
+#: It is reached only where rank 0 does not meet the mistake, or no launcher ends the others.
+_YIELD_SECONDS = 20.0
 #: Most characters of a message.
 _LONGEST_LINE = 1500
 
@@ -78,19 +79,28 @@ def speaks_for_all_ranks() -> bool:
     return rank == "0" or not rank.isdecimal()  # a process of unknown rank speaks
 
 
+def speaks_for_its_node() -> bool:
+    """Whether this process is the one that prints what all ranks of a node share."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 @contextmanager
-def exit_on_user_error(*, shared: bool = True) -> Iterator[None]:
+def exit_on_user_error(
+    *, shared: bool = True, speaks: Callable[[], bool] = speaks_for_all_ranks
+) -> Iterator[None]:
     """Turn a user's mistake into one line on stderr and exit code 2, and a service that does not
     answer into one line and exit code 75. A fault of the software passes, with its traceback.
 
     Args:
         shared: whether all ranks meet the same mistakes, as before training. One rank then reports
             them, and a disk that refuses is a user's mistake as well.
+        speaks: whether it is this one.
     """
     try:
         yield
     except UserError as error:
-        leave(str(error), MISTAKE, shared=shared and not isinstance(error, HostError))
+        ours = shared and not isinstance(error, HostError)
+        leave(str(error), MISTAKE, shared=ours, speaks=speaks)
     except UnreachableError as error:
         # One rank may reach what another one doesn't.
         leave(str(error), TRY_AGAIN, shared=False)
@@ -101,18 +111,25 @@ def exit_on_user_error(*, shared: bool = True) -> Iterator[None]:
         leave(text, MISTAKE, shared=False)
 
 
-def leave(problem: str, exit_code: int, *, shared: bool = True) -> NoReturn:
+def leave(
+    problem: str,
+    exit_code: int,
+    *,
+    shared: bool = True,
+    speaks: Callable[[], bool] = speaks_for_all_ranks,
+) -> NoReturn:
     """Say in one line on stderr why the ranks end, once for all of them, and end this rank.
 
     Args:
         problem: the reason.
         exit_code: exit code of this process.
         shared: whether all ranks have the problem; if not, this rank says it, whichever it is.
+        speaks: whether this rank says what they share.
 
     Raises:
         SystemExit: with the exit code.
     """
-    if speaks_for_all_ranks() or not shared:
+    if not shared or speaks():
         text = f"error: {one_line(problem)}"
         console.say(text, level=logging.ERROR, fields={"exit_code": exit_code})
     else:
