@@ -129,10 +129,12 @@ def pull(
 @app.command()
 def prune(
     url: Annotated[str, typer.Argument(help="A run's save_folder.", callback=options.ANY)],
-    keep: Annotated[int, typer.Option(help="The newest so many stay.")],
+    keep: Annotated[int, typer.Option(help="How many of the newest checkpoints stay.")],
     every: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Besides, multiples of so many batches stay, such as 50000ba."),
+        typer.Option(
+            help="Checkpoints at multiples of this many batches stay too, such as 50000ba."
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be removed.")
@@ -141,7 +143,7 @@ def prune(
         bool,
         typer.Option(
             "--verify/--no-verify",
-            help="Read the newest one to its end first; the next is read where it is damaged.",
+            help="First read the newest checkpoint to its end, or an older one if it is damaged.",
         ),
     ] = True,
     progress: options.Progress = True,

@@ -41,7 +41,7 @@ def demo_images(
     preset: Annotated[str, typer.Option(help="easy, medium or hard.")] = "easy",
     num_samples: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 64,
     size: Annotated[int, typer.Option(help="Side of the pictures, in pixels.")] = 32,
-    seed: Annotated[int, typer.Option(min=0, help="Of the drawings.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the drawings.")] = 0,
     start: Annotated[int, typer.Option(min=0, help="First index.")] = 0,
 ) -> None:
     """Draw demo pictures into class folders, with a contact sheet and their factors."""

@@ -30,7 +30,7 @@ def train_vae(
     batch_size: Annotated[int, typer.Option(help="Pictures per step.")] = 16,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     kl_weight: Annotated[float, typer.Option(help="Weight of the KL divergence.")] = 1e-4,
-    seed: Annotated[int, typer.Option(help="Initialisation, order and noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of initialisation, order and noise.")] = 0,
     overwrite: options.Overwrite = False,
     device: options.Device = "cpu",
     progress: options.Progress = True,

@@ -34,31 +34,37 @@ def evaluate(
             callback=options.ANY,
         ),
     ] = "evaluation",
-    newest: Annotated[bool, typer.Option("--newest", help="Only the newest whole one.")] = False,
+    newest: Annotated[
+        bool, typer.Option("--newest", help="Only the newest whole checkpoint.")
+    ] = False,
     follow: Annotated[
-        bool, typer.Option("--follow", help="Wait for new ones, until the run's last.")
+        bool, typer.Option("--follow", help="Wait for new checkpoints, until the run's last one.")
     ] = False,
     every: Annotated[
         options.Text, typer.Option(help="With --follow: time between two looks.", show_default="1m")
     ] = None,
     until: Annotated[
         options.Text,
-        typer.Option(help="With --follow: end with the checkpoint of this batch: 400000ba."),
+        typer.Option(
+            help="With --follow: end after the checkpoint of this batch, such as 400000ba."
+        ),
     ] = None,
     idle: Annotated[
-        options.Text, typer.Option(help="With --follow: end after so long without a new one: 12h.")
+        options.Text,
+        typer.Option(help="With --follow: end if no new one comes for this long, such as 12h."),
     ] = None,
     weights: Annotated[
         options.Text,
         typer.Option(help="'ema' or 'model'.", show_default="averages where there are any"),
     ] = None,
     pictures: Annotated[
-        options.Number, typer.Option(help="At most so many held-out pictures.", show_default="all")
+        options.Number,
+        typer.Option(help="At most this many held-out pictures.", show_default="all"),
     ] = None,
     bins: Annotated[int, typer.Option(help="Equal bins of the noise level.")] = 10,
     samples: Annotated[
         options.Number,
-        typer.Option(help="Generate so many pictures for FID and KID.", show_default="none"),
+        typer.Option(help="Generate this many pictures for FID and KID.", show_default="none"),
     ] = None,
     reference: Annotated[
         options.Text,
@@ -79,7 +85,7 @@ def evaluate(
         ),
     ] = None,
     steps: Annotated[
-        options.Number, typer.Option(help="Of the sampler.", show_default="the run's")
+        options.Number, typer.Option(help="Steps of the sampler.", show_default="the run's")
     ] = None,
     method: Annotated[
         options.Text, typer.Option(help="euler, heun or sde.", show_default="the run's")
@@ -89,7 +95,7 @@ def evaluate(
         typer.Option(help="Classifier-free guidance.", show_default="the run's"),
     ] = None,
     seed: Annotated[
-        options.Number, typer.Option(help="Of samples' noise.", show_default="the run's")
+        options.Number, typer.Option(help="Seed of the samples' noise.", show_default="the run's")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures per forward pass.")] = 64,
     device: options.Device = "cpu",
