@@ -20,6 +20,7 @@ from ahpa_scale.commands import (
     prepare,
     train_vae,
 )
+from ahpa_scale.commands.doctor import cli as doctor
 from ahpa_scale.commands.evaluate import cli as evaluate
 from ahpa_scale.disk_errors import mendable
 from ahpa_scale.errors import UserError
@@ -39,6 +40,7 @@ app.add_typer(checkpoints.app, name="checkpoints")
 
 # The help lists the commands in this order.
 app.command()(init.init)
+app.command()(doctor.doctor)
 app.command()(prepare.prepare)
 app.command()(diagnose.diagnose)
 app.command("train-vae")(train_vae.train_vae)

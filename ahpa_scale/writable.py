@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,9 +16,13 @@ from ahpa_scale import storage
 _BYTES = 4096
 
 
-def try_to_write(url: str | os.PathLike[str]) -> None:
+def try_to_write(url: str | os.PathLike[str], look: Callable[[str], None] | None = None) -> None:
     """Writes a small file to a folder or store, reads it back and removes it. A missing folder is
     not made: its nearest existing parent is tried.
+
+    Args:
+        url: of the folder or store.
+        look: called with the URL of the small file while it is there.
 
     Raises:
         OSError: it can't be written to, or gives back something else.
@@ -31,6 +36,8 @@ def try_to_write(url: str | os.PathLike[str]) -> None:
     try:
         if storage.read_bytes(place) != content:
             raise OSError(errno.EIO, "it does not give back what was written to it", folder)
+        if look is not None:
+            look(place)
     finally:
         # A bucket that forbids removal is good enough to save in.
         with suppress(OSError):

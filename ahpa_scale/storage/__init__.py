@@ -147,6 +147,19 @@ def remove(url: str | os.PathLike[str]) -> None:
         pass
 
 
+def modified(url: str | os.PathLike[str]) -> float:
+    """When a file was last written, by the clock of its disk or store, in seconds since 1970.
+
+    Raises:
+        FileNotFoundError: there is none.
+        NotImplementedError: the store does not tell.
+        UnreachableError: the store does not answer.
+    """
+    if not is_remote(url):
+        return local_path(url).stat().st_mtime
+    return float(_ask(url, lambda store, path: store.modified(path).timestamp()))
+
+
 def find(url: str | os.PathLike[str]) -> dict[str, int]:
     """Size in bytes of every file or object below a folder, by its path in the folder.
 

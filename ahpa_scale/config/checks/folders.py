@@ -30,7 +30,7 @@ def check_folders(config: Config) -> None:
     check_placeholders(config)
     if config.data.num_workers:
         _check_socket_paths()
-    for key, place in _written(config):
+    for key, place in written_places(config):
         try:
             try_to_write(place)
         except UnreachableError:
@@ -42,8 +42,8 @@ def check_folders(config: Config) -> None:
             raise HostError(str(ConfigError(config.source_of(key), key, problem))) from None
 
 
-def _written(config: Config) -> Iterator[tuple[str, str]]:
-    """Keys and the places that they name."""
+def written_places(config: Config) -> Iterator[tuple[str, str]]:
+    """The places that a run writes to, each with the key that names it."""
     yield "output_dir", config.output_dir
     saved = config.checkpoint.save_folder
     if saved is not None:
