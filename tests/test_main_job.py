@@ -41,30 +41,16 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def demo_data(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("data") / "demo"
-    done = run(
-        CLI,
-        "prepare",
-        "demo",
-        "--size",
-        "32",
-        "--out",
-        str(out),
-        "--num-samples",
-        "256",
-        "--no-progress",
-    )
-    assert done.returncode == 0, done.stderr
-    return out
+def data(demo_data) -> Path:
+    return demo_data(256)
 
 
 @pytest.fixture(scope="module")
-def two_ranks(demo_data: Path, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def two_ranks(data: Path, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     folder = tmp_path_factory.mktemp("two")
     done = train(
         folder,
-        f"data.local={demo_data}",
+        f"data.local={data}",
         "max_duration=12ba",
         "sampling={interval: 8ba, steps: 4}",
         "checkpoint.save_interval=8ba",
@@ -113,17 +99,17 @@ def test_metrics_hold_the_promised_keys_once_per_batch(two_ranks):
                 assert sum(column) == pytest.approx(1, abs=1e-3)
 
 
-def test_the_resolved_configuration_lies_beside_the_run_and_reloads(two_ranks, demo_data: Path):
+def test_the_resolved_configuration_lies_beside_the_run_and_reloads(two_ranks, data: Path):
     from ahpa_scale.config.load import load_yaml
 
     config = load_yaml(two_ranks[0] / "run" / "config.yaml")
     assert config.max_duration == "12ba"
     assert config.alignment.tap == 2
-    assert config.data.local == str(demo_data)
+    assert config.data.local == str(data)
 
 
-def test_one_rank_trains_to_the_same_losses_as_two(two_ranks, demo_data: Path, tmp_path):
-    done = train(tmp_path, f"data.local={demo_data}", "max_duration=12ba")
+def test_one_rank_trains_to_the_same_losses_as_two(two_ranks, data: Path, tmp_path):
+    done = train(tmp_path, f"data.local={data}", "max_duration=12ba")
     assert done.returncode == 0, done.stderr
     for one, two in zip(rows(tmp_path), rows(two_ranks[0]), strict=True):
         for key in ("loss/train/flow", "loss/train/alignment"):
@@ -131,37 +117,37 @@ def test_one_rank_trains_to_the_same_losses_as_two(two_ranks, demo_data: Path, t
             assert one[key] == pytest.approx(two[key], rel=2e-3), (one["batch"], key)
 
 
-def test_a_second_run_on_the_same_folder_is_refused_and_changes_nothing(two_ranks, demo_data: Path):
+def test_a_second_run_on_the_same_folder_is_refused_and_changes_nothing(two_ranks, data: Path):
     folder, _ = two_ranks
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
-    done = train(folder, f"data.local={demo_data}", "max_duration=12ba")
+    done = train(folder, f"data.local={data}", "max_duration=12ba")
     assert done.returncode == 2
     assert "output_dir" in done.stderr
     assert "holds a run already" in done.stderr
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
 
 
-def test_checkpoints_of_another_run_are_not_overwritten(two_ranks, demo_data: Path, tmp_path):
+def test_checkpoints_of_another_run_are_not_overwritten(two_ranks, data: Path, tmp_path):
     folder, _ = two_ranks
     saved = f"checkpoint.save_folder={folder / 'checkpoints'}"
     start = f"checkpoint.load_path={folder / 'checkpoints' / 'ba8'}"
     for overrides in ([saved], [saved, start]):
-        done = train(tmp_path, f"data.local={demo_data}", *overrides)
+        done = train(tmp_path, f"data.local={data}", *overrides)
         assert done.returncode == 2
         assert "checkpoint.save_folder" in done.stderr
         assert "holds a run already" in done.stderr
 
 
-def test_another_run_starts_from_a_checkpoint(two_ranks, demo_data: Path, tmp_path):
+def test_another_run_starts_from_a_checkpoint(two_ranks, data: Path, tmp_path):
     start = f"checkpoint.load_path={two_ranks[0] / 'checkpoints' / 'ba8'}"
-    done = train(tmp_path, f"data.local={demo_data}", start, "max_duration=9ba")
+    done = train(tmp_path, f"data.local={data}", start, "max_duration=9ba")
     assert done.returncode == 0, done.stderr
     assert [row["batch"] for row in rows(tmp_path)] == [9]
 
 
-def test_a_run_killed_and_resumed_ends_like_an_undisturbed_one(demo_data: Path, tmp_path):
+def test_a_run_killed_and_resumed_ends_like_an_undisturbed_one(data: Path, tmp_path):
     common = [
-        f"data.local={demo_data}",
+        f"data.local={data}",
         "checkpoint.save_interval=4ba",
         "precision=fp32",
     ]
@@ -205,9 +191,9 @@ def test_a_run_killed_and_resumed_ends_like_an_undisturbed_one(demo_data: Path, 
     ],
 )
 def test_the_launcher_passes_on_one_line_and_exit_code_2(
-    override: str, words: list[str], demo_data: Path, tmp_path
+    override: str, words: list[str], data: Path, tmp_path
 ):
-    done = train(tmp_path, f"data.local={demo_data}", override, ranks=2)
+    done = train(tmp_path, f"data.local={data}", override, ranks=2)
     assert done.returncode == 2
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
@@ -216,12 +202,12 @@ def test_the_launcher_passes_on_one_line_and_exit_code_2(
     assert not (tmp_path / "run").exists()
 
 
-def test_every_baseline_is_one_override_away(demo_data: Path, tmp_path):
+def test_every_baseline_is_one_override_away(data: Path, tmp_path):
     for kind in ("none", "uniform", "scheduled", "latent"):
         folder = tmp_path / kind
         done = train(
             folder,
-            f"data.local={demo_data}",
+            f"data.local={data}",
             "max_duration=2ba",
             f"alignment.kind={kind}",
         )
