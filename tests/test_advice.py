@@ -33,6 +33,8 @@ SAVED = ["checkpoint.save_folder=saved"]
 FOREIGN_OPTIONS = {
     *("--nproc", "--world_size", "--node_rank", "--master_addr", "--master_port", "--base_rank"),
     *("--env", "--ntasks-per-node", "--no-python", "--nproc-per-node", "--map-by", "--rank-by"),
+    # nvidia-smi's, and a container engine's.
+    *("--query-gpu", "--format", "--shm-size"),
 }
 
 
