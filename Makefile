@@ -1,7 +1,18 @@
 # Everything a newcomer needs: `make demo` and `make test` do all their set-up, and repeat cheaply.
 SHELL := bash
 PYTHON ?= python3
+# Another torch, in an environment of its own: make test TORCH=new. docs/torch.md says who needs it.
+TORCH ?= default
+ifeq ($(TORCH),new)
+VENV := .venv-new
+OVERRIDES := requirements/new.txt
+# No image of PyTorch's is pinned for it: on this base torch comes from the lock.
+BASE_IMAGE ?= docker.io/library/python:3.11-slim-bookworm
+else ifeq ($(TORCH),default)
 VENV := .venv
+else
+$(error TORCH=$(TORCH) is neither default nor new)
+endif
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 FASHION := .cache/fashion-mnist
@@ -13,7 +24,7 @@ DEMO_PICTURES ?= 16384
 # The image: make image ENGINE=podman IMAGE=registry.example.com/ahpa_scale:0.1.0 TARGET=prepare
 ENGINE ?= docker
 TARGET ?= train
-IMAGE ?= ahpa_scale$(if $(filter prepare,$(TARGET)),-prepare):$(VERSION)
+IMAGE ?= ahpa_scale$(if $(filter prepare,$(TARGET)),-prepare):$(VERSION)$(if $(OVERRIDES),-torch-$(TORCH))
 # Another base: make image BASE_IMAGE=docker.io/library/python:3.11-slim-bookworm
 BASE_IMAGE ?=
 BUILD_FLAGS ?=
@@ -29,12 +40,12 @@ help:
 	@echo 'make k8s    k8s/settings.env into the manifests'
 	@echo 'make image  the container image of docker/'
 	@echo 'make lock   the versions in it anew; UPGRADE=--upgrade takes the newest'
-	@echo 'make venv   only the set-up of .venv'
+	@echo 'make venv   only the set-up of .venv; TORCH=new: of .venv-new, with today'\''s torch'
 
 venv: $(STAMP)
 
-$(STAMP): pyproject.toml
-	bash tools/make_venv.sh $(PYTHON) $(VENV)
+$(STAMP): pyproject.toml $(OVERRIDES)
+	bash tools/make_venv.sh $(PYTHON) $(VENV) $(OVERRIDES)
 	touch $@
 
 # Drawn again when the embedded VAE changes: the data belong to it.
@@ -51,11 +62,13 @@ $(FASHION)/.unpacked:
 	bash tools/fetch_fashion_mnist.sh $(FASHION)
 	touch $@
 
+# Three at a time on two cores: for half of the time a test waits, for ranks, stores or containers.
+# make test TESTS=tests/test_ahpa.py runs a part.
 test: $(STAMP) $(FASHION)/.unpacked
 	bash tools/get_iproute2.sh
 	bash tools/get_podman.sh
 	bash tools/get_promtool.sh .cache/promtool
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal $(TESTS)
 
 test-quick: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal --quick
@@ -74,15 +87,18 @@ k8s:
 
 image:
 	$(ENGINE) build $(BUILD_FLAGS) --file docker/Dockerfile --target $(TARGET) --tag $(IMAGE) \
-	  $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) --build-arg VERSION=$(VERSION) \
+	  $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) --build-arg TORCH=$(TORCH) --build-arg VERSION=$(VERSION) \
 	  --build-arg REVISION=$(shell git rev-parse HEAD 2>/dev/null || echo unknown) .
 
-# For Python 3.11 on x86_64, as the Dockerfile's base has it. Versions change only where they must.
+# For Linux, x86_64 and ARM, Python 3.11 and later. Versions change only where they must.
 lock: $(STAMP)
-	$(BIN)/uv pip compile pyproject.toml --extra gcs --extra azure --extra hf --extra webdataset --extra eval \
-	  --python-version 3.11 --python-platform x86_64-manylinux_2_31 --generate-hashes \
-	  --no-header --no-annotate --no-emit-index-url --quiet $(UPGRADE) \
-	  --output-file docker/requirements.lock
+	for torch in default new; do \
+	  $(BIN)/uv pip compile pyproject.toml --extra gcs --extra azure --extra hf --extra webdataset --extra eval \
+	    $$(test $$torch = default || echo --override requirements/$$torch.txt) \
+	    --universal --python-version 3.11 --generate-hashes \
+	    --no-header --no-annotate --no-emit-index-url --quiet $(UPGRADE) \
+	    --output-file requirements/$$torch.lock || exit; \
+	done
 
 clean-runs:
 	rm -rf $(RUNS)

@@ -37,6 +37,9 @@ pytest_plugins = [
 # Nothing in the tests may wait for a login or a server.
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# What the processor says of itself is believed: each process that compiles would start a Python
+# that imports torch, once for each set of instructions, to try them.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
 # No test hangs on how fast a machine is, or what else it does.
 hypothesis.settings.register_profile(

@@ -18,6 +18,7 @@ import sysconfig
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 
 from filelock import FileLock
@@ -34,6 +35,8 @@ cgroup_manager = "cgroupfs"
 """
 #: What lets a build reach the packages that this machine reaches.
 HOST_FILES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pip.conf")
+#: Which of the two sets of packages this environment has.
+TORCH = "default" if metadata.version("torch").startswith("2.7.") else "new"
 _SYSTEM_PACKAGES = "/usr/local/lib/python3.11/dist-packages"
 
 
@@ -45,7 +48,7 @@ def why_not() -> str | None:
     if os.getuid() != 0:
         return "containers with addresses of their own are made by root only"
     if sys.version_info[:2] != (3, 11):
-        return "docker/requirements.lock is for Python 3.11"
+        return "Debian's Python, which the image runs, is 3.11, and packages are lent to it"
     return None
 
 
@@ -139,7 +142,12 @@ def build(image: str, tree: Path, *, target: str = "train", full: bool = False) 
     make_base()
     flags = ["--isolation", "chroot", "--network", "host", "--layers", *packages_mount(full)]
     words = ["make", "--silent", "image", "ENGINE=buildah", f"BASE_IMAGE={base(full)}"]
-    words += [f"TARGET={target}", f"IMAGE={image}", f"BUILD_FLAGS={' '.join(flags)}"]
+    words += [
+        f"TORCH={TORCH}",
+        f"TARGET={target}",
+        f"IMAGE={image}",
+        f"BUILD_FLAGS={' '.join(flags)}",
+    ]
     with FileLock(_folder() / "build.lock"):
         begun = time.monotonic()
         done = subprocess.run(

@@ -106,6 +106,13 @@ def test_a_package_is_held_to_what_is_asked_of_it(asked, told):
     assert problem is None if told is None else problem.startswith(told)
 
 
+def test_either_torch_will_do():
+    old, installed = Requirement("torch>=1,<2"), Requirement("torch>=2")
+    assert unmet(old, installed) is None
+    assert "tested with <2,>=1 and <99.1,>=99:" in unmet(old, Requirement("torch>=99,<99.1"))
+    assert unmet(old, Requirement("numpy>=1")) is not None
+
+
 @given(st.floats(-1e6, 1e6))
 def test_a_clock_that_is_off_is_told_with_its_side(apart):
     finding = places.clock(apart, "s3://bucket")

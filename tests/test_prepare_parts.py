@@ -106,7 +106,7 @@ def test_a_part_of_other_options_is_refused(tmp_path):
         ValueError, match=r"part-00000-of-00003/part\.json belongs to a prep.*other"
     ):
         make(out, 0, num_samples=23)
-    with pytest.raises(ValueError, match="other options, pictures or VAE"):
+    with pytest.raises(ValueError, match="other options, pictures, VAE or torch"):
         make(out, 1, num_samples=23)
     assert [path.name for path in (tmp_path / "set").iterdir()] == ["part-00000-of-00003"]
 

@@ -177,6 +177,17 @@ def test_other_data_are_refused_by_what_differs_or_accepted_with_a_new_pass(
     assert not take(card=CARD).new_pass
 
 
+def test_data_that_another_torch_encoded_are_told_as_such(take, save):
+    before, now = replace(CARD, torch="2.7.0"), replace(CARD, torch="2.14.1")
+    save(2, data_set=identity(before))
+    assert not take(card=now).new_pass, "the same bytes are the same set"
+    with pytest.raises(ConfigError, match=r"now\), encoded with torch 2\.7\.0 then, 2\.14\.1 now"):
+        take(card=replace(now, fingerprint="0" * 16))
+    with pytest.raises(ConfigError) as caught:
+        take(card=replace(CARD, fingerprint="0" * 16))
+    assert "encoded with" not in str(caught.value), "a set of an earlier version"
+
+
 def test_an_older_checkpoint_tells_only_of_a_set_that_is_too_small(take, save):
     save(60, data_set=None)
     large = replace(CARD, num_samples=1000)

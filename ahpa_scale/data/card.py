@@ -94,6 +94,7 @@ class DatasetCard:
         source: where the pictures came from, as text for the user.
         fingerprint: digest of the shard index; sets with equal fingerprints hold the same bytes.
         version: version of the package that wrote the set.
+        torch: version of torch that encoded it, empty if not known. Another one gives other bits.
     """
 
     __pydantic_config__ = typed_json.STRICT
@@ -112,6 +113,7 @@ class DatasetCard:
     source: _Text
     fingerprint: _Digest
     version: _Text
+    torch: _Text = ""
 
     @property
     def num_classes(self) -> int:

@@ -27,6 +27,8 @@ _WORDS = {
     "num_samples": "number of pictures",
     "fingerprint": "fingerprint",
 }
+#: Explains a difference; alone it is none.
+_TORCH = "torch"
 #: The fields that a trained model depends on.
 _MODELS = ("vae", "scaling")
 _LONGEST = 40
@@ -34,7 +36,7 @@ _LONGEST = 40
 
 def identity(card: DatasetCard) -> dict[str, Any]:
     """The fields that identify the set, ready for JSON."""
-    told = {name: getattr(card, name) for name in _WORDS}
+    told = {name: getattr(card, name) for name in (*_WORDS, _TORCH)}
     told |= {"vae": card.vae.identity, "scaling": asdict(card.scaling), "levels": card.level_names}
     plain: dict[str, Any] = json.loads(json.dumps(told))  # lists for tuples, as JSON reads them
     return plain
@@ -58,6 +60,9 @@ def _differing(
         for name in names
         if name in before and before[name] != now[name]
     ]
+    torches = before.get(_TORCH), now[_TORCH]
+    if changes and "fingerprint" in names and all(torches) and torches[0] != torches[1]:
+        changes.append(f"encoded with torch {torches[0]} then, {torches[1]} now")
     return ", ".join(changes) or None
 
 

@@ -162,7 +162,7 @@ class _Identity:
                 )
         if told != self:
             raise UserError(
-                f"{where} belongs to a preparation with other options, pictures or VAE: "
+                f"{where} belongs to a preparation with other options, pictures, VAE or torch: "
                 "remove its folder, or choose another out"
             )
 

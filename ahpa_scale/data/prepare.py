@@ -155,6 +155,7 @@ def plan(
         source=pictures.description,
         fingerprint="",
         version=__version__,
+        torch=torch.__version__.partition("+")[0],
     )
     return card, pictures
 

@@ -119,7 +119,9 @@ class DiT(Backbone):
                 tapped[number] = x_BND
         if tokens_only:
             return tapped
-        v_BCHW = self._unpatchify(self.final_layer(x_BND, c_BD))[:, : self.in_channels]
+        v_BCHW = self._unpatchify(self.final_layer(x_BND, c_BD))
+        if self.out_channels != self.in_channels:
+            v_BCHW = v_BCHW[:, : self.in_channels]
         return (v_BCHW, tapped) if taps else v_BCHW
 
     def _recomputes(self, number: int) -> bool:

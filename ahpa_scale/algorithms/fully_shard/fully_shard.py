@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import cast
 
 import torch
@@ -14,11 +15,11 @@ from composer.distributed.fsdp2_utils import sync_optimizer_and_model_params
 from composer.loggers import Logger
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from ahpa_scale.algorithms.fully_shard.gloo import mend_gloo
 from ahpa_scale.errors import UserError
 from ahpa_scale.models.backbone import Backbone
+from ahpa_scale.torch_version import average_on_gloo
 
 REPLICATE, SHARD = "replicate", "shard"
 
@@ -92,16 +93,17 @@ def shard_generator(
         policy: types of the backbone's gathered weights and of its gradients' reduction.
         reshard_after_forward: see :class:`FullyShard`.
     """
-    mend_gloo()
     backbone, attachments = cast(Backbone, generator.dit), generator.attachments
     assert isinstance(attachments, nn.Module)
     policy = policy or MixedPrecisionPolicy()
+    shard = partial(fully_shard, mesh=mesh, reshard_after_forward=reshard_after_forward)
     for block in backbone.blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
+        shard(block, mp_policy=policy)
     # The root's own layers are needed at both ends of the pass: gathered once.
-    fully_shard(backbone, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    shard(backbone, mp_policy=policy, reshard_after_forward=False)
     for attachment in attachments.children():
-        fully_shard(attachment, mesh=mesh, reshard_after_forward=reshard_after_forward)
+        shard(attachment)
+    average_on_gloo(module for module in generator.modules() if isinstance(module, FSDPModule))
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ from ahpa_scale.algorithms.zero.partition import Partition
 from ahpa_scale.algorithms.zero.scaling import LossScale
 from ahpa_scale.algorithms.zero.settings import ZeroSettings
 from ahpa_scale.errors import UserError
+from ahpa_scale.torch_version import accept_old_collectives
 
 
 class ZeRO(Algorithm):
@@ -137,6 +138,7 @@ def _initialize(
     # One of DeepSpeed's unused optimizers is compiled at its import. torch would start up to 32
     # compilers on each rank then; it still does at the first block that is compiled.
     os.environ.setdefault("TORCH_WARM_POOL", "0")
+    accept_old_collectives()
     import deepspeed
 
     if on_cpu:
