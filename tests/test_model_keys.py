@@ -12,6 +12,7 @@ from data_sets import GRID, SIZE
 from ahpa_scale.config.checks.static import check_data, geometry
 from ahpa_scale.config.load import ConfigError
 from ahpa_scale.data.card import read_card
+from ahpa_scale.models.dit import build_dit
 from ahpa_scale.run.build import build_generator, build_trainer
 
 SHAPE = ("model.depth=3", "model.width=48", "model.heads=4")
@@ -141,6 +142,20 @@ def test_compiled_blocks_compute_alike_and_keep_their_names(small, prepared):
         torch.testing.assert_close(velocity_BCHW, plain(*inputs), rtol=1e-3, atol=1e-4)
     assert velocity_BCHW.std() > 0.01
     trainer.close()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on the CPU")
+def test_compiled_blocks_compute_in_bfloat16():
+    """torch's compiler once made NaN of a patch embedding's tokens, which were transposed."""
+    torch.manual_seed(0)
+    dit = build_dit("tiny/2", input_size=16, num_classes=3, depth=1, width=64, heads=2)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for weight in dit.parameters():
+            weight.normal_(std=0.1)
+        inputs = (torch.randn(2, 4, 16, 16), torch.rand(2), torch.tensor([0, 2]))
+        expected = dit(*inputs)
+        dit.blocks[0].compile()
+        torch.testing.assert_close(dit(*inputs), expected, rtol=0.05, atol=0.05)
 
 
 def test_compiling_without_a_compiler_is_one_line(small, prepared, monkeypatch):

@@ -29,7 +29,10 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_channels, width, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.proj(x_BCHW).flatten(2).transpose(1, 2)
+        # Contiguous: all that follows would keep a transposed layout, and each LayerNorm copies it.
+        # From it torch's compiler for CPUs (2.7 and 2.14) even computes NaN, where it fuses a
+        # LayerNorm with the sum of float32 tokens and a bfloat16 product.
+        return self.proj(x_BCHW).flatten(2).transpose(1, 2).contiguous()
 
 
 class TimestepEmbedder(nn.Module):
