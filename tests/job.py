@@ -12,10 +12,16 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from stand_in import settled
 
 from ahpa_scale.launch.command import LAUNCHERS_OWN
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest and mypy bring it
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -23,6 +29,12 @@ CLI = BIN / "ahpa-scale"
 #: The YAMLs' own where the processor multiplies in bfloat16; float32 where it imitates that and
 #: takes ten times as long.
 FASTEST = "amp_bf16" if "bf16" in Path("/proc/cpuinfo").read_text() else "fp32"
+
+
+def project() -> dict[str, Any]:
+    """The table `project` of pyproject.toml."""
+    parsed: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return parsed
 
 
 def outside() -> dict[str, str]:

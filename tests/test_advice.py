@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import tomllib
 import typer
+from job import project
 
 import experiments.__main__ as studies
 from ahpa_scale import cli
@@ -119,12 +119,11 @@ def test_every_option_that_a_text_names_exists():
 
 def test_every_command_target_and_extra_that_a_text_names_exists():
     targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     patterns = {
         # And the name of a format.
         r"ahpa-scale ([a-z][a-z-]+)": commands_of(cli.app) | {"checkpoint"},
         r"`?make ([a-z][a-z0-9-]+)`": targets,
-        r"ahpa-scale\[([a-z]+)\]": set(project["optional-dependencies"]),
+        r"ahpa-scale\[([a-z]+)\]": set(project()["optional-dependencies"]),
     }
     unknown = {
         (place, found)

@@ -8,12 +8,10 @@ import re
 
 import pytest
 from image import SECRETS, Image
-from job import FASTEST, ROOT
+from job import FASTEST, ROOT, project
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from podman import added_files, podman
-
-tomllib = pytest.importorskip("tomllib", reason="tomllib comes with Python 3.11")
 
 LOCKS = ["default", "new"]
 #: As pods run it.
@@ -45,9 +43,8 @@ def run(image: Image, *words: str, flags: tuple[str, ...] = ()) -> str:
 
 @pytest.mark.parametrize("lock", LOCKS)
 def test_the_lock_holds_what_the_package_asks_for(lock):
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"]]
+    extras = project()["optional-dependencies"]
+    wanted = [*project()["dependencies"]]
     wanted += [one for name in ("gcs", "azure", "hf", "webdataset", "eval") for one in extras[name]]
     for requirement in map(Requirement, wanted):
         version = locked(lock).get(canonicalize_name(requirement.name))
@@ -59,7 +56,7 @@ def test_the_lock_holds_what_the_package_asks_for(lock):
 @pytest.mark.parametrize("lock", LOCKS)
 def test_every_locked_package_has_a_hash(lock):
     entries = re.split(r"^(?=\S)", text_of(lock), flags=re.M)[1:]
-    assert len(entries) == len(locked(lock)) > 100
+    assert len(entries) >= len(locked(lock)) > 100  # some have a version for each Python
     assert all("--hash=sha256:" in entry for entry in entries)
 
 
