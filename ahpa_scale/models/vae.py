@@ -197,7 +197,13 @@ def _from_hub(repository: str, subfolder: str | None, revision: str | None) -> P
     place = f"{repository}/{subfolder}" if subfolder else repository
     place += f"@{revision}" if revision else ""
     try:
-        copy = snapshot_download(repository, revision=revision, allow_patterns=patterns)
+        copy = snapshot_download(
+            repository,
+            revision=revision,
+            allow_patterns=patterns,
+            # Version 1 asks the hub for the files of a commit, offline as well.
+            local_files_only=hub.HF_HUB_OFFLINE,
+        )
     except RepositoryNotFoundError as error:
         raise UserError(
             f"cannot load a VAE from {place!r}: it is not a local folder, and the hub does not "
