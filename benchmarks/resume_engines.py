@@ -76,8 +76,7 @@ def measure(
                 if possible(target, count)
             ]
             tasks = [
-                Task(target, steps=steps, start=str(saved[source]))
-                for source, target in pairs
+                Task(target, steps=steps, start=str(saved[source])) for source, target in pairs
             ]
             results = run_tasks(tasks, count, folder / f"on{count}")
             for (source, target), result in zip(pairs, results, strict=True):

@@ -269,7 +269,7 @@ def test_official_velocity_field_moves_noise_to_data_in_our_time():
     class OfficialField(nn.Module):
         """Exact velocity towards one picture in SiT's time: x_s = s data + (1 - s) noise."""
 
-        null_label = None
+        in_channels, input_size, num_classes, null_label = 1, 2, 1, None
 
         def forward(self, x, s, y):
             return (2.0 - x) / (1 - s)[:, None, None, None]

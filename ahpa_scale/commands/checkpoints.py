@@ -25,6 +25,7 @@ from ahpa_scale.checkpoint.retention import Retention, remove_checkpoint
 from ahpa_scale.commands import options
 from ahpa_scale.errors import UserError
 from ahpa_scale.exits import FAILED
+from ahpa_scale.models.description import DESCRIPTION
 from ahpa_scale.progress import progress_bar
 from ahpa_scale.unreachable import UnreachableError
 
@@ -229,11 +230,17 @@ def export(
         local = not storage.is_remote(url)
         with _moving("verifying", _newest(checkpoints), progress) as (moved, _):
             source = content.newest_whole(checkpoints, bring)
+        from ahpa_scale.checkpoint.weights import chosen_kind as kind_of
         from ahpa_scale.checkpoint.weights import export_backbone
+        from ahpa_scale.run.weights import describe_checkpoint
 
         folder = storage.local_path(source.url) if local else Path(room)
         facts = {"batch": str(source.batch)}
         try:
+            chosen_kind = kind_of(folder, chosen_kind)
+            described = describe_checkpoint(source, chosen_kind)
+            if described is not None:
+                facts[DESCRIPTION] = described.to_json()
             written, tensors = export_backbone(folder, target, chosen_kind, facts)
         except CheckpointError as error:
             raise CheckpointError(f"{source.url}: {error}") from None

@@ -7,7 +7,13 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ahpa_scale.models.dit import DiT, OfficialSiTVelocity, build_dit, official_sit_velocity
+    from ahpa_scale.models.conventions import (
+        OfficialDiTVelocity,
+        OfficialSiTVelocity,
+        as_velocity,
+        official_sit_velocity,
+    )
+    from ahpa_scale.models.dit import DiT, build_dit
     from ahpa_scale.models.dit_config import DIT_SIZES, DiTGeometry, resolve_geometry
     from ahpa_scale.models.flow import (
         Path,
@@ -27,13 +33,15 @@ _HOMES = {
     "DiTGeometry": "dit_config",
     "DiffusionGenerator": "generator",
     "FrozenVAE": "vae",
-    "OfficialSiTVelocity": "dit",
+    "OfficialDiTVelocity": "conventions",
+    "OfficialSiTVelocity": "conventions",
     "Path": "flow",
+    "as_velocity": "conventions",
     "build_dit": "dit",
     "get_path": "flow",
     "interpolate": "flow",
     "log_snr": "flow",
-    "official_sit_velocity": "dit",
+    "official_sit_velocity": "conventions",
     "resolve_geometry": "dit_config",
     "sample_timesteps": "flow",
     "velocity_loss": "flow",
@@ -45,8 +53,10 @@ __all__ = [
     "DiTGeometry",
     "DiffusionGenerator",
     "FrozenVAE",
+    "OfficialDiTVelocity",
     "OfficialSiTVelocity",
     "Path",
+    "as_velocity",
     "build_dit",
     "get_path",
     "interpolate",

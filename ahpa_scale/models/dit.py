@@ -31,7 +31,7 @@ class DiT(Backbone):
     """Class-conditional velocity network; build it with ``build_dit``.
 
     Times follow this package: t = 0 is data, t = 1 is noise. The weights released with SiT use
-    t = 1 for data: wrap a model that holds them in ``official_sit_velocity``.
+    t = 1 for data: wrap a model that holds them in ``OfficialSiTVelocity``.
 
     Attributes:
         depth, width, heads, patch_size, input_size, grid (tokens per side): the geometry.
@@ -199,27 +199,3 @@ def build_dit(
         learn_sigma=learn_sigma,
         class_dropout_prob=class_dropout_prob,
     )
-
-
-class OfficialSiTVelocity(nn.Module):
-    """A model that holds released SiT weights, called with this package's time.
-
-    SiT's released weights run from noise at t = 0 to data at t = 1. With s = 1 - t the path is the
-    same and dx/dt = -dx/ds, hence v(x, t) = -v_SiT(x, 1 - t).
-    """
-
-    def __init__(self, model: DiT) -> None:
-        super().__init__()
-        self.model = model
-        self.null_label = model.null_label
-
-    def forward(self, x_BCHW: Tensor, t_B: Tensor, condition_B: Tensor) -> Tensor:
-        return -self.model(x_BCHW, 1.0 - t_B, condition_B)
-
-
-def official_sit_velocity(model: DiT) -> OfficialSiTVelocity:
-    """Wrap a ``DiT`` loaded with released SiT weights for our time convention.
-
-    The wrapper is called as ``velocity(x_BCHW, t_B, condition_B)`` with t = 0 at the data.
-    """
-    return OfficialSiTVelocity(model)

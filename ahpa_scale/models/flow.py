@@ -70,11 +70,69 @@ class GVPPath(Path):
         return torch.sin((1.0 - t) * (math.pi / 2)) * (math.pi / 2)
 
 
-_PATHS: dict[str, type[Path]] = {"linear": LinearPath, "gvp": GVPPath}
+class VPPath(Path):
+    """The noise schedule that the official DiT was trained on, made continuous; for sampling only.
+
+    DDPM's linear schedule (Ho et al. 2020, arXiv 2006.11239, section 4): beta_k from 1e-4 to 0.02
+    in 1,000 steps, abar_n the product of the first n factors 1 - beta_k, and x_n = sqrt(abar_n) x +
+    sqrt(1 - abar_n) eps. The n-th step lies at t = n / 1000, as in DPM-Solver (Lu et al. 2022,
+    arXiv 2206.00927). A product of equally spaced factors is a quotient of gamma functions, which
+    is smooth in n: with 1 - beta_k = d (q - k), abar_n = d^n Gamma(q + 1) / Gamma(q - n + 1).
+
+    Below the first step, where sqrt(1 - abar) would be infinitely steep, sigma is linear. At t = 1
+    alpha is 0.0064 instead of 0, as in DDPM. Values have the dtype of `t`; they are computed in
+    float64, because the gamma functions nearly cancel.
+    """
+
+    STEPS = 1000
+    _FIRST, _LAST = 1e-4, 0.02
+    _SPACING = (_LAST - _FIRST) / (STEPS - 1)
+    _Q = (1.0 - _FIRST) / _SPACING
+    #: Slope of sigma below the first step.
+    _EARLY = math.sqrt(_FIRST) * STEPS
+
+    def alpha(self, t: Tensor) -> Tensor:
+        early = torch.sqrt(1.0 - self._early_sigma(t.double()).square())
+        return torch.where(self._is_early(t), early, torch.exp(0.5 * self._log_abar(t))).to(t.dtype)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        later = torch.sqrt(-torch.expm1(self._log_abar(t)))
+        return torch.where(self._is_early(t), self._early_sigma(t.double()), later).to(t.dtype)
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        wide = t.double()
+        alpha = self.alpha(wide)
+        early = -self.sigma(wide) * self._EARLY / alpha
+        return torch.where(self._is_early(t), early, alpha * self._d_log_alpha(t)).to(t.dtype)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        # From alpha^2 + sigma^2 = 1.
+        wide = t.double().clamp(min=1.0 / self.STEPS)
+        later = -self.alpha(wide).square() * self._d_log_alpha(wide) / self.sigma(wide)
+        return torch.where(self._is_early(t), self._EARLY, later).to(t.dtype)
+
+    def _is_early(self, t: Tensor) -> Tensor:
+        return t < 1.0 / self.STEPS
+
+    def _early_sigma(self, t: Tensor) -> Tensor:
+        return t.clamp(max=1.0 / self.STEPS) * self._EARLY
+
+    def _log_abar(self, t: Tensor) -> Tensor:
+        n = t.double() * self.STEPS
+        gammas = math.lgamma(self._Q + 1.0) - torch.lgamma(self._Q + 1.0 - n)
+        return n * math.log(self._SPACING) + gammas
+
+    def _d_log_alpha(self, t: Tensor) -> Tensor:
+        n = t.double() * self.STEPS
+        slope = math.log(self._SPACING) + torch.digamma(self._Q + 1.0 - n)
+        return 0.5 * self.STEPS * slope
+
+
+_PATHS: dict[str, type[Path]] = {"linear": LinearPath, "gvp": GVPPath, "vp": VPPath}
 
 
 def get_path(name: str) -> Path:
-    """The interpolant called ``linear`` or ``gvp``.
+    """The interpolant called ``linear`` or ``gvp``, or, for sampling only, ``vp``.
 
     Raises:
         UserError: an unknown name.

@@ -108,19 +108,22 @@ def load_backbone(backbone: Backbone, place: str) -> None:
     take_weights(backbone, _backbone(place), place)
 
 
-def take_weights(backbone: Backbone, weights: Mapping[str, Tensor], place: str) -> None:
+def take_weights(
+    backbone: Backbone, weights: Mapping[str, Tensor], place: str, *, assign: bool = False
+) -> None:
     """Loads weights by the backbone's own names.
 
     Args:
         backbone: the model, on any device.
         weights: whole tensors.
         place: where they came from, for the message.
+        assign: the backbone takes the tensors themselves, with their device and dtype.
 
     Raises:
         UserError: the weights belong to another model.
     """
     try:
-        result = backbone.load_state_dict(weights, strict=False)
+        result = backbone.load_state_dict(weights, strict=False, assign=assign)
     except RuntimeError as error:
         shapes = str(error).splitlines()[-1].strip()
         raise UserError(f"{place} belongs to another configuration: {shapes}") from None
