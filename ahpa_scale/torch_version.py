@@ -56,9 +56,11 @@ def accept_old_collectives() -> None:
 @cache
 def _mend_torch_2_7() -> None:
     import torch.distributed as dist
-    from torch.distributed.fsdp._fully_shard import _fsdp_collectives as collectives
-    from torch.distributed.fsdp._fully_shard import _fsdp_param_group as param_group
+    from torch.distributed.fsdp._fully_shard import _fsdp_collectives, _fsdp_param_group
 
+    # Their functions have other types in later versions.
+    collectives: Any = _fsdp_collectives
+    param_group: Any = _fsdp_param_group
     divide_factors = collectives._get_gradient_divide_factors
     reduce = param_group.foreach_reduce
 

@@ -16,7 +16,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -112,7 +112,7 @@ def _step(settings: dict[str, Any] | None, given: argparse.Namespace) -> Callabl
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         for auxiliary in generator.attachments.values():
-            auxiliary.commit()
+            cast(Any, auxiliary).commit()
 
     return step
 

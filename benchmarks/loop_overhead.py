@@ -21,7 +21,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from composer import State, Trainer
@@ -114,7 +114,7 @@ class BareLoop:
         self.optimizer.step()
         update_ema(self.shadow, self.params, DECAY)
         for auxiliary in self.generator.attachments.values():
-            auxiliary.commit()
+            cast(Any, auxiliary).commit()
 
 
 class Turns(LoggerDestination):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from ahpa_scale.models.dit_layers import (
     LabelEmbedder,
     PatchEmbed,
     TimestepEmbedder,
+    linear,
     position_embedding,
 )
 
@@ -85,10 +87,13 @@ class DiT(Backbone):
         nn.init.zeros_(_bias(self.x_embedder.proj))
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
         for layer in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
-            nn.init.normal_(layer.weight, std=0.02)
-        zeros = [block.adaLN_modulation[1] for block in self.blocks]
-        for layer in (*zeros, self.final_layer.adaLN_modulation[1], self.final_layer.linear):
-            nn.init.zeros_(layer.weight)
+            nn.init.normal_(linear(layer).weight, std=0.02)
+        blocks = cast("list[DiTBlock]", list(self.blocks))
+        modulations = [block.adaLN_modulation for block in blocks]
+        last = self.final_layer
+        for modulation in (*modulations, last.adaLN_modulation):
+            nn.init.zeros_(linear(modulation[1]).weight)
+        nn.init.zeros_(last.linear.weight)
 
     def forward(
         self,

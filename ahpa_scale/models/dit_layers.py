@@ -8,6 +8,7 @@ and key tokens.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +48,12 @@ class TimestepEmbedder(nn.Module):
         steps = torch.arange(half, dtype=torch.float32, device=t_B.device)
         angles = t_B[:, None].float() * torch.exp(-math.log(_MAX_PERIOD) * steps / half)[None]
         features = torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
-        return self.mlp(features.to(self.mlp[0].weight.dtype))
+        return self.mlp(features.to(linear(self.mlp[0]).weight.dtype))
+
+
+def linear(layer: nn.Module) -> nn.Linear:
+    """A layer of a Sequential, whose type torch does not know."""
+    return cast(nn.Linear, layer)
 
 
 class LabelEmbedder(nn.Module):

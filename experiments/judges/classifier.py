@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -111,7 +111,7 @@ class Classifier(nn.Module):
         self.feature_dim = self.map_channels = width
         self.body = build()
         self.head = nn.Linear(width, num_classes)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        cast(Any, self).to(memory_format=torch.channels_last)
 
     def forward(self, image_B3SS: Tensor) -> Tensor:
         """Class logits [B, K]; the same as `logits`."""

@@ -10,6 +10,7 @@ Shapes: N B pictures, S the picture's side, hw cells (2 pixels each), O object s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -104,7 +105,7 @@ class FactorJudge(nn.Module):
         # the object that covers the cell (0 for none).
         self.out = nn.Conv2d(64, 6 + num_shapes + 1 + num_shapes, 1)
         nn.init.constant_(self.out.bias[:1], _FIRST_HEAT_LOGIT)  # type: ignore[index]
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        cast(Any, self).to(memory_format=torch.channels_last)
 
     def forward(self, image_B3SS: Tensor) -> dict[str, Tensor]:
         """Maps over cells, float32 [B, C, h, w] each, of uint8 pictures."""
