@@ -22,6 +22,7 @@ from ahpa_scale.commands import (
 )
 from ahpa_scale.commands.doctor import cli as doctor
 from ahpa_scale.commands.evaluate import cli as evaluate
+from ahpa_scale.commands.sample import cli as sample
 from ahpa_scale.disk_errors import mendable
 from ahpa_scale.errors import UserError
 from ahpa_scale.exits import MISTAKE, TRY_AGAIN
@@ -46,6 +47,7 @@ app.command()(diagnose.diagnose)
 app.command("train-vae")(train_vae.train_vae)
 _OF_THE_SCRIPT = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 app.command(context_settings=_OF_THE_SCRIPT)(launch.launch)
+app.command()(sample.sample)
 app.command()(evaluate.evaluate)
 app.command("unpack-idx")(pictures.unpack_idx)
 app.command("demo-images")(pictures.demo_images)

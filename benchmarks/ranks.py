@@ -251,17 +251,17 @@ def zero_options(task: Task) -> dict[str, Any]:
 @torch.no_grad()
 def draw(generator: Any) -> torch.Tensor:
     """Latents ``[6, 4, 8, 8]`` from fixed noise; every rank draws the same."""
-    from ahpa_scale.sampling import sample
+    from ahpa_scale.sampling.sampler import sample
+    from ahpa_scale.sampling.settings import SamplerSettings
 
     index_B = torch.arange(6)
     return sample(
         generator.dit,
         labels_B=index_B,
         index_B=index_B,
-        seed=1,
         shape=(4, 8, 8),
         path=generator.path,
-        steps=8,
+        settings=SamplerSettings(steps=8, seed=1),
     )
 
 

@@ -33,7 +33,7 @@ def real_grid_name(dataset: str) -> str:
 
 def save_grid(images_N3SS: Tensor, path: Path) -> None:
     """Write the first pictures, uint8 [N, 3, S, S], as one PNG."""
-    from ahpa_scale.sampling import image_grid, save_image
+    from ahpa_scale.sampling.grid import image_grid, save_image
 
     save_image(image_grid(images_N3SS[: GRID_SIDE**2], GRID_SIDE), path)
 

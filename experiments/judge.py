@@ -27,6 +27,7 @@ from ahpa_scale.level_names import EXTERNAL, LATENT
 from ahpa_scale.models.generator import DiffusionGenerator
 from ahpa_scale.models.vae import FrozenVAE
 from ahpa_scale.precision import same_on_every_cpu
+from ahpa_scale.sampling.settings import SamplerSettings
 from experiments.builds import build_of
 from experiments.cells import Plan
 from experiments.datasets import DataFolder
@@ -171,10 +172,12 @@ class JudgingRoom:
             generator.scaling,
             generator.path,
             labels_N,
-            seed=samples.seed,
-            steps=samples.steps,
-            method=samples.method,
-            guidance_scale=samples.guidance_scale,
+            settings=SamplerSettings(
+                seed=samples.seed,
+                steps=samples.steps,
+                method=samples.method,
+                guidance_scale=samples.guidance_scale,
+            ),
         )
         unconditional = generator.dit.num_classes == 1
         metrics = scorer(self.data)(images_N3SS, None if unconditional else labels_N)

@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader
 from ahpa_scale.algorithms import AHPA, EMA
 from ahpa_scale.evaluation.heldout import heldout_flow
 from ahpa_scale.models.flops import forward_flops
-from ahpa_scale.sampling import sample
+from ahpa_scale.sampling.sampler import sample
+from ahpa_scale.sampling.settings import SamplerSettings
 from benchmarks.engine_parity import AVERAGE_BOUND, BOUNDS, LOG_BOUND, compare, distance
 from benchmarks.ranks import Task, start_ranks, train
 
@@ -77,11 +78,9 @@ def test_it_learns_with_alignment_and_is_measured_and_sampled(kind, generator, m
         generator.dit,
         labels_B=index_B,
         index_B=index_B,
-        seed=0,
         shape=(4, 8, 8),
         path=generator.path,
-        steps=2,
-        guidance_scale=2.0,
+        settings=SamplerSettings(steps=2, guidance_scale=2.0),
     )
     assert latents_BCHW.isfinite().all()
 

@@ -18,6 +18,7 @@ from ahpa_scale.callbacks import MetricsFile, RouterFigure, RunSummary, Training
 from ahpa_scale.callbacks.router_figure import draw_router, mean_weights
 from ahpa_scale.models.vae_config import LatentScaling
 from ahpa_scale.preemption import Requests
+from ahpa_scale.sampling.settings import SamplerSettings
 
 
 class TestProgressBar:
@@ -116,7 +117,9 @@ class TestSampleGrid:
             assert torch.equal(toy_grid(tmp_path, **options).draw(trainer.state), every)
         one = toy_grid(tmp_path, classes=[2], num_per_class=2).draw(trainer.state)
         assert torch.equal(one, every[6:8])
-        assert not torch.equal(toy_grid(tmp_path, seed=1).draw(trainer.state), every)
+        assert not torch.equal(
+            toy_grid(tmp_path, settings=SamplerSettings(steps=4, seed=1)).draw(trainer.state), every
+        )
 
     def test_latents_are_unscaled_before_decoding(self, tmp_path):
         trainer = toy_trainer("1ba")

@@ -196,7 +196,7 @@ def test_a_run_on_many_nodes_is_read_on_one_device(trained):
         (["--bins", "65"], "64 held-out pictures can't fill --bins 65"),
         (["--method", "huen"], "did you mean 'heun'?"),
         (["--weights", "emma"], "did you mean 'ema'?"),
-        (["--guidance-scale", "nan"], "--guidance-scale must be at least 1"),
+        (["--guidance-scale", "nan"], "--guidance-scale: guidance_scale must be between 1"),
         (["--every", "5s"], "--every belongs to --follow"),
         (["--follow", "--idle", "soon"], "'soon' is not a stretch of time"),
         (["--follow", "--until", "3ep"], "give batches, such as 400000ba"),

@@ -22,7 +22,6 @@ from inception import save_random_inception
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from ahpa_scale.commands.evaluate.measure import Decoder
 from ahpa_scale.config.evaluation import Evaluation
 from ahpa_scale.errors import UserError
 from ahpa_scale.evaluation import fidelity
@@ -34,8 +33,9 @@ from ahpa_scale.evaluation.fidelity import (
     read_statistics,
     weights_digest,
 )
-from ahpa_scale.evaluation.samples import draw_samples
+from ahpa_scale.evaluation.samples import ExactDecoder, draw_samples
 from ahpa_scale.models.vae import FrozenVAE
+from ahpa_scale.sampling.settings import settings_from
 from ahpa_scale.unreachable import UnreachableError
 
 SAMPLES = 8
@@ -92,13 +92,11 @@ def test_fid_and_kid_are_those_of_the_library(
     generator = model_of(newest, trained / "held-out")
     images_N3SS = draw_samples(
         generator.dit,
-        Decoder(FrozenVAE.from_pretrained("demo")),
+        ExactDecoder(FrozenVAE.from_pretrained("demo")),
         generator.scaling,
         generator.path,
         torch.arange(SAMPLES) % generator.dit.num_classes,
-        steps=3,
-        method="euler",
-        guidance_scale=row["settings"]["guidance_scale"],
+        settings=settings_from(row["settings"]),
         batch_size=3,
     )
     from torch_fidelity import calculate_metrics

@@ -14,6 +14,7 @@ from ahpa_scale.models.dit import DiT, build_dit
 from ahpa_scale.models.generator import DiffusionGenerator
 from ahpa_scale.models.vae import FrozenVAE
 from ahpa_scale.models.vae_config import LatentScaling
+from ahpa_scale.sampling.settings import SamplerSettings
 
 SHIFT, SCALE, LEVEL = 0.25, 4.0, 0.5
 
@@ -110,12 +111,17 @@ def test_heldout_mistakes_are_one_clear_line(batches, options, message):
         heldout_flow(generator_of(small_dit()), batches, **options)
 
 
-def pictures(dit: DiT, labels: list[int], **options) -> torch.Tensor:
+def pictures(dit: DiT, labels: list[int], batch_size=4, **options) -> torch.Tensor:
     vae = FrozenVAE.from_pretrained("demo")
     generator = generator_of(dit)
-    settings = {"steps": 3, "batch_size": 4, **options}
     return draw_samples(
-        dit, vae, generator.scaling, generator.path, torch.tensor(labels), **settings
+        dit,
+        vae,
+        generator.scaling,
+        generator.path,
+        torch.tensor(labels),
+        settings=SamplerSettings(**{"method": "heun", "steps": 3, **options}),
+        batch_size=batch_size,
     )
 
 

@@ -34,11 +34,12 @@ READERS = (paths.local, paths.resolve, paths.data, paths.vae)
 NO_PATHS = {
     *("alignment.groups", "alignment.level", "alignment.levels", "logging.wandb"),
     *("model.name", "run_name", "max_duration", "alignment.grid", "alignment.tap", "ema.decay"),
+    "sampling.preset",
 }
 NO_PATH_OPTIONS = {
     *("kind", "scaling", "level", "prior_dtype", "device", "shard_size", "preset", "names"),
     *("levels", "source", "widths", "arguments", "master_addr", "every", "until", "idle"),
-    *("weights", "method", "overrides"),
+    *("weights", "method", "overrides", "classes", "format", "precision"),
 }
 #: No one means a folder by these, whatever the option.
 SLIPS = ("", "  ", "s3:/bucket/x", "S3:bucket", "gs//bucket/x", "s3:///x", "s3://", "file://host/x")

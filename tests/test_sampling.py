@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +14,9 @@ from PIL import Image
 from ahpa_scale.models.dit import build_dit
 from ahpa_scale.models.flow import get_path
 from ahpa_scale.models.randomness import normal, sample_key
-from ahpa_scale.sampling import image_grid, sample, save_image
+from ahpa_scale.sampling.grid import image_grid, save_image
+from ahpa_scale.sampling.sampler import sample
+from ahpa_scale.sampling.settings import PRESETS, SamplerOptions, SamplerSettings, settings_from
 
 SHAPE = (4, 4, 4)
 STD = 0.5
@@ -37,10 +41,16 @@ class GaussianField:
         return path.d_alpha(t) * data + path.d_sigma(t) * sigma * residual
 
 
-def draw(model, batch=8, first=0, **options):
+def draw(model, batch=8, first=0, labels_B=None, path=None, **options):
     index_B = torch.arange(first, first + batch)
-    settings = {"seed": 3, "shape": SHAPE, "steps": 20, "path": get_path("linear")}
-    return sample(model, **{"labels_B": index_B % 2, "index_B": index_B, **settings, **options})
+    return sample(
+        model,
+        labels_B=index_B % 2 if labels_B is None else labels_B,
+        index_B=index_B,
+        shape=SHAPE,
+        path=path or get_path("linear"),
+        settings=SamplerSettings(**{"seed": 3, "steps": 20, **options}),
+    )
 
 
 def transported(batch: int) -> torch.Tensor:
@@ -173,6 +183,170 @@ def test_users_mistakes_are_one_clear_line(options, message):
 def test_guidance_needs_a_null_class():
     with pytest.raises(ValueError, match="null class"):
         draw(lambda x, t, y: x, guidance_scale=2.0)
+
+
+@pytest.mark.parametrize("path_name", ["linear", "gvp"])
+@pytest.mark.parametrize("method", ["dopri5", "dopri5_batch"])
+def test_adaptive_steps_end_near_the_exact_map(method, path_name):
+    # A step may err by 1e-3 of the state, and the state's own size is 2.
+    assert ode_error(method, 50, path_name) < 0.05
+
+
+def test_adaptive_steps_are_those_of_the_sample_alone():
+    """Guided within an interval, so that every sample has its own time at each call."""
+    options = {"method": "dopri5", "guidance_scale": 2.0, "guidance_interval": (0.2, 0.7)}
+    narrow = GaussianField(std=0.01)
+    whole = draw(narrow, batch=6, **options)
+    alone = torch.cat([draw(narrow, batch=1, first=i, **options) for i in range(6)])
+    torch.testing.assert_close(whole, alone, atol=1e-5, rtol=1e-5)
+    fine = {**options, "method": "heun", "steps": 500}
+    torch.testing.assert_close(whole, draw(narrow, batch=6, **fine), atol=0.06, rtol=0)
+
+
+def test_a_weaker_model_guides_with_the_class():
+    class Constant:
+        def __init__(self, value):
+            self.value, self.labels = value, []
+
+        def __call__(self, x, t, y):
+            self.labels.append(y.tolist())
+            return torch.full_like(x, self.value)
+
+    model, weaker = Constant(3.0), Constant(2.0)
+    index_B = torch.arange(2)
+    guided = sample(
+        model,
+        labels_B=index_B,
+        index_B=index_B,
+        shape=SHAPE,
+        path=get_path("linear"),
+        settings=SamplerSettings(steps=1, guidance_scale=4.0, guide="weaker", seed=3),
+        guide=weaker,
+    )
+    plain = draw(model, batch=2, steps=1)
+    # Plain subtracts 3, guided subtracts 2 + 4 * (3 - 2) = 6.
+    torch.testing.assert_close(plain - guided, torch.full((2, *SHAPE), 3.0))
+    assert model.labels[0] == weaker.labels[0] == [0, 1]
+
+
+def test_guidance_of_some_channels_leaves_the_others_as_they_are():
+    plain, guided = draw(GaussianField()), draw(GaussianField(), guidance_scale=2.0)
+    some = draw(GaussianField(), guidance_scale=2.0, guidance_channels=3)
+    assert torch.equal(some[:, :3], guided[:, :3])
+    assert torch.equal(some[:, 3:], plain[:, 3:])
+
+
+def test_time_shift_takes_smaller_steps_at_high_noise():
+    field = GaussianField()
+    ends = draw(field, steps=4, time_shift=3.0)
+    # 3 t / (1 + 2 t) of 1, 0.75, 0.5 and 0.25.
+    assert [time for _, time in field.calls] == pytest.approx([1.0, 0.9, 0.75, 0.5])
+    fine = draw(GaussianField(), steps=4000, time_shift=3.0)
+    assert (fine - transported(8)).abs().max() < 2e-3
+    assert ends.isfinite().all()
+
+
+def published_sde(steps, field, x, path, kicks, scale, high):
+    """SiT's and REPA's published loops (transport/integrators.py, samplers.py) with their own
+    formulas: score from the velocity, w = 2 t, last step of 0.04.
+    """
+    times = torch.linspace(1.0, 0.04, steps, dtype=torch.float64).tolist()
+    x, labels = x.double(), torch.arange(len(x)) % 2
+    last = torch.zeros_like(x)
+    for now, then, kick in zip(times, [*times[1:], 0.0], [*kicks, last], strict=True):
+        t = torch.full((len(x),), now, dtype=torch.float64)
+        v = field(x, t, labels)
+        if now <= high:
+            v_null = field(x, t, torch.full_like(labels, 2))
+            v = v_null + scale * (v - v_null)
+        t_now = torch.tensor(now, dtype=torch.float64)
+        ratio = path.alpha(t_now) / path.d_alpha(t_now)
+        var = path.sigma(t_now) ** 2 - ratio * path.d_sigma(t_now) * path.sigma(t_now)
+        score = (ratio * v - x) / var
+        diffusion = 2 * path.sigma(t_now)
+        drift = v - 0.5 * diffusion * score
+        x = x + drift * (then - now) + diffusion.sqrt() * kick.double() * abs(then - now) ** 0.5
+    return x
+
+
+@pytest.mark.parametrize("path_name", ["linear", "gvp"])
+def test_the_published_sde_loop_gives_the_same_trajectory(path_name):
+    settings = SamplerSettings(seed=3).changed("repa-sde250-cfg1.8-interval0.7")
+    field, index_B = GaussianField(path_name), torch.arange(8)
+    kicks = [normal(sample_key(3, step, index_B, "sampling.step"), SHAPE) for step in range(249)]
+    start = normal(sample_key(3, 0, index_B, "sampling.start"), SHAPE)
+    ends = sample(
+        field, labels_B=index_B % 2, index_B=index_B, shape=SHAPE, path=field.path,
+        settings=settings,
+    )  # fmt: skip
+    same = published_sde(250, field, start, field.path, kicks, 1.8, 0.7)
+    torch.testing.assert_close(ends, same.float(), atol=1e-5, rtol=1e-5)
+
+
+def test_the_published_dopri5_is_sits():
+    from torchdiffeq import odeint
+
+    settings = SamplerSettings(seed=3).changed("sit-ode-dopri5")
+    field, index_B = GaussianField(), torch.arange(8)
+    ends = sample(
+        field, labels_B=index_B % 2, index_B=index_B, shape=SHAPE, path=field.path,
+        settings=settings,
+    )  # fmt: skip
+    start = normal(sample_key(3, 0, index_B, "sampling.start"), SHAPE)
+    # Its time runs from noise at 0 to data at 1, and it asks for 250 points.
+    points = odeint(
+        lambda s, x: -field(x, (1 - s).expand(len(x)), index_B % 2),
+        start, torch.linspace(0, 1, 250), method="dopri5", atol=1e-6, rtol=1e-3,
+    )  # fmt: skip
+    torch.testing.assert_close(ends, points[-1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_draws_and_survives_json(name):
+    settings = SamplerSettings(seed=5, guidance_scale=2.0).changed(name)
+    assert settings.seed == 5
+    assert settings_from(json.loads(json.dumps({**settings.told(), "other": 1}))) == settings
+    field, index_B = GaussianField(), torch.arange(2)
+    short = settings if settings.adaptive else replace(settings, steps=3)
+    ends = sample(
+        field, labels_B=index_B, index_B=index_B, shape=SHAPE, path=field.path, settings=short
+    )
+    assert ends.isfinite().all()
+
+
+def test_what_is_given_wins_over_the_preset_and_that_over_the_run():
+    own = SamplerSettings(steps=7, guidance_scale=3.0)
+    fast = SamplerOptions(preset="fast", steps=9, seed=4).applied(own)
+    assert (fast.method, fast.steps, fast.guidance_scale, fast.seed) == ("heun", 9, 3.0, 4)
+    assert SamplerOptions().applied(own) == own
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preset": "sit-sde"}, "did you mean 'sit-sde250'"),
+        ({"method": "huen"}, "did you mean 'heun'"),
+        ({"guidance_scale": float("nan")}, "guidance_scale"),
+        ({"time_shift": 0.0}, "time_shift"),
+        ({"guidance_interval": (-0.1, 1.0)}, "guidance_interval"),
+    ],
+)
+def test_a_wrong_option_is_refused_before_a_run_is_known(options, message):
+    with pytest.raises(ValueError, match=message):
+        SamplerOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "dopri5", "steps": 30}, "chooses its steps by itself"),
+        ({"method": "sde", "time_shift": 3.0}, "time_shift has no effect"),
+        ({"guide": "x"}, "guides only with a guidance_scale above 1"),
+    ],
+)
+def test_settings_without_effect_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        SamplerSettings().changed(**options)
 
 
 def test_one_step_works_for_every_method():

@@ -19,6 +19,7 @@ from ahpa_scale.checkpoint.local_copy import open_newest
 from ahpa_scale.checkpoint.resume import Resume
 from ahpa_scale.models.flow import get_path
 from ahpa_scale.models.vae_config import LatentScaling
+from ahpa_scale.sampling.settings import SamplerSettings
 
 CLASSES = 3
 SUMMARY = {
@@ -194,7 +195,7 @@ def toy_grid(folder: Path, **options) -> SampleGrid:
         "path": get_path("linear"),
         "class_names": [f"class {i}" for i in range(CLASSES)],
         "num_per_class": 3,
-        "steps": 4,
+        "settings": SamplerSettings(steps=4),
         "batch_size": 2,
     }
     return SampleGrid(folder, options.pop("interval", "2ba"), **settings | options)

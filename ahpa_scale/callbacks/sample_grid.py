@@ -29,7 +29,9 @@ from ahpa_scale.models.backbone import Backbone
 from ahpa_scale.models.flow import Path as FlowPath
 from ahpa_scale.models.vae_config import LatentScaling
 from ahpa_scale.preemption import Requests
-from ahpa_scale.sampling import PER_CLASS, class_rows, image_grid, sample, save_image
+from ahpa_scale.sampling.grid import PER_CLASS, class_rows, image_grid, save_image
+from ahpa_scale.sampling.sampler import sample
+from ahpa_scale.sampling.settings import SamplerSettings
 
 
 class Decoder(Protocol):
@@ -60,14 +62,14 @@ class SampleGrid(Callback):
         class_names: of all classes.
         classes: the classes to draw; None draws the first 8.
         num_per_class: pictures per row.
-        steps, method, guidance_scale: of the sampler, see `ahpa_scale.sampling.sample`.
-        seed: of the noise.
+        settings: of the sampler. Its steps must be given: ranks make equal numbers of passes.
         batch_size: pictures per forward pass and rank.
         requests: no grid is started or finished once the run is asked to leave: the checkpoint
             needs the time.
 
     Raises:
-        UserError: a class that does not exist, or a number out of range.
+        UserError: a class that does not exist, a number out of range, or a sampler that chooses
+            its steps by itself.
     """
 
     def __init__(
@@ -81,15 +83,15 @@ class SampleGrid(Callback):
         class_names: Sequence[str],
         classes: Sequence[int] | None = None,
         num_per_class: int = PER_CLASS,
-        steps: int = 50,
-        method: str = "euler",
-        guidance_scale: float = 1.0,
-        seed: int = 0,
+        settings: SamplerSettings | None = None,
         batch_size: int = 32,
         requests: Requests | None = None,
     ) -> None:
         if num_per_class < 1 or batch_size < 1:
             raise UserError("num_per_class and batch_size of sample grids must be at least 1")
+        self.settings = settings or SamplerSettings()
+        if self.settings.adaptive:
+            raise UserError(f"sample grids can't use {self.settings.method!r}: name its steps")
         known = len(class_names)
         self.classes = list(range(min(8, known))) if classes is None else list(classes)
         wrong = [label for label in self.classes if not 0 <= label < known]
@@ -101,8 +103,7 @@ class SampleGrid(Callback):
         self.due = Every(interval)
         self.decoder, self.scaling, self.path = decoder, scaling, path
         self.class_names = list(class_names)
-        self.num_per_class, self.batch_size, self.seed = num_per_class, batch_size, seed
-        self.steps, self.method, self.guidance_scale = steps, method, guidance_scale
+        self.num_per_class, self.batch_size = num_per_class, batch_size
         self.requests = requests or Requests()
         self._last = -1
 
@@ -174,12 +175,9 @@ class SampleGrid(Callback):
             backbone,
             labels_B=labels_B,
             index_B=index_B,
-            seed=self.seed,
             shape=shape,
             path=self.path,
-            steps=self.steps,
-            method=self.method,
-            guidance_scale=self.guidance_scale,
+            settings=self.settings,
         )
         return self.decoder.decode(self.scaling.denormalise(z_BCHW))
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
 from ahpa_scale import paths
 from ahpa_scale.errors import UserError
+from ahpa_scale.sampling.settings import SamplerOptions
 
 #: typer can't read `int | None` on Python 3.10.
 Number = Optional[int]  # noqa: UP045
@@ -23,6 +25,39 @@ Device = Annotated[str, typer.Option(help="Torch device, such as cpu or cuda:0."
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run made.")]
 Progress = Annotated[bool, typer.Option(help="Show rate and time left of long work.")]
 Limit = Annotated[Number, typer.Option(help="At most this many pictures.")]
+
+Preset = Annotated[
+    Text,
+    typer.Option(
+        help="Settings of the sampler by name, as in 'fast': docs/sampling.md lists them.",
+        show_default="the run's own",
+    ),
+]
+Method = Annotated[
+    Text,
+    typer.Option(
+        help="euler, heun, sde, dopri5 (steps for each sample) or dopri5_batch (as published).",
+        show_default="the run's",
+    ),
+]
+Steps = Annotated[Number, typer.Option(help="Steps of the sampler.", show_default="the run's")]
+GuidanceScale = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(help="Classifier-free guidance; 1: none.", show_default="the run's"),
+]
+GuidanceInterval = Annotated[
+    Optional[tuple[float, float]],  # noqa: UP045
+    typer.Option(
+        help="Guide at noise levels between these two only, as in 0 0.7.", show_default="the run's"
+    ),
+]
+TimeShift = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(
+        help="Above 1: smaller steps at high noise (euler, heun).", show_default="the run's"
+    ),
+]
+Seed = Annotated[Number, typer.Option(help="Seed of the noise.", show_default="the run's")]
 
 Callback = Callable[[typer.CallbackParam, str | None], str | None]
 
@@ -46,6 +81,25 @@ LOCAL = _read_by(paths.local)
 ANY = _read_by(paths.resolve)
 DATA = _read_by(paths.data)
 VAE = _read_by(paths.vae)
+
+
+Guide = Annotated[
+    Text,
+    typer.Option(
+        help="A weaker model's checkpoint, for autoguidance in place of the null class.",
+        callback=ANY,
+        show_default="none",
+    ),
+]
+
+
+def sampler_options(given: dict[str, Any]) -> SamplerOptions:
+    """Takes a command's options of the sampler out of all that it was given.
+
+    Raises:
+        UserError: a value that is never valid.
+    """
+    return SamplerOptions(**{field.name: given.pop(field.name) for field in fields(SamplerOptions)})
 
 
 def local_arguments(given: Namespace) -> None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Literal, cast
 
@@ -13,8 +13,8 @@ from ahpa_scale.config.checks.data import PLACEHOLDER
 from ahpa_scale.config.errors import choices
 from ahpa_scale.config.schema import parse_duration, parse_time
 from ahpa_scale.errors import UserError
+from ahpa_scale.sampling.settings import SamplerOptions
 
-METHODS = ("euler", "heun", "sde")
 KINDS = ("ema", "model")
 EXTRA = "pip install 'ahpa-scale[eval]'"
 _LEAST = {
@@ -22,9 +22,6 @@ _LEAST = {
     "bins": 1,
     "batch_size": 1,
     "samples": 2,
-    "steps": 1,
-    "guidance_scale": 1,
-    "seed": 0,
 }
 _POLL = 60.0
 
@@ -49,7 +46,7 @@ class Evaluation:
         reference: folder of pictures.
         reference_statistics: ``.npz`` with mu and sigma of Inception's features, local or a URL.
         inception: torch-fidelity's weights file; None lets the library fetch it.
-        steps, method, guidance_scale, seed: settings of the sampler; None: those of the run.
+        sampler: changes of the run's own sampler.
         batch_size: pictures per forward pass.
         device: torch device.
         progress: whether to show rate and time left on stderr.
@@ -70,10 +67,7 @@ class Evaluation:
     reference: str | None = None
     reference_statistics: str | None = None
     inception: str | None = None
-    steps: int | None = None
-    method: str | None = None
-    guidance_scale: float | None = None
-    seed: int | None = None
+    sampler: SamplerOptions = field(default_factory=SamplerOptions)
     batch_size: int = 64
     device: str = "cpu"
     progress: bool = True
@@ -113,10 +107,8 @@ class Evaluation:
             # Written so that NaN fails too.
             if value is not None and not value >= least:
                 yield f"{_option(name)} must be at least {least}, not {value}"
-        for name, known in (("method", METHODS), ("weights", KINDS)):
-            value = getattr(self, name)
-            if value is not None and value not in known:
-                yield f"unknown {_option(name)} {value!r}; {choices(value, known)}"
+        if self.weights is not None and self.weights not in KINDS:
+            yield f"unknown --weights {self.weights!r}; {choices(self.weights, KINDS)}"
         yield from self._times()
         yield from self._judge()
 

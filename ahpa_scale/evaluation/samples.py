@@ -18,7 +18,9 @@ from ahpa_scale.models.backbone import Backbone
 from ahpa_scale.models.flow import Path
 from ahpa_scale.models.vae_config import LatentScaling
 from ahpa_scale.precision import inference_autocast
-from ahpa_scale.sampling import sample
+from ahpa_scale.sampling.guidance import Velocity
+from ahpa_scale.sampling.sampler import sample
+from ahpa_scale.sampling.settings import SamplerSettings
 
 
 class Decoder(Protocol):
@@ -29,6 +31,18 @@ class Decoder(Protocol):
         ...
 
 
+class ExactDecoder:
+    """A decoder in float32, whatever the model runs in: its rounding would count as model error."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+
+    def decode(self, z_BCHW: Tensor) -> Tensor:
+        """Unscaled latents to uint8 pictures [B, 3, S, S]."""
+        with torch.autocast(z_BCHW.device.type, enabled=False):
+            return self._decoder.decode(z_BCHW.float())
+
+
 def draw_samples(
     backbone: Backbone,
     decoder: Decoder,
@@ -37,11 +51,9 @@ def draw_samples(
     labels_N: Tensor,
     index_N: Tensor | None = None,
     *,
-    seed: int = 0,
-    steps: int = 25,
-    method: str = "heun",
+    settings: SamplerSettings,
+    guide: Velocity | None = None,
     batch_size: int = 250,
-    guidance_scale: float = 1.0,
 ) -> Tensor:
     """Draw one picture per label, as `sample_batches` does.
 
@@ -58,11 +70,9 @@ def draw_samples(
         path,
         labels_N,
         index_N,
-        seed=seed,
-        steps=steps,
-        method=method,
+        settings=settings,
+        guide=guide,
         batch_size=batch_size,
-        guidance_scale=guidance_scale,
     )
     return torch.cat([images_B3SS.cpu() for images_B3SS in batches])
 
@@ -75,11 +85,9 @@ def sample_batches(
     labels_N: Tensor,
     index_N: Tensor | None = None,
     *,
-    seed: int,
-    steps: int,
-    method: str,
+    settings: SamplerSettings,
+    guide: Velocity | None = None,
     batch_size: int,
-    guidance_scale: float,
 ) -> Iterator[Tensor]:
     """Draw one picture per label; a model of one class ignores the labels.
 
@@ -92,8 +100,8 @@ def sample_batches(
         path: the interpolant of training.
         labels_N: int64 [N].
         index_N: int64 [N]; picture n starts from the noise of (seed, index n). None: 0 to N - 1.
-        seed: seed of the noise.
-        steps, method, guidance_scale: see `ahpa_scale.sampling.sample`.
+        settings: of the sampler.
+        guide: the model of ``settings.guide``, on the same device.
         batch_size: pictures per forward pass; it does not change the noise.
 
     Yields:
@@ -122,12 +130,10 @@ def sample_batches(
                 backbone,
                 labels_B=labels_B,
                 index_B=index_B,
-                seed=seed,
                 shape=shape,
                 path=path,
-                steps=steps,
-                method=method,
-                guidance_scale=guidance_scale,
+                settings=settings,
+                guide=guide,
             )
             images_B3SS = decoder.decode(scaling.denormalise(z_BCHW))
         yield images_B3SS

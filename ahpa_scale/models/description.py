@@ -7,8 +7,8 @@ Free of torch, so that the configuration can use it. An exported file holds it i
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
-from typing import Annotated, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -54,6 +54,8 @@ class ModelDescription:
         batch: batches trained; None if not known.
         kind: 'ema' for averages, 'model' for the trained weights themselves.
         run_name: the run's name, or where the weights came from.
+        sampler: settings of the run's own sampler, for `sampling.settings.settings_from`; empty if
+            not known.
     """
 
     __pydantic_config__ = typed_json.STRICT
@@ -77,6 +79,7 @@ class ModelDescription:
     batch: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
     kind: WeightsKind = "ema"
     run_name: _Text = ""
+    sampler: dict[str, Any] = field(default_factory=dict)
 
     def geometry(self) -> DiTGeometry:
         """The transformer's shape.

@@ -247,10 +247,7 @@ def _build_callbacks(
                 path=generator.path,
                 class_names=("",) if config.model.unconditional else card.classes,
                 classes=sampling.classes,
-                steps=sampling.steps,
-                method=sampling.method,
-                guidance_scale=sampling.guidance_scale,
-                seed=sampling.seed,
+                settings=sampling.sampler(),
                 requests=requests,
             )
         )

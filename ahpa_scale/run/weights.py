@@ -102,6 +102,7 @@ def describe(
         batch=batch,
         kind=kind,
         run_name=config.run_name,
+        sampler=config.sampling.sampler().told(),
     )
 
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -84,19 +84,14 @@ def evaluate(
             callback=options.LOCAL,
         ),
     ] = None,
-    steps: Annotated[
-        options.Number, typer.Option(help="Steps of the sampler.", show_default="the run's")
-    ] = None,
-    method: Annotated[
-        options.Text, typer.Option(help="euler, heun or sde.", show_default="the run's")
-    ] = None,
-    guidance_scale: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(help="Classifier-free guidance.", show_default="the run's"),
-    ] = None,
-    seed: Annotated[
-        options.Number, typer.Option(help="Seed of the samples' noise.", show_default="the run's")
-    ] = None,
+    preset: options.Preset = None,
+    method: options.Method = None,
+    steps: options.Steps = None,
+    guidance_scale: options.GuidanceScale = None,
+    guidance_interval: options.GuidanceInterval = None,
+    guide: options.Guide = None,
+    time_shift: options.TimeShift = None,
+    seed: options.Seed = None,
     batch_size: Annotated[int, typer.Option(help="Pictures per forward pass.")] = 64,
     device: options.Device = "cpu",
     progress: options.Progress = True,
@@ -109,7 +104,10 @@ def evaluate(
     given = dict(locals())
     from ahpa_scale.config.evaluation import Evaluation
 
-    wanted = Evaluation(**given)  # wrong options are refused before the slow imports
+    sampler = options.sampler_options(given)
+    wanted = Evaluation(
+        **given, sampler=sampler
+    )  # wrong options are refused before the slow imports
     from ahpa_scale.commands.evaluate import command
 
     leave_when_asked()

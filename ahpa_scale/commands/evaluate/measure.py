@@ -19,7 +19,7 @@ from ahpa_scale.checkpoint.weights import Kind
 from ahpa_scale.commands.evaluate.rows import Settings
 from ahpa_scale.config.brought import bring
 from ahpa_scale.config.checks.data import check_data, check_vae_weights
-from ahpa_scale.config.checks.static import check_sampling
+from ahpa_scale.config.checks.static import check_guidance
 from ahpa_scale.config.evaluation import Evaluation
 from ahpa_scale.config.schema import Config
 from ahpa_scale.data.card import DatasetCard
@@ -34,30 +34,19 @@ from ahpa_scale.evaluation.fidelity import (
     weights_digest,
 )
 from ahpa_scale.evaluation.heldout import heldout_flow
-from ahpa_scale.evaluation.samples import draw_samples, sample_batches
+from ahpa_scale.evaluation.samples import ExactDecoder, draw_samples, sample_batches
 from ahpa_scale.models.backbone import Backbone
 from ahpa_scale.models.flow import Path
 from ahpa_scale.models.vae import FrozenVAE
 from ahpa_scale.models.vae_config import LatentScaling
 from ahpa_scale.progress import progress_bar
 from ahpa_scale.run.build import build_generator
+from ahpa_scale.run.guide import open_guide
 from ahpa_scale.run.trained import take_weights, unaligned
-from ahpa_scale.sampling import PER_CLASS, class_rows, image_grid
+from ahpa_scale.sampling.grid import PER_CLASS, class_rows, image_grid
+from ahpa_scale.sampling.settings import SamplerSettings, settings_from
 
-_SAMPLING = ("steps", "method", "guidance_scale", "seed")
 _FIRST_CLASSES = 8
-
-
-class Decoder:
-    """The VAE in float32, whatever the model runs in: its rounding would count as model error."""
-
-    def __init__(self, vae: FrozenVAE) -> None:
-        self._vae = vae
-
-    def decode(self, z_BCHW: Tensor) -> Tensor:
-        """Unscaled latents to uint8 pictures [B, 3, S, S]."""
-        with torch.autocast(z_BCHW.device.type, enabled=False):
-            return self._vae.decode(z_BCHW.float())
 
 
 class Subject:
@@ -97,7 +86,9 @@ class Subject:
         check_data(unaligned(config, card), card)
         self._wanted, self._room, self._run_name = wanted, room, config.run_name
         self._tell = tell
-        self._config = _as_told(config, wanted, before)
+        self._config = config
+        self._sampler = _sampler(config, wanted, before)
+        self._chosen = before["classes"] if before else config.sampling.classes
         self._columns = PER_CLASS if before is None else before["num_per_class"]
         self._card = card
         self._labels = None if brought.labels is None else torch.tensor(brought.labels)
@@ -107,7 +98,7 @@ class Subject:
 
     def settings(self) -> Settings:
         """All that the figures depend on besides the weights, ready for JSON."""
-        wanted, sampling = self._wanted, self._config.sampling
+        wanted = self._wanted
         reference = self._real.digest if self._real else None
         if wanted.reference_statistics is not None:
             reference = statistics_digest(wanted.reference_statistics)
@@ -119,7 +110,7 @@ class Subject:
             "weights": self.kind,
             "classes": self._classes,
             "num_per_class": self._columns,
-            **{name: getattr(sampling, name) for name in _SAMPLING},
+            **self._sampler.told(),
             "samples": wanted.samples,
             "reference": reference,
             "inception": weights_digest(wanted.inception) if wanted.samples else None,
@@ -134,9 +125,11 @@ class Subject:
         device = torch.device(self._wanted.device)
         vae = FrozenVAE.from_pretrained(self._config.vae.path)
         check_vae_weights(self._config, self._card, vae.identity)
-        self._decoder = Decoder(vae.to(device))
+        self._decoder = ExactDecoder(vae.to(device))
         self._generator = build_generator(self._config, self._card)
         self._generator.dit.to(device)
+        place = self._sampler.guide
+        self._guide = None if place is None else open_guide(place, self._generator.dit, device)
         self._loader = build_loader(
             self._wanted.data,
             local=self._room if storage.is_remote(self._wanted.data) else None,
@@ -165,7 +158,7 @@ class Subject:
         device = torch.device(self._wanted.device)
         rows = class_rows(self._classes, self._columns, device)
         with self._precision():
-            images_B3SS = draw_samples(*self._drawn_by(), *rows, **self._sampler())
+            images_B3SS = draw_samples(*self._drawn_by(), *rows, **self._drawing())
         return image_grid(images_B3SS, self._columns, [names[label] for label in self._classes])
 
     def real(self, inception: Inception) -> RealPictures:
@@ -189,7 +182,7 @@ class Subject:
         total = self._wanted.samples
         assert total is not None
         labels_N = torch.arange(total) % self._generator.dit.num_classes
-        batches = sample_batches(*self._drawn_by(), labels_N, **self._sampler())
+        batches = sample_batches(*self._drawn_by(), labels_N, **self._drawing())
         with self._bar(total, "samples") as bar:
             while True:
                 # Left before each yield, so that the caller keeps its own precision.
@@ -218,16 +211,14 @@ class Subject:
 
     @property
     def _classes(self) -> list[int]:
-        chosen = self._config.sampling.classes
-        return list(chosen or range(min(_FIRST_CLASSES, self._config.model.num_classes)))
+        return list(self._chosen or range(min(_FIRST_CLASSES, self._config.model.num_classes)))
 
-    def _drawn_by(self) -> tuple[Backbone, Decoder, LatentScaling, Path]:
+    def _drawn_by(self) -> tuple[Backbone, ExactDecoder, LatentScaling, Path]:
         return self._generator.dit, self._decoder, self._card.scaling, self._generator.path
 
-    def _sampler(self) -> dict[str, Any]:
-        sampling = self._config.sampling
-        options = {name: getattr(sampling, name) for name in _SAMPLING}
-        return {**options, "batch_size": self._wanted.batch_size}
+    def _drawing(self) -> dict[str, Any]:
+        batch_size = self._wanted.batch_size
+        return {"settings": self._sampler, "guide": self._guide, "batch_size": batch_size}
 
     def _precision(self) -> AbstractContextManager[None]:
         """As in training: bfloat16 on GPUs. On a CPU the measurements choose their own."""
@@ -247,11 +238,9 @@ def _kind(config: Config, wanted: Evaluation, before: Settings | None) -> Kind:
     return wanted.kind or told or ("model" if config.ema.decay is None else "ema")
 
 
-def _as_told(config: Config, wanted: Evaluation, before: Settings | None) -> Config:
-    """The run's configuration, with the sampling that the command or the earlier rows ask for."""
-    known = {} if before is None else {name: before[name] for name in (*_SAMPLING, "classes")}
-    told = {name: getattr(wanted, name) for name in _SAMPLING}
-    known |= {name: value for name, value in told.items() if value is not None}
-    changed = config.model_copy(update={"sampling": config.sampling.model_copy(update=known)})
-    check_sampling(changed)
-    return changed
+def _sampler(config: Config, wanted: Evaluation, before: Settings | None) -> SamplerSettings:
+    """The sampler of the earlier rows, or the run's own, with what the command changes."""
+    own = config.sampling.sampler() if before is None else settings_from(before)
+    settings = wanted.sampler.applied(own)
+    check_guidance(config, settings)
+    return settings

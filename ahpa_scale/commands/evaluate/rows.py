@@ -37,8 +37,13 @@ class _Settings(BaseModel):
     classes: Annotated[list[_Count], Field(max_length=10**6)]
     num_per_class: _Count
     steps: _Count
-    method: Literal["euler", "heun", "sde"]
+    method: str
     guidance_scale: float
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_channels: _Count | None = None
+    guide: str | None = None
+    last_step: float = 0.04
+    time_shift: float = 1.0
     seed: _Count
     samples: _Count | None
 

@@ -109,6 +109,9 @@ def _idle(config: Config) -> Iterator[Idle]:
         why = "sampling.interval is null"
         fields = [name for name in type(config.sampling).model_fields if name != "interval"]
         yield from (Idle(f"sampling.{name}", "sampling.interval", why) for name in fields)
+    elif config.sampling.guidance_scale == 1:
+        why = "sampling.guidance_scale is 1"
+        yield Idle("sampling.guidance_interval", "sampling.guidance_scale", why)
 
 
 def _idle_alignment(config: Config) -> Iterator[Idle]:

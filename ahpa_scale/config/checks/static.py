@@ -20,6 +20,7 @@ from ahpa_scale.config.targets import resolve_targets
 from ahpa_scale.errors import UserError
 from ahpa_scale.models.dit_config import DiTGeometry, resolve_geometry
 from ahpa_scale.models.vae_config import DEMO_VAE, KNOWN_VAES, load_vae_config
+from ahpa_scale.sampling.settings import SamplerSettings
 
 __all__ = ["check_data", "check_static", "geometry", "read_data_card"]
 
@@ -161,22 +162,19 @@ def check_sampling(config: Config) -> None:
     """Check that the model can be sampled from as the section asks.
 
     Raises:
-        ConfigError: guidance without classes, or a class that there isn't.
+        ConfigError: settings that don't go together, guidance without classes, or a class that
+            there isn't.
     """
     sampling, model = config.sampling, config.model
-    if sampling.guidance_scale > 1 and model.unconditional:
-        raise config_error(
-            config,
-            "sampling.guidance_scale",
-            "guidance needs classes, and model.num_classes is 1; set it to 1",
-        )
-    if sampling.guidance_scale > 1 and model.label_dropout == 0:
-        raise config_error(
-            config,
-            "sampling.guidance_scale",
-            "guidance needs a trained null class: set model.label_dropout above 0, or the "
-            "scale to 1",
-        )
+    try:
+        settings = sampling.sampler()
+    except UserError as error:
+        key = "sampling" if sampling.preset is None else "sampling.preset"
+        raise config_error(config, key, str(error)) from None
+    if settings.adaptive:
+        problem = f"{sampling.preset!r} chooses its steps by itself, and sample grids need equal "
+        raise config_error(config, "sampling.preset", problem + "ones on all ranks: choose another")
+    check_guidance(config, settings)
     outside = [label for label in sampling.classes or () if label >= model.num_classes]
     if outside:
         raise config_error(
@@ -185,6 +183,23 @@ def check_sampling(config: Config) -> None:
             f"there is no class {outside[0]}; the last of {model.num_classes} is "
             f"{model.num_classes - 1}",
         )
+
+
+def check_guidance(config: Config, settings: SamplerSettings) -> None:
+    """Check that the model can be guided as a sampler asks.
+
+    Raises:
+        ConfigError: there is no null class to guide by.
+    """
+    if not settings.guided or settings.guide is not None:
+        return
+    key = "sampling.guidance_scale"
+    if config.model.unconditional:
+        problem = "guidance needs classes, and model.num_classes is 1; set it to 1"
+        raise config_error(config, key, problem)
+    if config.model.label_dropout == 0:
+        problem = "guidance needs a trained null class: set model.label_dropout above 0, or the "
+        raise config_error(config, key, problem + "scale to 1")
 
 
 def _check_alignment(config: Config) -> None:

@@ -19,11 +19,13 @@ from ahpa_scale.config.schema.fields import (
     parse_total_time,
 )
 from ahpa_scale.errors import UserError
+from ahpa_scale.sampling.settings import SamplerSettings
 
 EMA_DECAY = 0.9999
 #: wandb's own word for a project that nobody named; it may know a better one, from the environment.
 WANDB_CHOOSES = "uncategorized"
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 ClassIndex = Annotated[int, Field(ge=0)]
 
 
@@ -135,9 +137,42 @@ class Sampling(Section):
     classes: List[ClassIndex] | None = Field(
         None, description="Classes to show, from 0; null: the first 8."
     )
-    steps: int = Field(50, ge=1, le=100_000, description="Steps of the sampler.")
-    method: Literal["euler", "heun", "sde"] = Field("euler", description="Sampler.")
-    guidance_scale: float = Field(
-        1.0, ge=1, le=100, description="Classifier-free guidance; 1: none."
+    preset: Text | None = Field(
+        None,
+        description="Settings by name, as in 'fast' (docs/sampling.md has all); the keys below "
+        "change some.",
+    )
+    steps: int | None = Field(
+        None, ge=1, le=100_000, description="Steps of the sampler; null: the preset's, or 50."
+    )
+    method: Literal["euler", "heun", "sde"] | None = Field(
+        None, description="Sampler; null: the preset's, or euler."
+    )
+    guidance_scale: float | None = Field(
+        None,
+        ge=1,
+        le=100,
+        description="Classifier-free guidance; 1: none; null: the preset's, or 1.",
+    )
+    guidance_interval: Annotated[tuple[Share, Share], Field(strict=False)] | None = Field(
+        None,
+        description="Guide at noise levels within it only, as in [0, 0.7]; null: the preset's, or "
+        "all.",
+    )
+    time_shift: float | None = Field(
+        None,
+        ge=0.01,
+        le=100,
+        description="Above 1: smaller steps at high noise (euler, heun); null: the preset's, or 1.",
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the samples' noise.")
+
+    def sampler(self) -> SamplerSettings:
+        """The settings of the sampler.
+
+        Raises:
+            UserError: an unknown preset, or settings that don't go together.
+        """
+        names = ("steps", "method", "guidance_scale", "guidance_interval", "time_shift", "seed")
+        given = {name: getattr(self, name) for name in names}
+        return SamplerSettings().changed(self.preset, **given)
