@@ -16,6 +16,7 @@ import torch
 from job import BIN, CLI, ROOT, run, variables, warmed
 from numpy.typing import NDArray
 from PIL import Image
+from s3_server import BUCKET, s3_server
 
 from ahpa_scale.models.flow import get_path
 from ahpa_scale.run.drawable import open_model
@@ -207,3 +208,30 @@ def test_a_weaker_checkpoint_guides(trained, tmp_path):
     assert furthest(pictures(own), pictures(by_other)) > 0
     record = json.loads((by_other / "samples.json").read_text())
     assert record["sampler"]["guide"].endswith("ba2")
+
+
+def test_checkpoint_and_pictures_in_a_store(trained, drawn, tmp_path):
+    (tmp_path / "store").mkdir()
+    with s3_server(tmp_path / "store") as server:
+        client = server.client()
+        for path in newest(trained).iterdir():
+            client.upload_file(str(path), BUCKET, f"run/ba6/{path.name}")
+
+        def stored(out: str, *words: object) -> None:
+            place = [f"s3://{BUCKET}/run", f"s3://{BUCKET}/{out}"]
+            done = run(CLI, "sample", *place, *words, environment=server.environment)
+            assert done.returncode == 0, done.stderr
+
+        stored("pictures", *WORDS)
+        names = [path.relative_to(drawn).as_posix() for path in drawn.rglob("*.png")]
+        assert server.keys("pictures/") == sorted(
+            [f"pictures/{name}" for name in [*names, "samples.json"]]
+        )
+        stored("samples.npz", *WORDS)
+        assert server.keys("samples") == ["samples.npz"], "no parts are left"
+        client.download_file(BUCKET, "samples.npz", str(tmp_path / "samples.npz"))
+        stored("shards", "--format", "mds", "--num", 4, "--steps", 1, "--no-progress")
+        assert "shards/index.json" in server.keys("shards/")
+    with np.load(tmp_path / "samples.npz", allow_pickle=False) as images:
+        of_folder = np.stack(list(pictures(drawn).values()))
+        assert np.abs(images["arr_0"].astype(np.int16) - of_folder).max() <= 1
