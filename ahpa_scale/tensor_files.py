@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes safetensors files, and raises a disk's errors as OSError."""
+"""Reads and writes safetensors files, with clear errors."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from ahpa_scale.errors import UserError
 
 #: The system's error number in the library's message.
 _ERRNO = re.compile(r"\bos error (\d+)")
@@ -36,3 +38,22 @@ def save_tensors(
         if match is None:
             raise
         raise OSError(int(match[1]), os.strerror(int(match[1])), str(path)) from None
+
+
+def read_safetensors(file: Path, where: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, in memory of their own, and the texts of its header.
+
+    Args:
+        file: a local file.
+        where: its name in messages.
+
+    Raises:
+        UserError: it is no safetensors file, or a damaged one.
+    """
+    try:
+        with safe_open(str(file), framework="pt") as opened:
+            facts: dict[str, str] = opened.metadata() or {}
+        # Cloned, because the file may be removed while it is mapped into memory.
+        return {name: value.clone() for name, value in load_file(file).items()}, facts
+    except SafetensorError as error:
+        raise UserError(f"{where} is no safetensors file: {error}") from None

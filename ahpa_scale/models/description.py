@@ -99,6 +99,15 @@ class ModelDescription:
         """The name of a class; its number where the names are not known."""
         return self.classes[label] if self.classes else str(label)
 
+    def check_kind(self, wanted: WeightsKind | None, where: str) -> None:
+        """Refuses weights of another kind than is wanted.
+
+        Raises:
+            UserError: they are.
+        """
+        if wanted is not None and wanted != self.kind:
+            raise UserError(f"{where} holds the kind {self.kind!r} only, not {wanted!r}")
+
     def to_json(self) -> str:
         """One line of JSON."""
         return json.dumps({"format": FORMAT, **asdict(self)})

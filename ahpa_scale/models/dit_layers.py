@@ -36,6 +36,13 @@ class PatchEmbed(nn.Module):
         return self.proj(x_BCHW).flatten(2).transpose(1, 2).contiguous()
 
 
+def time_frequencies(device: torch.device) -> Tensor:
+    """Angular frequencies of the sinusoidal features of t, from 1 to almost 1e-4: float32 [F/2]."""
+    half = _FREQUENCIES // 2
+    steps = torch.arange(half, dtype=torch.float32, device=device)
+    return torch.exp(-math.log(_MAX_PERIOD) * steps / half)
+
+
 class TimestepEmbedder(nn.Module):
     """Sinusoidal features of t and a two-layer MLP: [B] to [B, D]."""
 
@@ -44,9 +51,7 @@ class TimestepEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t_B: Tensor) -> Tensor:
-        half = _FREQUENCIES // 2
-        steps = torch.arange(half, dtype=torch.float32, device=t_B.device)
-        angles = t_B[:, None].float() * torch.exp(-math.log(_MAX_PERIOD) * steps / half)[None]
+        angles = t_B[:, None].float() * time_frequencies(t_B.device)[None]
         features = torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
         return self.mlp(features.to(linear(self.mlp[0]).weight.dtype))
 

@@ -6,13 +6,10 @@ itself. No data set is needed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ahpa_scale import storage, typed_json
@@ -25,39 +22,30 @@ from ahpa_scale.config.schema import Config
 from ahpa_scale.data.card import read_card
 from ahpa_scale.data.identity import identity, told_classes
 from ahpa_scale.errors import UserError
+from ahpa_scale.interchange.diffusers_dit import is_diffusers, read_diffusers
+from ahpa_scale.interchange.official import Told, read_official
+from ahpa_scale.interchange.stored import StoredModel
 from ahpa_scale.models.backbone import BACKBONE
 from ahpa_scale.models.description import DESCRIPTION, ModelDescription
 from ahpa_scale.models.vae_config import LatentScaling
 from ahpa_scale.run.trained import backbone_of, find_run, told_config
+from ahpa_scale.tensor_files import read_safetensors
 
-#: The ending of files that this package exports.
-EXPORTED = ".safetensors"
-
-
-@dataclass(frozen=True)
-class StoredModel:
-    """A model's weights and description.
-
-    Attributes:
-        description: what the model is.
-        weights: tensors by the backbone's own names, on the CPU, in the dtype of the file.
-        place: where they came from.
-        remarks: what was left out on the way, one line each.
-    """
-
-    description: ModelDescription
-    weights: Mapping[str, Tensor]
-    place: str
-    remarks: tuple[str, ...] = ()
+#: Endings of weights' files in a store, where nothing is read to tell what they are.
+_FILES = (".safetensors", ".pt", ".pth")
+#: The first bytes of a zip archive, and of a pickle.
+_NOT_SAFETENSORS = (b"PK", b"\x80")
 
 
-def open_weights(place: str, kind: Kind | None = None) -> StoredModel:
+def open_weights(place: str, kind: Kind | None = None, told: Told | None = None) -> StoredModel:
     """The weights of a model, and what it is. Every rank must call it.
 
     Args:
         place: folder or URL of a checkpoint; a folder of checkpoints or a run's output folder, of
-            which the newest is taken; or a safetensors file that this package exported.
+            which the newest is taken; a file that this package exported; a ``.pt`` file of the
+            official DiT, SiT, REPA or iREPA code; or a folder of diffusers with a DiT in it.
         kind: 'ema' or 'model'; None takes the averages where there are any.
+        told: what the user tells about a ``.pt`` file that does not tell it.
 
     Raises:
         UserError: there is nothing, the weights are damaged, or nothing tells what model it is.
@@ -65,7 +53,16 @@ def open_weights(place: str, kind: Kind | None = None) -> StoredModel:
     """
     if _is_file(place):
         with node_folder() as room:
-            return _of_exported(place, _brought(place, room), kind)
+            file = _brought(place, room)
+            with file.open("rb") as opened:
+                begin = opened.read(2)
+            if begin.startswith(_NOT_SAFETENSORS):
+                return read_official(file, place, kind, told)
+            return _of_exported(place, file, kind)
+    if told not in (None, Told()):
+        raise UserError(f"{place} is no .pt file: it tells itself what it holds")
+    if not storage.is_remote(place) and is_diffusers(storage.local_path(place)):
+        return read_diffusers(storage.local_path(place), place, kind)
     return _of_checkpoint(place, kind)
 
 
@@ -129,7 +126,7 @@ def _scaling(facts: Mapping[str, Any] | None) -> LatentScaling | None:
 
 def _is_file(place: str) -> bool:
     if storage.is_remote(place):
-        return place.endswith(EXPORTED)
+        return place.endswith(_FILES)
     return storage.local_path(place).is_file()
 
 
@@ -141,13 +138,7 @@ def _brought(place: str, room: Path) -> Path:
 
 
 def _of_exported(place: str, file: Path, kind: Kind | None) -> StoredModel:
-    try:
-        with safe_open(str(file), framework="pt") as opened:
-            facts: dict[str, str] = opened.metadata() or {}
-        # Cloned, because the file may be removed while it is mapped into memory.
-        weights = {name: value.clone() for name, value in load_file(file).items()}
-    except SafetensorError as error:
-        raise UserError(f"{place} is no safetensors file: {error}") from None
+    weights, facts = read_safetensors(file, place)
     told = facts.get(DESCRIPTION)
     if told is not None:
         description = ModelDescription.from_json(told, place)
@@ -159,8 +150,7 @@ def _of_exported(place: str, file: Path, kind: Kind | None) -> StoredModel:
         batch = facts.get("batch", "")
         count = int(batch) if batch.isascii() and batch.isdigit() else None
         description = describe(config, None, written, count)
-    if kind is not None and kind != description.kind:
-        raise UserError(f"{place} holds the kind {description.kind!r} only, not {kind!r}")
+    description.check_kind(kind, place)
     named = {name.removeprefix(BACKBONE): value for name, value in weights.items()}
     return StoredModel(description, named, place)
 
