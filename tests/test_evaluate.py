@@ -98,6 +98,28 @@ def test_the_trained_weights_and_another_sampler(trained, evaluate, tmp_path):
     assert rows_of(tmp_path / "other")[0]["settings"] == row["settings"]
 
 
+def test_a_preset_and_a_weaker_checkpoint_that_guides(trained, evaluate, tmp_path):
+    newest, weaker = (trained / "run" / "checkpoints" / name for name in ("ba6", "ba2"))
+    words = ["--preset", "fast", "--steps", "2", "--guidance-interval", "0.1", "0.9"]
+    code, _, told = evaluate(newest, *words)
+    assert code == 0, told
+    guided = [*words, "--guide", weaker]
+    assert evaluate(newest, *guided, out=tmp_path / "guided")[0] == 0
+    (plain,), (by_other,) = rows_of(tmp_path / "out"), rows_of(tmp_path / "guided")
+    settings = plain["settings"]
+    assert (settings["method"], settings["steps"]) == ("heun", 2)
+    assert settings["guidance_interval"] == [0.1, 0.9]
+    assert "time_shift" not in settings, "rows of older versions have none"
+    assert by_other["settings"]["guide"] == str(weaker)
+    pictures = [
+        (tmp_path / name / "samples/step-00000006.png").read_bytes() for name in ("out", "guided")
+    ]
+    assert pictures[0] != pictures[1]
+    # The next call takes the guide over from the rows.
+    assert evaluate(weaker.parent / "ba4", out=tmp_path / "guided")[0] == 0
+    assert rows_of(tmp_path / "guided")[0]["settings"] == by_other["settings"]
+
+
 def test_rows_that_can_not_be_compared_are_refused(trained, evaluate, tmp_path):
     checkpoints = trained / "run" / "checkpoints"
     assert evaluate(checkpoints / "ba6")[0] == 0
