@@ -14,6 +14,8 @@ import signal
 from pathlib import Path
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+#: They wait while our launcher's Python starts: a hang-up of the console must not end it either.
+WAITING = (*SIGNALS, signal.SIGHUP)
 #: A signal that comes again within these seconds counts once. GNU timeout sends it to its child,
 #: and then to the child's group. torchrun hands on what the group got.
 _ECHO = 1.0

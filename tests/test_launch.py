@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -220,3 +221,27 @@ sys.exit(ours.main())
 def test_a_signal_to_a_launcher_that_is_done_does_not_change_its_code():
     done = subprocess.run([sys.executable, "-c", LATE], env=outside(), timeout=300, check=False)
     assert done.returncode == 79
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGHUP, 0), (signal.SIGTERM, 79)])
+def test_a_signal_while_python_starts_is_heard(number, code, tmp_path):
+    """Sent from the line that tells the command until the rank runs or the launcher has ended."""
+    script = _script(tmp_path, "print('here', flush=True)\n")
+    process = subprocess.Popen(
+        [CLI, "launch", "--nproc", "1", script, YAML],
+        cwd=ROOT,
+        env=outside(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    with process.stdout:
+        assert "one node" in process.stdout.readline()
+        seen = threading.Event()
+        reader = threading.Thread(target=lambda: (process.stdout.read(), seen.set()))
+        reader.start()
+        while not seen.wait(0.02):
+            process.send_signal(number)
+        reader.join()
+    assert process.wait(300) == code

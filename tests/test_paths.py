@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
 import typer
@@ -234,7 +234,10 @@ def parameters() -> Iterator[tuple[tuple[str, ...], str, Any, Any]]:
             name = command.name or command.callback.__name__
             hints = get_type_hints(command.callback, include_extras=True)
             for parameter in inspect.signature(command.callback).parameters.values():
-                annotation, declared = get_args(hints[parameter.name])[:2]
+                hint = hints[parameter.name]
+                if parameter.default is None and get_origin(hint) is Union:
+                    hint = get_args(hint)[0]  # Python 3.10 makes it optional
+                annotation, declared = get_args(hint)[:2]
                 if str in _flat((annotation,)):
                     yield (*words, name), parameter.name, declared, parameter.default
 

@@ -19,7 +19,7 @@ from ahpa_scale.config.schema import Config
 from ahpa_scale.launch.alone import LAUNCHED
 from ahpa_scale.launch.placement import LaunchError, Placement
 from ahpa_scale.printable import named_passwords
-from ahpa_scale.signals import SIGNALS
+from ahpa_scale.signals import WAITING
 
 #: Composer's launcher reads these if a flag is missing. They are removed: the flags say everything.
 LAUNCHERS_OWN = (
@@ -64,7 +64,7 @@ class Command:
         kept = {name: value for name, value in os.environ.items() if name not in LAUNCHERS_OWN}
         if _LAUNCHER in self.words:
             # Signals wait while the new Python starts, because nothing could handle them yet.
-            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            signal.pthread_sigmask(signal.SIG_BLOCK, WAITING)
         sys.stdout.flush()
         os.execve(
             self.words[0], self.words, {**kept, **self.variables, **self.passwords, LAUNCHED: "1"}

@@ -19,7 +19,7 @@ import psutil
 from ahpa_scale import console
 from ahpa_scale.exits import CUT_SHORT, PREEMPTED, TRY_AGAIN
 from ahpa_scale.preemption import NOTHING_TO_SAVE, listening
-from ahpa_scale.signals import HANDED_ON, SIGNALS, Count, send_on
+from ahpa_scale.signals import HANDED_ON, SIGNALS, WAITING, Count, send_on
 from ahpa_scale.streams import make_lasting
 
 if TYPE_CHECKING:
@@ -98,13 +98,14 @@ def main() -> int:
     """
     make_lasting()
     relay, ended_first = Relay(), list[int]()
-    with listening(preparing=True):  # while Composer is imported
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # `launch` has blocked them
-        from composer.cli import launcher
-
     for number in SIGNALS:
         signal.signal(number, relay.hear)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # Afterwards the handlers above are back, also if Composer's import replaces them.
+    with listening(preparing=True):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, WAITING)  # `launch` has blocked them
+        from composer.cli import launcher
+
     monitor, clean_up = launcher._monitor_processes, launcher._cleanup_processes
 
     def watch(processes: Ranks) -> None:

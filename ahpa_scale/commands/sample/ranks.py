@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ import torch
 import torch.distributed
 import typer
 
-from ahpa_scale.exits import FAILED
+from ahpa_scale.errors import UserError
+from ahpa_scale.exits import FAILED, MISTAKE, TRY_AGAIN
+from ahpa_scale.unreachable import UnreachableError
 
 #: Ranks may differ by hours at the end. A rank that dies breaks the connection at once.
 _LONGEST = timedelta(days=7)
@@ -46,10 +49,14 @@ class Ranks:
             except BaseException as error:
                 failure = error
         if self.world_size > 1:
-            failed = torch.tensor(int(failure is not None))
-            torch.distributed.broadcast(failed, src=0)
-            if bool(failed) and failure is None:
-                raise typer.Exit(FAILED)
+            code = torch.tensor(0 if failure is None else _code(failure))
+            torch.distributed.broadcast(code, src=0)
+            if int(code):
+                # A launcher ends all ranks once one is gone. Each is about to end by itself, with
+                # the code that says why.
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            if int(code) and failure is None:
+                raise typer.Exit(int(code))
         if failure is not None:
             raise failure
 
@@ -63,6 +70,13 @@ class Ranks:
         if wanted is None:
             wanted = "cuda" if torch.cuda.is_available() else "cpu"
         return f"cuda:{self.local_rank}" if wanted == "cuda" else wanted
+
+
+def _code(failure: BaseException) -> int:
+    """The exit code of the process that fails, see `cli.main`."""
+    if isinstance(failure, UnreachableError):
+        return TRY_AGAIN
+    return MISTAKE if isinstance(failure, UserError | OSError) else FAILED
 
 
 @contextmanager
