@@ -14,6 +14,7 @@ from ahpa_scale.account import settle_account
 from ahpa_scale.commands import (
     checkpoints,
     diagnose,
+    export,
     init,
     launch,
     pictures,
@@ -47,6 +48,8 @@ app.command("train-vae")(train_vae.train_vae)
 _OF_THE_SCRIPT = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 app.command(context_settings=_OF_THE_SCRIPT)(launch.launch)
 app.command()(evaluate.evaluate)
+app.command()(export.export)
+app.command("import")(export.bring)
 app.command("unpack-idx")(pictures.unpack_idx)
 app.command("demo-images")(pictures.demo_images)
 
