@@ -14,6 +14,7 @@ from ahpa_scale.account import settle_account
 from ahpa_scale.commands import (
     checkpoints,
     diagnose,
+    export,
     init,
     launch,
     pictures,
@@ -49,6 +50,8 @@ _OF_THE_SCRIPT = {"ignore_unknown_options": True, "allow_interspersed_args": Fal
 app.command(context_settings=_OF_THE_SCRIPT)(launch.launch)
 app.command()(sample.sample)
 app.command()(evaluate.evaluate)
+app.command()(export.export)
+app.command("import")(export.bring)
 app.command("unpack-idx")(pictures.unpack_idx)
 app.command("demo-images")(pictures.demo_images)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ahpa_scale import storage
 from ahpa_scale.errors import UserError
 
 #: The system's error number in the library's message.
@@ -38,6 +40,27 @@ def save_tensors(
         if match is None:
             raise
         raise OSError(int(match[1]), os.strerror(int(match[1])), str(path)) from None
+
+
+def write_safetensors(
+    tensors: Mapping[str, Tensor], out: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes a safetensors file whole or not at all; an existing one is replaced.
+
+    Args:
+        tensors: by name.
+        out: the file; missing folders are made.
+        metadata: texts by name, for its header.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as room:
+        # Some loaders refuse files without ``format``, the library that wrote the tensors.
+        own = {name: value.contiguous() for name, value in tensors.items()}
+        save_tensors(own, Path(room, out.name), {**(metadata or {}), "format": "pt"})
+        storage.put_file(Path(room, out.name), out)
 
 
 def read_safetensors(file: Path, where: str) -> tuple[dict[str, Tensor], dict[str, str]]:

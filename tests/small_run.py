@@ -46,3 +46,10 @@ def load(tmp_path, monkeypatch):
 @pytest.fixture
 def complaint(load):
     return load.complaint
+
+
+@pytest.fixture
+def alone(load: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One rank, whatever a test before this one has left of torch.distributed."""
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "NODE_RANK": 0}.items():
+        monkeypatch.setenv(name, str(value))

@@ -41,11 +41,7 @@ CARD = DatasetCard(
 Save = Callable[..., None]
 
 
-@pytest.fixture(autouse=True)
-def alone(load: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One rank, whatever a test before this one has left of torch.distributed."""
-    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "NODE_RANK": 0}.items():
-        monkeypatch.setenv(name, str(value))
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 @pytest.fixture

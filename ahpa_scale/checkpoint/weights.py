@@ -3,19 +3,15 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from torch import Tensor
 
-from ahpa_scale import storage
 from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.pieces import ALGORITHMS, MODEL
 from ahpa_scale.checkpoint.reader import Reader
 from ahpa_scale.models.backbone import BACKBONE
-from ahpa_scale.tensor_files import save_tensors
 
 Kind = Literal["ema", "model"]
 _AVERAGES = f"{ALGORITHMS}EMA/"
@@ -53,37 +49,26 @@ def chosen_kind(folder: Path, kind: Kind | None = None) -> Kind:
     return kind or ("ema" if averaged else "model")
 
 
-def export_backbone(
-    folder: Path, out: Path, kind: Kind | None = None, facts: Mapping[str, str] | None = None
-) -> tuple[Kind, int]:
-    """Writes the backbone alone, under its own names, as one safetensors file, whole or not at all.
+def read_backbone(folder: Path, kind: Kind | None = None) -> tuple[Kind, dict[str, Tensor]]:
+    """The backbone's weights by its own names; what is attached for alignment is left out.
 
     Args:
         folder: folder of one verified checkpoint, on a local disk.
-        out: the file to write. An existing file is replaced.
-        kind: as for `read_weights`; None takes the EMA if there is one.
-        facts: added to the file's metadata.
+        kind: as for `chosen_kind`.
 
     Returns:
-        The kind that was written, and the number of tensors.
+        The kind that was read, and the weights.
 
     Raises:
         CheckpointError: the checkpoint is unreadable, lacks the EMA asked for, or holds no
             backbone.
-        OSError: the disk refused.
     """
     chosen = chosen_kind(folder, kind)
     weights = {
-        name.removeprefix(BACKBONE): value.contiguous()
+        name.removeprefix(BACKBONE): value
         for name, value in read_weights(folder, chosen).items()
         if name.startswith(BACKBONE)
     }
     if not weights:
         raise CheckpointError(f"it holds no weights whose names begin with {BACKBONE!r}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as room:
-        # Some loaders refuse files without ``format``, the library that wrote the tensors.
-        metadata = {**(facts or {}), "format": "pt", "kind": chosen}
-        save_tensors(weights, Path(room, out.name), metadata)
-        storage.put_file(Path(room, out.name), out)
-    return chosen, len(weights)
+    return chosen, weights

@@ -8,29 +8,21 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import Annotated, Optional
 
 import typer
 
 from ahpa_scale import console, storage
 from ahpa_scale.checkpoint import content, table
-from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.find import StoredCheckpoint, some_checkpoints_at
 from ahpa_scale.checkpoint.manifest import MANIFEST
 from ahpa_scale.checkpoint.retention import Retention, remove_checkpoint
 from ahpa_scale.commands import options
+from ahpa_scale.commands.export import export
+from ahpa_scale.commands.reading import moving, newest_of, stepping_over
 from ahpa_scale.errors import UserError
 from ahpa_scale.exits import FAILED
-from ahpa_scale.models.description import DESCRIPTION
-from ahpa_scale.progress import progress_bar
 from ahpa_scale.unreachable import UnreachableError
-
-if TYPE_CHECKING:
-    from ahpa_scale.checkpoint.weights import Kind
 
 app = typer.Typer(
     help="List, verify, copy, thin out and export a run's checkpoints.", no_args_is_help=True
@@ -43,9 +35,6 @@ Url = Annotated[
         callback=options.ANY,
     ),
 ]
-
-#: From this many bytes on, a progress bar is shown.
-_LONG = 32_000_000
 
 
 @app.command()
@@ -61,7 +50,7 @@ def ls(
     that. Exit code 2 if there is nothing.
     """
     checkpoints = some_checkpoints_at(url)
-    newest = next(iter(_newest(checkpoints)), None)
+    newest = next(iter(newest_of(checkpoints)), None)
     if as_json:
         for checkpoint in checkpoints:
             console.tell(json.dumps(table.facts(checkpoint) | {"newest": checkpoint is newest}))
@@ -86,7 +75,7 @@ def verify(url: Url, progress: options.Progress = True) -> None:
     counts = {table.WHOLE: 0, table.DAMAGED: 0, table.HALF: 0}
     newest = None
     done = 0
-    with _moving("verifying", checkpoints, progress) as (moved, say):
+    with moving("verifying", checkpoints, progress) as (moved, say):
         for row, checkpoint in zip(rows, checkpoints, strict=True):
             problems = content.damage(checkpoint, content.after(moved, done))
             done += table.bytes_to_read([checkpoint])
@@ -118,11 +107,11 @@ def pull(
     checkpoints = some_checkpoints_at(url)
     with (
         storage.atomic_folder(folder, marker=MANIFEST) as room,
-        _moving("copying", _newest(checkpoints), progress) as (moved, _),
+        moving("copying", newest_of(checkpoints), progress) as (moved, _),
     ):
         chosen = content.newest_whole(
             checkpoints,
-            lambda checkpoint: _stepping_over(checkpoint, content.copy(checkpoint, room, moved)),
+            lambda checkpoint: stepping_over(checkpoint, content.copy(checkpoint, room, moved)),
         )
     console.tell(f"{folder}: {chosen.url}, {table.shown_size(chosen)}, every byte as it was saved")
 
@@ -163,9 +152,9 @@ def prune(
     def look(checkpoint: StoredCheckpoint) -> list[str]:
         return content.damage(checkpoint, moved) if check else table.by_names_and_sizes(checkpoint)
 
-    with _moving("verifying", _newest(checkpoints), progress and check) as (moved, _):
+    with moving("verifying", newest_of(checkpoints), progress and check) as (moved, _):
         newest = content.newest_whole(
-            checkpoints, lambda checkpoint: _stepping_over(checkpoint, look(checkpoint))
+            checkpoints, lambda checkpoint: stepping_over(checkpoint, look(checkpoint))
         )
     # Newer, damaged checkpoints must not count among those that are kept.
     going = Retention(keep, batches).to_remove(checkpoints[: checkpoints.index(newest) + 1])
@@ -192,88 +181,8 @@ def prune(
         raise UserError(f"not removed: {', '.join(left)}")
 
 
-@app.command()
-def export(
-    url: Url,
-    out: Annotated[
-        str,
-        typer.Argument(
-            metavar="OUT.safetensors", help="Local file to write.", callback=options.LOCAL
-        ),
-    ],
-    kind: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="'ema' or 'model' (default: the averages where there are any)."),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
-    progress: options.Progress = True,
-) -> None:
-    """Write the DiT of a checkpoint, or of a folder's newest whole one, as one file.
-
-    The names are the official DiT's and SiT's; what is attached for alignment is left out. Every
-    byte is verified first.
-    """
-    chosen_kind = _weights_kind(kind)
-    target = storage.local_path(out)
-    if target.suffix != ".safetensors":
-        raise UserError(f"{out} must end in .safetensors: that is what is written")
-    if target.is_dir() or (target.exists() and not overwrite):
-        raise UserError(f"{out} exists already; choose another name, or --overwrite a file")
-    checkpoints = some_checkpoints_at(url)
-    with tempfile.TemporaryDirectory(prefix="ahpa-scale-") as room:
-
-        def bring(checkpoint: StoredCheckpoint) -> list[str]:
-            if local:
-                return _stepping_over(checkpoint, content.damage(checkpoint, moved))
-            return _stepping_over(checkpoint, content.copy(checkpoint, Path(room), moved))
-
-        local = not storage.is_remote(url)
-        with _moving("verifying", _newest(checkpoints), progress) as (moved, _):
-            source = content.newest_whole(checkpoints, bring)
-        from ahpa_scale.checkpoint.weights import chosen_kind as kind_of
-        from ahpa_scale.checkpoint.weights import export_backbone
-        from ahpa_scale.run.weights import describe_checkpoint
-
-        folder = storage.local_path(source.url) if local else Path(room)
-        facts = {"batch": str(source.batch)}
-        try:
-            chosen_kind = kind_of(folder, chosen_kind)
-            described = describe_checkpoint(source, chosen_kind)
-            if described is not None:
-                facts[DESCRIPTION] = described.to_json()
-            written, tensors = export_backbone(folder, target, chosen_kind, facts)
-        except CheckpointError as error:
-            raise CheckpointError(f"{source.url}: {error}") from None
-    what = "averages" if written == "ema" else "trained weights"
-    console.tell(f"{out}: {what} of {source.url}, {tensors} tensors")
-
-
-def _newest(checkpoints: Sequence[StoredCheckpoint]) -> list[StoredCheckpoint]:
-    """The newest checkpoint that is whole by names and sizes; empty if there is none."""
-    return [checkpoint for checkpoint in checkpoints if checkpoint.problem is None][-1:]
-
-
-def _stepping_over(checkpoint: StoredCheckpoint, problems: list[str]) -> list[str]:
-    """Warns of a damaged checkpoint; an older one then takes its place."""
-    if problems:
-        console.say(f"warning: stepping over {checkpoint.url}: {'; '.join(problems)}")
-    return problems
-
-
-@contextmanager
-def _moving(
-    work: str, checkpoints: Sequence[StoredCheckpoint], shown: bool
-) -> Iterator[tuple[Callable[[int], None], Callable[[str], None]]]:
-    """A bar for long work: a function that takes the bytes done, and one that prints a line."""
-    mega = 1_000_000
-    total = table.bytes_to_read(checkpoints)
-    long = total >= _LONG
-    with progress_bar(total=total // mega, unit="MB", desc=work, shown=shown and long) as bar:
-
-        def moved(done: int) -> None:
-            bar.update(done // mega - bar.n)
-
-        yield moved, bar.write
+# The name that `ahpa-scale export` had before it wrote other formats.
+app.command()(export)
 
 
 def _batches(text: str) -> int:
@@ -281,10 +190,3 @@ def _batches(text: str) -> int:
     if match is None:
         raise UserError(f"every is {text!r}: give a number of batches, such as 50000ba")
     return int(match[1])
-
-
-def _weights_kind(text: str | None) -> Kind | None:
-    kinds: dict[str | None, Kind | None] = {None: None, "ema": "ema", "model": "model"}
-    if text not in kinds:
-        raise UserError(f"unknown kind {text!r}; choose ema or model")
-    return kinds[text]

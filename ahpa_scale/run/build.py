@@ -43,6 +43,7 @@ from ahpa_scale.run.engine import (
     composer_precision,
     cpu_bf16,
 )
+from ahpa_scale.run.initial import take_initial_weights
 from ahpa_scale.run.loggers import build_loggers
 
 
@@ -81,6 +82,8 @@ def build_trainer(
     if vae is not None:
         vae.to(device._device)
     generator = build_generator(config, card, vae, cpu_bf16=cpu_bf16(config, device))
+    if config.model.weights is not None and start.source is None:
+        take_initial_weights(config, card, generator.dit)
     if config.parallelism.compile:
         compile_blocks(config, generator, device)
     tracker_ids = {"wandb": start.tracker_id("wandb")} if config.logging.wandb else {}

@@ -17,7 +17,7 @@ from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.find import StoredCheckpoint
 from ahpa_scale.checkpoint.local_copy import open_checkpoint
 from ahpa_scale.checkpoint.node import local_file, node_folder
-from ahpa_scale.checkpoint.weights import Kind, chosen_kind, read_weights
+from ahpa_scale.checkpoint.weights import Kind, read_backbone
 from ahpa_scale.config.schema import Config
 from ahpa_scale.data.card import read_card
 from ahpa_scale.data.identity import identity, told_classes
@@ -28,7 +28,7 @@ from ahpa_scale.interchange.stored import StoredModel
 from ahpa_scale.models.backbone import BACKBONE
 from ahpa_scale.models.description import DESCRIPTION, ModelDescription
 from ahpa_scale.models.vae_config import LatentScaling
-from ahpa_scale.run.trained import backbone_of, find_run, told_config
+from ahpa_scale.run.trained import find_run, told_config
 from ahpa_scale.tensor_files import read_safetensors
 
 #: Endings of weights' files in a store, where nothing is read to tell what they are.
@@ -58,12 +58,19 @@ def open_weights(place: str, kind: Kind | None = None, told: Told | None = None)
                 begin = opened.read(2)
             if begin.startswith(_NOT_SAFETENSORS):
                 return read_official(file, place, kind, told)
+            _refuse_hints(place, told)
             return _of_exported(place, file, kind)
-    if told not in (None, Told()):
-        raise UserError(f"{place} is no .pt file: it tells itself what it holds")
-    if not storage.is_remote(place) and is_diffusers(storage.local_path(place)):
-        return read_diffusers(storage.local_path(place), place, kind)
-    return _of_checkpoint(place, kind)
+    _refuse_hints(place, told)
+    if holds_checkpoints(place):
+        return _of_checkpoint(place, kind)
+    return read_diffusers(storage.local_path(place), place, kind)
+
+
+def holds_checkpoints(place: str) -> bool:
+    """Whether a place is no file and no folder of diffusers, but one for checkpoints."""
+    if _is_file(place):
+        return False
+    return storage.is_remote(place) or not is_diffusers(storage.local_path(place))
 
 
 def describe(
@@ -130,6 +137,11 @@ def _is_file(place: str) -> bool:
     return storage.local_path(place).is_file()
 
 
+def _refuse_hints(place: str, told: Told | None) -> None:
+    if told not in (None, Told()):
+        raise UserError(f"{place} is no .pt file: it tells itself what it holds")
+
+
 def _brought(place: str, room: Path) -> Path:
     try:
         return local_file(place, room)
@@ -160,8 +172,7 @@ def _of_checkpoint(place: str, kind: Kind | None) -> StoredModel:
     with node_folder() as room:
         copy = open_checkpoint(url, room)
         try:
-            chosen = chosen_kind(copy.folder, kind)
-            read = backbone_of(read_weights(copy.folder, chosen))
+            chosen, read = read_backbone(copy.folder, kind)
         except CheckpointError as error:
             raise CheckpointError(f"{copy.url}: {error}") from None
         weights = {name: value.clone() for name, value in read.items()}

@@ -96,6 +96,9 @@ def _idle(config: Config) -> Iterator[Idle]:
     if not config.checkpoint.autoresume and config.checkpoint.load_path is None:
         why = "neither checkpoint.autoresume nor checkpoint.load_path takes a checkpoint up"
         yield Idle("checkpoint.accept_other_data", "checkpoint.autoresume", why)
+    if config.checkpoint.load_path is not None:
+        why = "checkpoint.load_path brings the weights"
+        yield Idle("model.weights", "checkpoint.load_path", why)
     yield from (Idle(*rule) for rule in idle_keys(config))
     if not config.watch.enabled:
         names, why = ["silence", "port"], "watch.enabled is false"

@@ -7,7 +7,15 @@ from typing import Literal
 
 from pydantic import Field
 
-from ahpa_scale.config.schema.fields import DataPath, LocalPath, Section, Size, Text, VaePath
+from ahpa_scale.config.schema.fields import (
+    AnyPath,
+    DataPath,
+    LocalPath,
+    Section,
+    Size,
+    Text,
+    VaePath,
+)
 from ahpa_scale.models.dit_config import DiTGeometry, resolve_geometry
 
 
@@ -42,6 +50,11 @@ class Model(Section):
     qk_norm: bool = Field(False, description="Normalise queries and keys in attention.")
     label_dropout: float = Field(
         0.1, ge=0, lt=1, description="Share of labels replaced by the null class, for guidance."
+    )
+    weights: AnyPath | None = Field(
+        None,
+        description="Weights that a new run starts from: a checkpoint, an exported or official "
+        "file, a diffusers folder; null: drawn at random.",
     )
 
     @property
