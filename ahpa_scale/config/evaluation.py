@@ -5,18 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Literal, cast
 
 from ahpa_scale import storage
 from ahpa_scale.config.checks.data import PLACEHOLDER
 from ahpa_scale.config.errors import choices
+from ahpa_scale.config.networks import INCEPTION, ChosenNetwork, read_networks
 from ahpa_scale.config.schema import parse_duration, parse_time
 from ahpa_scale.errors import UserError
 
 METHODS = ("euler", "heun", "sde")
 KINDS = ("ema", "model")
-EXTRA = "pip install 'ahpa-scale[eval]'"
 _LEAST = {
     "pictures": 1,
     "bins": 1,
@@ -46,8 +45,9 @@ class Evaluation:
         pictures: at most this many of `data`; None: all.
         bins: equal bins of t.
         samples: pictures to generate and compare with the reference; None: none.
-        reference: folder of pictures.
-        reference_statistics: ``.npz`` with mu and sigma of Inception's features, local or a URL.
+        reference: real pictures: a local folder, an ``.npz``, or a data set of pictures.
+        reference_statistics: ``.npz`` with mu and sigma of a network's features, local or a URL.
+        features: networks that compare pictures, see `read_networks`.
         inception: torch-fidelity's weights file; None lets the library fetch it.
         steps, method, guidance_scale, seed: settings of the sampler; None: those of the run.
         batch_size: pictures per forward pass.
@@ -69,6 +69,7 @@ class Evaluation:
     samples: int | None = None
     reference: str | None = None
     reference_statistics: str | None = None
+    features: str = INCEPTION
     inception: str | None = None
     steps: int | None = None
     method: str | None = None
@@ -87,6 +88,11 @@ class Evaluation:
     def kind(self) -> Literal["ema", "model"] | None:
         """`weights`, as a type that `checkpoint.weights` accepts."""
         return cast("Literal['ema', 'model'] | None", self.weights)
+
+    @property
+    def networks(self) -> tuple[ChosenNetwork, ...]:
+        """Networks that compare pictures; none without samples."""
+        return () if self.samples is None else read_networks(self.features, self.inception)
 
     @property
     def poll_seconds(self) -> float:
@@ -133,7 +139,8 @@ class Evaluation:
     def _judge(self) -> Iterator[str]:
         given = [n for n in ("reference", "reference_statistics") if getattr(self, n) is not None]
         if self.samples is None:
-            for name in [*given, "inception"]:
+            asked = [*given, "inception"] + ["features"] * (self.features != INCEPTION)
+            for name in asked:
                 if getattr(self, name) is not None:
                     yield f"{_option(name)} belongs to --samples, the number of pictures to judge"
             return
@@ -142,12 +149,11 @@ class Evaluation:
                 "--samples needs something to compare with: either --reference, a folder of "
                 "pictures, or --reference-statistics"
             )
-        if find_spec("torch_fidelity") is None:
-            yield f"--samples needs torch-fidelity, which is not installed: {EXTRA}"
         if self.inception is not None and not storage.local_path(self.inception).is_file():
             yield f"--inception: there is no file {self.inception}"
-        if self.reference is not None and storage.is_remote(self.reference):
-            yield f"--reference is a local folder of pictures, not {self.reference}"
+        named = [network.name for network in self.networks]  # refuses what can't be read
+        if self.inception is not None and INCEPTION not in named:
+            yield f"--inception belongs to --features {INCEPTION}"
 
 
 def _option(name: str) -> str:

@@ -64,18 +64,31 @@ def evaluate(
     bins: Annotated[int, typer.Option(help="Equal bins of the noise level.")] = 10,
     samples: Annotated[
         options.Number,
-        typer.Option(help="Generate this many pictures for FID and KID.", show_default="none"),
+        typer.Option(
+            help="Generate this many pictures for FID and other measures.", show_default="none"
+        ),
     ] = None,
     reference: Annotated[
         options.Text,
-        typer.Option(help="With --samples: folder of real pictures.", callback=options.LOCAL),
+        typer.Option(
+            help="With --samples: real pictures: local folder, .npz, or prepared pictures.",
+            callback=options.ANY,
+        ),
     ] = None,
     reference_statistics: Annotated[
         options.Text,
         typer.Option(
-            help="With --samples: .npz of mu and sigma instead; FID only.", callback=options.ANY
+            help="With --samples: .npz of mu and sigma instead; distances only.",
+            callback=options.ANY,
         ),
     ] = None,
+    features: Annotated[
+        str,
+        typer.Option(
+            help="With --samples: networks, such as inception,efficientnet-lite0, or a name of "
+            "timm, with =FILE for weights of its own."
+        ),
+    ] = "inception",
     inception: Annotated[
         options.Text,
         typer.Option(
@@ -101,7 +114,7 @@ def evaluate(
     device: options.Device = "cpu",
     progress: options.Progress = True,
 ) -> None:
-    """Held-out loss, samples, FID and KID of each checkpoint that has no row yet.
+    """Held-out loss, samples, FID and other measures of each checkpoint that has no row yet.
 
     Exit code 0: all are evaluated. 2: a mistake in the input. After 1 (a disk failed), 75 (a store
     did not answer) and 79 (asked to leave) the same command goes on.
