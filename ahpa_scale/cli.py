@@ -13,6 +13,7 @@ from ahpa_scale import console
 from ahpa_scale.account import settle_account
 from ahpa_scale.commands import (
     checkpoints,
+    compare,
     diagnose,
     init,
     launch,
@@ -47,6 +48,7 @@ app.command("train-vae")(train_vae.train_vae)
 _OF_THE_SCRIPT = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 app.command(context_settings=_OF_THE_SCRIPT)(launch.launch)
 app.command()(evaluate.evaluate)
+app.command()(compare.compare)
 app.command("unpack-idx")(pictures.unpack_idx)
 app.command("demo-images")(pictures.demo_images)
 

@@ -120,6 +120,7 @@ def test_fid_and_kid_are_those_of_the_library(
         fid=True,
         kid=True,
         kid_subset_size=SAMPLES,
+        feature_extractor="inception-v3-compat",
         isc=True,
         isc_splits=SAMPLES,
         prc=True,

@@ -215,8 +215,10 @@ def test_what_can_not_be_computed_says_why(both):
     told = as_row(compare(made, FeatureSet(real.facts, real.pooled)))
     assert told["fid"] > 0
     assert (told["kid"], told["sfid"], told["precision"], told["recall"]) == (None,) * 4
-    assert told["not_measured"]["kid"] == "the reference holds statistics only, no pictures"
+    assert told["not_measured"]["kid"] == "of one set only statistics are known, no pictures"
     assert "mu_s and sigma_s" in told["not_measured"]["sfid"]
+    told = as_row(compare(FeatureSet(made.facts, made.pooled), real))
+    assert (told["inception_score"], told["fid"] > 0) == (None, True)
     (few,) = collect([Projection()], [MADE[:3]], GROUPS)
     row = as_row(compare(few, real))
     reason = "it needs more than 3 pictures"

@@ -33,7 +33,7 @@ _ROWS = 1000
 _SPLITS = 10
 #: Fewer pictures than this get no interval.
 _LEAST_FOR_INTERVAL = 100
-_NO_PICTURES = "the reference holds statistics only, no pictures"
+_NO_PICTURES = "of one set only statistics are known, no pictures"
 
 
 @dataclass(frozen=True)
@@ -98,14 +98,13 @@ def compare(
     name = str(made.facts["name"])
     names = _OF_INCEPTION if name == INCEPTION else _names_of(name)
     device = device or torch.device("cpu")
-    measures = [
+    return [
         _frechet(names.frechet, made.pooled, real.pooled, made.repeats.get("pooled")),
         *_spatial(names, made, real),
         *_score(names, made),
         _kernel(names.kernel, made.kept_KF, real.kept_KF),
         *_manifolds(names, made.kept_KF, real.kept_KF, device),
     ]
-    return [measure for measure in measures if measure.name]
 
 
 def as_row(measures: Sequence[Measure]) -> dict[str, Any]:
@@ -147,17 +146,19 @@ def jackknife_error(left_out: Sequence[float]) -> float:
 
 
 def _spatial(names: _Names, made: FeatureSet, real: FeatureSet) -> Iterator[Measure]:
-    if made.spatial is None:
+    if not names.spatial:
         return
-    if real.spatial is None:
-        why = "the reference statistics have no spatial ones (mu_s and sigma_s)"
-        yield _missing(names.spatial, why)
+    if made.spatial is None or real.spatial is None:
+        yield _missing(names.spatial, "the statistics of one set lack mu_s and sigma_s")
         return
     yield _frechet(names.spatial, made.spatial, real.spatial, made.repeats.get("spatial"))
 
 
 def _score(names: _Names, made: FeatureSet) -> Iterator[Measure]:
+    if not names.score:
+        return
     if made.logits_KC is None:
+        yield _missing(names.score, _NO_PICTURES)
         return
     from torch_fidelity.metric_isc import isc_features_to_metric
 

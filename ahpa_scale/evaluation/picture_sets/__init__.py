@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ahpa_scale import storage
 from ahpa_scale.data.card import CARD_NAME
 from ahpa_scale.errors import UserError
@@ -11,7 +13,7 @@ from ahpa_scale.evaluation.picture_sets.folder import Folder
 from ahpa_scale.evaluation.picture_sets.npz import NpzFile, write_statistics
 from ahpa_scale.evaluation.picture_sets.prepared import Prepared
 
-__all__ = ["PictureSet", "features_of", "open_pictures", "write_statistics"]
+__all__ = ["PictureSet", "features_of", "in_one_size", "open_pictures", "write_statistics"]
 
 
 def open_pictures(place: str, room: str, size: int | None = None) -> PictureSet:
@@ -37,3 +39,11 @@ def open_pictures(place: str, room: str, size: int | None = None) -> PictureSet:
             "be local"
         )
     return Folder(place, size)
+
+
+def in_one_size(sets: Sequence[PictureSet]) -> list[PictureSet]:
+    """Crops picture files to the smallest side of all sets: a network's resizing would otherwise
+    tell one size from the other. What has one size already, an `.npz` or a data set, keeps it.
+    """
+    side = min((each.side for each in sets if each.side is not None), default=0)
+    return [each.cropped(side) if isinstance(each, Folder) else each for each in sets]

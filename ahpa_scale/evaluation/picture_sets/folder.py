@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from copy import copy
 
 import numpy as np
 import torch
@@ -47,6 +48,12 @@ class Folder:
         self.side = size or min(open_image(self._root / self._names[0]).size)
         self._sizes = [f"{name} {listing.size_of(name)}" for name in self._names]
         self.rejects = Rejects(self.num_pictures, REJECTS)
+
+    def cropped(self, side: int) -> Folder:
+        """The same pictures in another size."""
+        other = copy(self)
+        other.side = side
+        return other
 
     @property
     def digest(self) -> str:
