@@ -26,6 +26,8 @@ _LEAST = {
     "seed": 0,
 }
 _POLL = 60.0
+#: Equal bins of t, in the run and after it.
+BINS = 10
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Evaluation:
     idle: str | None = None
     weights: str | None = None
     pictures: int | None = None
-    bins: int = 10
+    bins: int = BINS
     samples: int | None = None
     reference: str | None = None
     reference_statistics: str | None = None

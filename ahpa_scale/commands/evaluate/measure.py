@@ -34,6 +34,7 @@ from ahpa_scale.models.backbone import Backbone
 from ahpa_scale.models.flow import Path
 from ahpa_scale.models.vae import FrozenVAE
 from ahpa_scale.models.vae_config import LatentScaling
+from ahpa_scale.precision import evaluation_autocast
 from ahpa_scale.progress import progress_bar
 from ahpa_scale.run.build import build_generator
 from ahpa_scale.run.trained import take_weights, unaligned
@@ -227,9 +228,7 @@ class Subject:
         return {**options, "batch_size": self._wanted.batch_size}
 
     def _precision(self) -> AbstractContextManager[None]:
-        """As in training: bfloat16 on GPUs. On a CPU the measurements choose their own."""
-        kind = torch.device(self._wanted.device).type
-        return torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda")
+        return evaluation_autocast(torch.device(self._wanted.device))
 
 
 def pictures_of(wanted: Evaluation, card: DatasetCard) -> int:
