@@ -24,6 +24,7 @@ _LEAST = {
     "steps": 1,
     "guidance_scale": 1,
     "seed": 0,
+    "ep_fid": 0,
 }
 _POLL = 60.0
 #: Equal bins of t, in the run and after it.
@@ -52,6 +53,8 @@ class Evaluation:
         features: networks that compare pictures, see `read_networks`.
         inception: torch-fidelity's weights file; None lets the library fetch it.
         steps, method, guidance_scale, seed: settings of the sampler; None: those of the run.
+        against: another run's `evaluation.jsonl`, or its folder; None: none.
+        ep_fid: the FID of EP_FID@k; None: it is not reported.
         batch_size: pictures per forward pass.
         device: torch device.
         progress: whether to show rate and time left on stderr.
@@ -77,6 +80,8 @@ class Evaluation:
     method: str | None = None
     guidance_scale: float | None = None
     seed: int | None = None
+    against: str | None = None
+    ep_fid: float | None = None
     batch_size: int = 64
     device: str = "cpu"
     progress: bool = True
@@ -112,7 +117,7 @@ class Evaluation:
         return None if self.until is None else int(parse_time(self.until)[0])
 
     def _problems(self) -> Iterator[str]:
-        for name in ("checkpoints", "data", "out", "reference_statistics"):
+        for name in ("checkpoints", "data", "out", "reference_statistics", "against"):
             place = getattr(self, name)
             if place is not None and PLACEHOLDER in place:
                 yield f"put your own bucket in place of {PLACEHOLDER} in {place}"
@@ -141,7 +146,7 @@ class Evaluation:
     def _judge(self) -> Iterator[str]:
         given = [n for n in ("reference", "reference_statistics") if getattr(self, n) is not None]
         if self.samples is None:
-            asked = [*given, "inception"] + ["features"] * (self.features != INCEPTION)
+            asked = [*given, "inception", "ep_fid"] + ["features"] * (self.features != INCEPTION)
             for name in asked:
                 if getattr(self, name) is not None:
                     yield f"{_option(name)} belongs to --samples, the number of pictures to judge"
@@ -156,6 +161,8 @@ class Evaluation:
         named = [network.name for network in self.networks]  # refuses what can't be read
         if self.inception is not None and INCEPTION not in named:
             yield f"--inception belongs to --features {INCEPTION}"
+        if self.ep_fid is not None and INCEPTION not in named:
+            yield f"--ep-fid belongs to --features {INCEPTION}"
 
 
 def _option(name: str) -> str:

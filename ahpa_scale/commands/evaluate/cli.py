@@ -110,6 +110,17 @@ def evaluate(
     seed: Annotated[
         options.Number, typer.Option(help="Seed of the samples' noise.", show_default="the run's")
     ] = None,
+    against: Annotated[
+        options.Text,
+        typer.Option(
+            help="Another run's evaluation.jsonl: report when this run is as good as that one.",
+            callback=options.ANY,
+        ),
+    ] = None,
+    ep_fid: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="With --samples: report epochs to an unguided FID of at most this."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures per forward pass.")] = 64,
     device: options.Device = "cpu",
     progress: options.Progress = True,

@@ -25,6 +25,7 @@ from ahpa_scale.commands.evaluate.rows import (
     checkpoint_digest,
     settings_digest,
 )
+from ahpa_scale.commands.evaluate.speed import Speed
 from ahpa_scale.commands.evaluate.table import Table
 from ahpa_scale.config.evaluation import Evaluation
 from ahpa_scale.config.schema import parse_time
@@ -128,7 +129,7 @@ class _Work:
             open_network(chosen.name, device, chosen.weights, chosen.side)
             for chosen in wanted.networks
         ]
-        self._table = Table()
+        self._table, self._speed = Table(), Speed(wanted)
         self._duration: str | None = None
 
     def run(self) -> None:
@@ -153,6 +154,8 @@ class _Work:
                     self._evaluate(checkpoint, folder, self._subject)
         if len(self._rows) and not storage.exists(self._place(FIGURE)):
             self._draw()
+        for line in self._speed.lines(self._rows):
+            self._say(line)
 
     def _lacks_row(self, checkpoint: StoredCheckpoint) -> bool:
         return checkpoint.manifest is None or not self._rows.holds(checkpoint.manifest)
@@ -197,6 +200,7 @@ class _Work:
         )
         self._settings = subject.settings()
         self._rows.check(self._settings)
+        self._speed.check(self._settings)
         subject.load()
         if self._networks:
             self._real = subject.real()
