@@ -13,6 +13,7 @@ from ahpa_scale import console
 from ahpa_scale.account import settle_account
 from ahpa_scale.commands import (
     checkpoints,
+    compare,
     diagnose,
     export,
     init,
@@ -50,6 +51,7 @@ _OF_THE_SCRIPT = {"ignore_unknown_options": True, "allow_interspersed_args": Fal
 app.command(context_settings=_OF_THE_SCRIPT)(launch.launch)
 app.command()(sample.sample)
 app.command()(evaluate.evaluate)
+app.command()(compare.compare)
 app.command()(export.export)
 app.command("import")(export.bring)
 app.command("unpack-idx")(pictures.unpack_idx)

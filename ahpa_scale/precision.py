@@ -44,6 +44,13 @@ def inference_autocast(device: torch.device) -> torch.autocast:
     return torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled)
 
 
+def evaluation_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """In which precision a model is evaluated, in the run and after it: bfloat16 on GPUs, as in
+    training. On a CPU the measurements choose their own.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
 @contextmanager
 def same_on_every_cpu() -> Iterator[None]:
     """Makes `inference_autocast` use float32 on every CPU, so that results of different processors

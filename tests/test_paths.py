@@ -39,7 +39,7 @@ NO_PATHS = {
 NO_PATH_OPTIONS = {
     *("kind", "scaling", "level", "prior_dtype", "device", "shard_size", "preset", "names"),
     *("levels", "source", "widths", "arguments", "master_addr", "every", "until", "idle"),
-    *("weights", "method", "overrides", "classes", "format", "precision", "layout"),
+    *("weights", "method", "overrides", "classes", "format", "precision", "layout", "features"),
 }
 #: No one means a folder by these, whatever the option.
 SLIPS = ("", "  ", "s3:/bucket/x", "S3:bucket", "gs//bucket/x", "s3:///x", "s3://", "file://host/x")

@@ -21,7 +21,7 @@ from ahpa_scale.data.settings import Part
 from ahpa_scale.data.sources import FolderSource
 from ahpa_scale.data.vae_training import VAETraining, train_vae
 from ahpa_scale.errors import UserError
-from ahpa_scale.evaluation.fidelity import Folder
+from ahpa_scale.evaluation.picture_sets.folder import Folder
 
 OPTIONS = {"size": SIZE, "batch_size": 6, "progress": False, "scaling": "channel"}
 

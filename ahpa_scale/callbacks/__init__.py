@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .engine_line import EngineLine as EngineLine
     from .heartbeat import Heartbeat as Heartbeat
+    from .heldout_loss import HeldOutLoss as HeldOutLoss
     from .metrics_file import MetricsFile as MetricsFile
     from .prometheus import Prometheus as Prometheus
     from .router_figure import RouterFigure as RouterFigure
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _HOME = {
     "EngineLine": ".engine_line",
     "Heartbeat": ".heartbeat",
+    "HeldOutLoss": ".heldout_loss",
     "MetricsFile": ".metrics_file",
     "TrainingBar": ".training_bar",
     "Prometheus": ".prometheus",
@@ -32,6 +34,7 @@ _HOME = {
 __all__ = [
     "EngineLine",
     "Heartbeat",
+    "HeldOutLoss",
     "MetricsFile",
     "Prometheus",
     "RouterFigure",

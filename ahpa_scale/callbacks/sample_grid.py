@@ -7,22 +7,21 @@ Legend: B batch, C channels, H W.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol
 
 import numpy as np
 import torch
 from composer.core import Callback, Event, State
 from composer.core.precision import get_precision_context
 from composer.loggers import Logger
-from composer.utils import dist, model_eval_mode
-from torch import Tensor, nn
+from composer.utils import dist
+from torch import Tensor
 
-from ahpa_scale.algorithms.ema import EMA, reshard
 from ahpa_scale.algorithms.timing import Every
-from ahpa_scale.callbacks.common import SAMPLES_FOLDER, unwrap, writes_files
+from ahpa_scale.callbacks.averages import AskedToLeaveError, averages_lent
+from ahpa_scale.callbacks.common import SAMPLES_FOLDER, writes_files
 from ahpa_scale.errors import UserError
 from ahpa_scale.log_files import going_on_without
 from ahpa_scale.models.backbone import Backbone
@@ -40,10 +39,6 @@ class Decoder(Protocol):
     def decode(self, z_BCHW: Tensor, /) -> Tensor:
         """Unscaled latents to uint8 pictures [B, 3, S, S]."""
         ...
-
-
-class _AskedToLeaveError(Exception):
-    """The run is asked to leave, so the grid is given up."""
 
 
 class SampleGrid(Callback):
@@ -115,7 +110,7 @@ class SampleGrid(Callback):
         self._last = batch
         try:
             images_B3SS = self.draw(state)
-        except _AskedToLeaveError:
+        except AskedToLeaveError:
             return
         if writes_files():
             labels = [self.class_names[label] for label in self.classes]
@@ -129,31 +124,11 @@ class SampleGrid(Callback):
         """All pictures of the grid, uint8 [B, 3, S, S] row by row; every rank must call it.
 
         Raises:
-            _AskedToLeaveError: any rank is asked to leave meanwhile, or was before.
+            AskedToLeaveError: any rank is asked to leave meanwhile, or was before.
         """
-        averages = next(
-            (algorithm for algorithm in state.algorithms if isinstance(algorithm, EMA)), None
-        )
-        lent = averages.applied(state.model) if averages else nullcontext()
         precision = get_precision_context(state.precision, state.precision_config)
-        with lent, _evaluating(state.model), precision:
-            backbone = cast(Backbone, unwrap(state.model).dit)
-            # Before all other hooks: those of a sharded model gather its weights.
-            vote = backbone.register_forward_pre_hook(self._vote, prepend=True)
-            try:
-                return self._share(backbone)
-            finally:
-                vote.remove()
-
-    def _vote(self, backbone: nn.Module, inputs: object) -> None:
-        """Asks all ranks before each forward pass; all make the same number of passes."""
-        del inputs
-        asked = self.requests.leaving or self.requests.leave is not None
-        # Not made from a parameter: a copy of a shard would be a shard too.
-        flag = torch.tensor(float(asked), device=next(backbone.parameters()).device)
-        dist.all_reduce(flag, reduce_operation="MAX")
-        if bool(flag):
-            raise _AskedToLeaveError
+        with averages_lent(state, self.requests) as backbone, precision:
+            return self._share(backbone)
 
     def _share(self, backbone: Backbone) -> Tensor:
         """Draws this rank's part of the pictures and returns all ranks' in order."""
@@ -180,13 +155,3 @@ class SampleGrid(Callback):
             settings=self.settings,
         )
         return self.decoder.decode(self.scaling.denormalise(z_BCHW))
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards, parameters that FSDP2 gathered are shards again."""
-    with model_eval_mode(model):
-        try:
-            yield
-        finally:
-            reshard(model)

@@ -6,9 +6,10 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ahpa_scale import storage, typed_json
+from ahpa_scale.checkpoint.best import BEST, read_best
 from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.manifest import MANIFEST, Manifest
 from ahpa_scale.errors import UserError
@@ -31,6 +32,7 @@ class StoredCheckpoint:
         manifest: the manifest; None if it is missing or damaged.
         problem: what is wrong, judged by manifest, names and sizes; None if nothing is.
         begun: there is no manifest, so the upload did not finish.
+        best: the run's note says that it has the lowest held-out loss.
     """
 
     url: str
@@ -40,6 +42,7 @@ class StoredCheckpoint:
     manifest: Manifest | None
     problem: str | None
     begun: bool
+    best: bool = False
 
 
 def checkpoint_name(batch: int) -> str:
@@ -94,7 +97,11 @@ def _below(folder: str, sizes: Mapping[str, int]) -> list[StoredCheckpoint]:
         if rest and _NAME.fullmatch(name):
             by_name[name][rest] = size
     ordered = sorted(by_name, key=lambda name: int(name[2:]))
-    return [look_at(storage.join(folder, name), by_name[name]) for name in ordered]
+    found = [look_at(storage.join(folder, name), by_name[name]) for name in ordered]
+    best = read_best(folder) if BEST in sizes else None
+    if best is None:
+        return found
+    return [replace(each, best=True) if each.batch == best.batch else each for each in found]
 
 
 def look_at(url: str, sizes: dict[str, int]) -> StoredCheckpoint:

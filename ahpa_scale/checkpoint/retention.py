@@ -39,8 +39,8 @@ class Retention:
             raise UserError(f"every is {self.every}: give a number of batches above 0")
 
     def to_remove(self, checkpoints: Sequence[StoredCheckpoint]) -> list[StoredCheckpoint]:
-        """The checkpoints to remove, out of all, oldest first. The newest whole one always stays.
-        Anything newer stays too, because its upload may still run.
+        """The checkpoints to remove, out of all, oldest first. The newest whole one always stays,
+        and so does the best one. Anything newer stays too, because its upload may still run.
         """
         if self.keep is None:
             return []
@@ -48,6 +48,7 @@ class Retention:
         if not whole:
             return []
         kept = {checkpoint.name for checkpoint in whole[-self.keep :]}
+        kept |= {checkpoint.name for checkpoint in whole if checkpoint.best}
         if self.every is not None:
             kept |= {checkpoint.name for checkpoint in whole if checkpoint.batch % self.every == 0}
         return [

@@ -19,6 +19,7 @@ from composer.loggers import Logger
 from composer.utils import create_interval_scheduler, dist
 
 import ahpa_scale
+from ahpa_scale.checkpoint.best import Contest
 from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.find import checkpoint_name
 from ahpa_scale.checkpoint.group import PatientGroup
@@ -70,6 +71,7 @@ class Saver(Callback):
         requests: requests from outside. A checkpoint is saved once all ranks agree on one.
         saved_at: when the checkpoint that the run resumes from was saved, in seconds since 1970.
         saved: called on rank 0, on the thread, after each finished checkpoint.
+        contest: finds the best checkpoint.
 
     Raises:
         CheckpointError: at the end of training, if the last checkpoint could not be written.
@@ -86,6 +88,7 @@ class Saver(Callback):
         requests: Requests | None = None,
         saved_at: float | None = None,
         saved: Callable[[], None] | None = None,
+        contest: Contest | None = None,
     ) -> None:
         self.folder = folder
         self.retention = retention or Retention()
@@ -93,6 +96,7 @@ class Saver(Callback):
         self._due = create_interval_scheduler(interval)
         self._alive = alive or (lambda: None)
         self._saved = saved or (lambda: None)
+        self._contest = contest or Contest()
         self._photographer = Photographer()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writer: Writer | None = None
@@ -108,7 +112,7 @@ class Saver(Callback):
     def init(self, state: State, logger: Logger) -> None:
         """Every rank joins a group that only uploads use."""
         del state, logger
-        self._writer = Writer(self.folder, self.retention, PatientGroup())
+        self._writer = Writer(self.folder, self.retention, PatientGroup(), self._contest)
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """The checkpoint that the run resumes from counts as saved."""

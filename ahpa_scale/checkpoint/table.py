@@ -60,13 +60,15 @@ def facts(checkpoint: StoredCheckpoint) -> dict[str, Any]:
         "ranks": told.world_size if told else None,
         "verdict": kind_of(checkpoint, by_names_and_sizes(checkpoint)),
         "problem": checkpoint.problem,
+        "best": checkpoint.best,
     }
 
 
 def rows_of(
     checkpoints: Sequence[StoredCheckpoint], marked: StoredCheckpoint | None = None
 ) -> tuple[str, list[str]]:
-    """The header and one row for each checkpoint. Verdicts are left out: finding them is slow.
+    """The header and one row for each checkpoint. Verdicts are left out: finding them is slow. The
+    best checkpoint gets ``best``.
 
     Args:
         checkpoints: the checkpoints to show.
@@ -74,7 +76,7 @@ def rows_of(
     """
     cells = [
         _HEADER,
-        *(_cells(checkpoint, "*" if checkpoint is marked else "") for checkpoint in checkpoints),
+        *(_cells(checkpoint, _mark(checkpoint, marked)) for checkpoint in checkpoints),
     ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     header, *rows = (
@@ -85,6 +87,10 @@ def rows_of(
         for row in cells
     )
     return header, rows
+
+
+def _mark(checkpoint: StoredCheckpoint, marked: StoredCheckpoint | None) -> str:
+    return "*" * (checkpoint is marked) + "best" * checkpoint.best
 
 
 def _cells(checkpoint: StoredCheckpoint, mark: str) -> list[str]:

@@ -18,6 +18,7 @@ from typing import Any
 from composer.utils import dist
 
 from ahpa_scale import storage
+from ahpa_scale.checkpoint.best import Contest
 from ahpa_scale.checkpoint.errors import CheckpointError, StoreAwayError
 from ahpa_scale.checkpoint.find import LATEST, checkpoint_name
 from ahpa_scale.checkpoint.group import PatientGroup
@@ -38,12 +39,15 @@ class Writer:
         folder: local path or URL.
         retention: which older checkpoints stay.
         group: a group of all ranks that nothing else uses.
+        contest: finds the best checkpoint.
     """
 
-    def __init__(self, folder: str, retention: Retention, group: PatientGroup) -> None:
+    def __init__(
+        self, folder: str, retention: Retention, group: PatientGroup, contest: Contest
+    ) -> None:
         self.folder = folder
         self.retention = retention
-        self._group = group
+        self._group, self._contest = group, contest
 
     def write(self, snapshot: Snapshot, manifest: Manifest) -> None:
         """Writes one checkpoint and waits for all ranks.
@@ -93,6 +97,7 @@ class Writer:
         storage.write_text(storage.join(url, MANIFEST), manifest.to_json())
         name = checkpoint_name(manifest.batch)
         storage.write_text(storage.join(self.folder, LATEST), f"{name}\n")
+        self._contest.settle(self.folder, manifest.batch)
         prune(self.folder, self.retention)
 
     def _together(self, action: Any) -> list[Any]:

@@ -5,25 +5,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import Literal, cast
 
 from ahpa_scale import storage
 from ahpa_scale.config.checks.data import PLACEHOLDER
 from ahpa_scale.config.errors import choices
+from ahpa_scale.config.networks import INCEPTION, ChosenNetwork, read_networks
 from ahpa_scale.config.schema import parse_duration, parse_time
 from ahpa_scale.errors import UserError
 from ahpa_scale.sampling.settings import SamplerOptions
 
 KINDS = ("ema", "model")
-EXTRA = "pip install 'ahpa-scale[eval]'"
 _LEAST = {
     "pictures": 1,
     "bins": 1,
     "batch_size": 1,
     "samples": 2,
+    "ep_fid": 0,
 }
 _POLL = 60.0
+#: Equal bins of t, in the run and after it.
+BINS = 10
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,13 @@ class Evaluation:
         pictures: at most this many of `data`; None: all.
         bins: equal bins of t.
         samples: pictures to generate and compare with the reference; None: none.
-        reference: folder of pictures.
-        reference_statistics: ``.npz`` with mu and sigma of Inception's features, local or a URL.
+        reference: real pictures: a local folder, an ``.npz``, or a data set of pictures.
+        reference_statistics: ``.npz`` with mu and sigma of a network's features, local or a URL.
+        features: networks that compare pictures, see `read_networks`.
         inception: torch-fidelity's weights file; None lets the library fetch it.
         sampler: changes of the run's own sampler.
+        against: another run's `evaluation.jsonl`, or its folder; None: none.
+        ep_fid: the FID of EP_FID@k; None: it is not reported.
         batch_size: pictures per forward pass.
         device: torch device.
         progress: whether to show rate and time left on stderr.
@@ -62,12 +67,15 @@ class Evaluation:
     idle: str | None = None
     weights: str | None = None
     pictures: int | None = None
-    bins: int = 10
+    bins: int = BINS
     samples: int | None = None
     reference: str | None = None
     reference_statistics: str | None = None
+    features: str = INCEPTION
     inception: str | None = None
     sampler: SamplerOptions = field(default_factory=SamplerOptions)
+    against: str | None = None
+    ep_fid: float | None = None
     batch_size: int = 64
     device: str = "cpu"
     progress: bool = True
@@ -81,6 +89,11 @@ class Evaluation:
     def kind(self) -> Literal["ema", "model"] | None:
         """`weights`, as a type that `checkpoint.weights` accepts."""
         return cast("Literal['ema', 'model'] | None", self.weights)
+
+    @property
+    def networks(self) -> tuple[ChosenNetwork, ...]:
+        """Networks that compare pictures; none without samples."""
+        return () if self.samples is None else read_networks(self.features, self.inception)
 
     @property
     def poll_seconds(self) -> float:
@@ -98,7 +111,7 @@ class Evaluation:
         return None if self.until is None else int(parse_time(self.until)[0])
 
     def _problems(self) -> Iterator[str]:
-        for name in ("checkpoints", "data", "out", "reference_statistics"):
+        for name in ("checkpoints", "data", "out", "reference_statistics", "against"):
             place = getattr(self, name)
             if place is not None and PLACEHOLDER in place:
                 yield f"put your own bucket in place of {PLACEHOLDER} in {place}"
@@ -125,7 +138,8 @@ class Evaluation:
     def _judge(self) -> Iterator[str]:
         given = [n for n in ("reference", "reference_statistics") if getattr(self, n) is not None]
         if self.samples is None:
-            for name in [*given, "inception"]:
+            asked = [*given, "inception", "ep_fid"] + ["features"] * (self.features != INCEPTION)
+            for name in asked:
                 if getattr(self, name) is not None:
                     yield f"{_option(name)} belongs to --samples, the number of pictures to judge"
             return
@@ -134,12 +148,13 @@ class Evaluation:
                 "--samples needs something to compare with: either --reference, a folder of "
                 "pictures, or --reference-statistics"
             )
-        if find_spec("torch_fidelity") is None:
-            yield f"--samples needs torch-fidelity, which is not installed: {EXTRA}"
         if self.inception is not None and not storage.local_path(self.inception).is_file():
             yield f"--inception: there is no file {self.inception}"
-        if self.reference is not None and storage.is_remote(self.reference):
-            yield f"--reference is a local folder of pictures, not {self.reference}"
+        named = [network.name for network in self.networks]  # refuses what can't be read
+        if self.inception is not None and INCEPTION not in named:
+            yield f"--inception belongs to --features {INCEPTION}"
+        if self.ep_fid is not None and INCEPTION not in named:
+            yield f"--ep-fid belongs to --features {INCEPTION}"
 
 
 def _option(name: str) -> str:

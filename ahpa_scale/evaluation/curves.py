@@ -18,25 +18,27 @@ from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from ahpa_scale.evaluation.measures import title_of
+
 
 def draw_evaluation(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
-    """A panel of losses and, where any row has an ``fid``, one of distances.
+    """A panel of losses and, where any row has a Frechet distance, one of distances.
 
     Args:
         rows: oldest first, at least one, with ``num_images``, ``flow``, ``flow_t`` and maybe
-            ``fid``; None stands for a number that was not finite.
+            ``fid`` or ``frechet_...``; None stands for a number that was not finite.
         title: one line above the panels.
     """
-    judged = any(row.get("fid") is not None for row in rows)
+    judged = _distance(rows)
     figure = Figure(figsize=(12 if judged else 7, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2 if judged else 1, squeeze=False)[0]
     images_R = [row["num_images"] for row in rows]
     _losses(figure, panels[0], images_R, rows)
     if judged:
-        _line(panels[1], images_R, [row.get("fid") for row in rows], color="black")
-        panels[1].set(title="Frechet Inception distance", ylim=(0, None))
-        panels[1].set_ylabel("FID")
+        _line(panels[1], images_R, [row.get(judged) for row in rows], color="black")
+        panels[1].set(title="Frechet distance", ylim=(0, None))
+        panels[1].set_ylabel(title_of(judged))
     for axes in panels:
         axes.set_xlabel("pictures seen")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -44,6 +46,13 @@ def draw_evaluation(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figur
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
+
+
+def _distance(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """The first Frechet distance that any row has; FID, if it is among them."""
+    names = [name for row in rows for name, value in row.items() if value is not None]
+    frechet = [name for name in names if name.startswith("frechet_")]
+    return "fid" if "fid" in names else next(iter(frechet), None)
 
 
 def _losses(

@@ -6,7 +6,7 @@ Shapes: B batch, T bins of t, C channels, H W.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -39,6 +39,7 @@ def heldout_flow(
     batches: Iterable[Mapping[str, Tensor]],
     bins: int = 10,
     draws: int = 1,
+    add_up: Callable[[Tensor], None] | None = None,
 ) -> dict[str, Any]:
     """Mean velocity loss (SiT, arXiv 2401.08740, equation 5) over equal bins of t in [0, 1].
 
@@ -50,9 +51,12 @@ def heldout_flow(
 
     Args:
         generator: a `DiffusionGenerator`; its backbone gets its own mode back afterwards.
-        batches: ``moments`` [B, 2C, H, W], ``index`` and ``label`` int64 [B].
+        batches: ``moments`` [B, 2C, H, W], ``index`` and ``label`` int64 [B]. Where there is
+            ``counted``, bool [B], samples without it change nothing.
         bins: equal parts of t.
         draws: how often each sample is used, each time in another bin.
+        add_up: adds a tensor of all ranks in place, if each has its own share of the samples. All
+            need equally many batches. None: this process has all samples.
 
     Returns:
         ``flow``: mean over the bins; ``flow_t``: one number per bin.
@@ -73,8 +77,14 @@ def heldout_flow(
             part = {k: batch[k].to(device) for k in ("moments", "index", "label")}
             for draw in range(draws):
                 bin_B, loss_B = _losses(generator, part, bins, draw)
-                sum_T.index_add_(0, bin_B, loss_B.double())
-                count_T.index_add_(0, bin_B, torch.ones_like(loss_B, dtype=torch.float64))
+                counted_B = torch.ones_like(loss_B, dtype=torch.float64)
+                if "counted" in batch:
+                    counted_B = batch["counted"].to(device, torch.float64)
+                sum_T.index_add_(0, bin_B, loss_B.double() * counted_B)
+                count_T.index_add_(0, bin_B, counted_B)
+    if add_up is not None:
+        add_up(sum_T)
+        add_up(count_T)
     empty = (count_T == 0).nonzero().flatten().tolist()
     if empty:
         raise UserError(

@@ -21,7 +21,9 @@ from ahpa_scale.callbacks import (
     RunSummary,
     SampleGrid,
 )
+from ahpa_scale.checkpoint.best import Contest
 from ahpa_scale.checkpoint.errors import CheckpointError
+from ahpa_scale.config.brought import Brought
 from ahpa_scale.config.checks.data import check_vae_weights
 from ahpa_scale.config.errors import ConfigError
 from ahpa_scale.config.schema import Config, parse_duration, parse_time
@@ -43,6 +45,7 @@ from ahpa_scale.run.engine import (
     composer_precision,
     cpu_bf16,
 )
+from ahpa_scale.run.held_out import build_held_out
 from ahpa_scale.run.initial import take_initial_weights
 from ahpa_scale.run.loggers import build_loggers
 
@@ -56,6 +59,7 @@ def build_trainer(
     alive: Callable[[], None] | None = None,
     requests: Requests | None = None,
     board: Board | None = None,
+    held_out: Brought | None = None,
 ) -> Trainer:
     """Builds the Trainer of one run.
 
@@ -67,6 +71,7 @@ def build_trainer(
         alive: called while the run waits for an upload.
         requests: requests from outside, for example to save or leave.
         board: holds the run's numbers that are served.
+        held_out: the held-out set, from `check_held_out`; None if the run looks at none.
 
     Raises:
         HostError: the requested device isn't there.
@@ -86,6 +91,7 @@ def build_trainer(
         take_initial_weights(config, card, generator.dit)
     if config.parallelism.compile:
         compile_blocks(config, generator, device)
+    contest = Contest()
     tracker_ids = {"wandb": start.tracker_id("wandb")} if config.logging.wandb else {}
     try:
         return Trainer(
@@ -97,7 +103,8 @@ def build_trainer(
             algorithms=build_algorithms(config, card, targets, device, requests),
             callbacks=[
                 *start.callbacks(),
-                *build_saver(config, start, tracker_ids, alive, requests, card),
+                *build_saver(config, start, tracker_ids, alive, requests, card, contest),
+                *build_held_out(config, held_out, contest, requests),
                 *_build_callbacks(config, card, generator, vae, requests),
                 *callbacks,
             ],

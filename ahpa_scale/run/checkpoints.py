@@ -12,6 +12,7 @@ from pathlib import Path
 
 from composer.utils import dist
 
+from ahpa_scale.checkpoint.best import Contest
 from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.find import StoredCheckpoint
 from ahpa_scale.checkpoint.local_copy import LocalCopy, open_checkpoint, open_newest
@@ -132,6 +133,7 @@ def build_saver(
     alive: Callable[[], None] | None,
     requests: Requests | None,
     card: DatasetCard | None = None,
+    contest: Contest | None = None,
 ) -> list[Saver]:
     """Builds the saver if the run has a save_folder."""
     chosen = config.checkpoint
@@ -155,5 +157,6 @@ def build_saver(
             requests=requests,
             saved_at=start.saved_at,
             saved=partial(note_id, config.output_dir, start.run_id),
+            contest=contest,
         )
     ]

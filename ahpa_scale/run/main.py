@@ -17,6 +17,7 @@ from ahpa_scale.checkpoint.find import holds_checkpoints
 from ahpa_scale.checkpoint.lease import Lease, holding
 from ahpa_scale.config.checks.data import check_data, check_placeholders, read_data_card
 from ahpa_scale.config.checks.folders import check_folders
+from ahpa_scale.config.checks.held_out import check_held_out
 from ahpa_scale.config.errors import (
     ConfigError,
     config_error,
@@ -84,6 +85,7 @@ def _run(argv: Sequence[str], requests: Requests, way_out: WayOut, stack: ExitSt
             check_folders(config)
         card = read_data_card(config)
         targets = check_data(config, card)
+        held_out = check_held_out(config, card, _say_once)
         pulse = stack.enter_context(watch_ranks(config)) or Pulse()
         board = stack.enter_context(serve_metrics(config, pulse))
         lease = stack.enter_context(hold_save_folder(config, requests))
@@ -104,6 +106,7 @@ def _run(argv: Sequence[str], requests: Requests, way_out: WayOut, stack: ExitSt
             alive=pulse.saves,
             requests=requests,
             board=board,
+            held_out=held_out,
         )
         if lease is not None:
             lease.confirm()
@@ -115,6 +118,11 @@ def _run(argv: Sequence[str], requests: Requests, way_out: WayOut, stack: ExitSt
     requests.preparing, way_out.training = False, True
     with exit_on_user_error(shared=False):
         _train(config, trainer, requests)
+
+
+def _say_once(text: str) -> None:
+    if speaks_for_all_ranks():
+        console.say(text)
 
 
 def _train(config: Config, trainer: Trainer, requests: Requests) -> None:

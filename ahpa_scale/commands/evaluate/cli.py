@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
@@ -64,18 +64,31 @@ def evaluate(
     bins: Annotated[int, typer.Option(help="Equal bins of the noise level.")] = 10,
     samples: Annotated[
         options.Number,
-        typer.Option(help="Generate this many pictures for FID and KID.", show_default="none"),
+        typer.Option(
+            help="Generate this many pictures for FID and other measures.", show_default="none"
+        ),
     ] = None,
     reference: Annotated[
         options.Text,
-        typer.Option(help="With --samples: folder of real pictures.", callback=options.LOCAL),
+        typer.Option(
+            help="With --samples: real pictures: local folder, .npz, or prepared pictures.",
+            callback=options.ANY,
+        ),
     ] = None,
     reference_statistics: Annotated[
         options.Text,
         typer.Option(
-            help="With --samples: .npz of mu and sigma instead; FID only.", callback=options.ANY
+            help="With --samples: .npz of mu and sigma instead; distances only.",
+            callback=options.ANY,
         ),
     ] = None,
+    features: Annotated[
+        str,
+        typer.Option(
+            help="With --samples: networks, such as inception,efficientnet-lite0, or a name of "
+            "timm, with =FILE for weights of its own."
+        ),
+    ] = "inception",
     inception: Annotated[
         options.Text,
         typer.Option(
@@ -92,11 +105,22 @@ def evaluate(
     guide: options.Guide = None,
     time_shift: options.TimeShift = None,
     seed: options.Seed = None,
+    against: Annotated[
+        options.Text,
+        typer.Option(
+            help="Another run's evaluation.jsonl: report when this run is as good as that one.",
+            callback=options.ANY,
+        ),
+    ] = None,
+    ep_fid: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="With --samples: report epochs to an unguided FID of at most this."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures per forward pass.")] = 64,
     device: options.Device = "cpu",
     progress: options.Progress = True,
 ) -> None:
-    """Held-out loss, samples, FID and KID of each checkpoint that has no row yet.
+    """Held-out loss, samples, FID and other measures of each checkpoint that has no row yet.
 
     Exit code 0: all are evaluated. 2: a mistake in the input. After 1 (a disk failed), 75 (a store
     did not answer) and 79 (asked to leave) the same command goes on.

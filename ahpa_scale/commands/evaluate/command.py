@@ -7,7 +7,6 @@ import io
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -26,13 +25,18 @@ from ahpa_scale.commands.evaluate.rows import (
     checkpoint_digest,
     settings_digest,
 )
+from ahpa_scale.commands.evaluate.speed import Speed
+from ahpa_scale.commands.evaluate.table import Table
 from ahpa_scale.config.evaluation import Evaluation
 from ahpa_scale.config.schema import parse_time
 from ahpa_scale.data.card import DatasetCard, read_card
 from ahpa_scale.data.prepare import check_device
 from ahpa_scale.errors import UserError
 from ahpa_scale.evaluation.curves import draw_evaluation
-from ahpa_scale.evaluation.fidelity import Folder, Inception, RealPictures, read_statistics
+from ahpa_scale.evaluation.feature_sets import FeatureSet
+from ahpa_scale.evaluation.measures import Measure, as_row, compare
+from ahpa_scale.evaluation.networks import Network, open_network
+from ahpa_scale.evaluation.picture_sets import PictureSet, open_pictures
 from ahpa_scale.run.trained import backbone_of, told_config
 from ahpa_scale.unreachable import UnreachableError
 from ahpa_scale.writable import try_to_write
@@ -63,10 +67,10 @@ def evaluate(wanted: Evaluation, say: Say, tell: Say) -> Rows:
         CutShortError: a disk fails on the way.
     """
     check_device(wanted.device)
-    card, rows = _first_look(wanted, tell)
     with tempfile.TemporaryDirectory(prefix="ahpa-scale-") as room:
+        card, reference, rows = _first_look(wanted, room, tell)
         try:
-            _Work(wanted, card, rows, room, say, tell).run()
+            _Work(wanted, card, reference, rows, room, say, tell).run()
         except (UnreachableError, UserError):
             raise
         except OSError as error:
@@ -76,8 +80,12 @@ def evaluate(wanted: Evaluation, say: Say, tell: Say) -> Rows:
     return rows
 
 
-def _first_look(wanted: Evaluation, tell: Say) -> tuple[DatasetCard, Rows]:
-    """Checks every place; returns the held-out data's card and the earlier rows."""
+def _first_look(
+    wanted: Evaluation, room: str, tell: Say
+) -> tuple[DatasetCard, PictureSet | None, Rows]:
+    """Checks every place; returns the held-out data's card, the real pictures and the earlier
+    rows.
+    """
     url = wanted.checkpoints
     card = read_card(wanted.data)
     if card.kind != "latents":
@@ -85,34 +93,43 @@ def _first_look(wanted: Evaluation, tell: Say) -> tuple[DatasetCard, Rows]:
     if pictures_of(wanted, card) < wanted.bins:
         count = pictures_of(wanted, card)
         raise UserError(f"{count} held-out pictures can't fill --bins {wanted.bins}")
-    if wanted.reference_statistics is not None:
-        read_statistics(wanted.reference_statistics)
-    if wanted.reference is not None:
-        Folder(wanted.reference, card.image_size)
+    place = wanted.reference_statistics or wanted.reference
+    reference = None if place is None else open_pictures(place, room, card.image_size)
     checkpoints = checkpoints_at(url) if wanted.follow else some_checkpoints_at(url)
     if wanted.follow and checkpoints and checkpoints[0].url.rstrip("/") == url.rstrip("/"):
         raise UserError(f"--follow: {url} is a checkpoint itself: name the folder that holds it")
     if not checkpoints:
         tell(f"waiting for the first checkpoint at {url}")
     try_to_write(wanted.out)
-    return card, Rows(wanted.out)
+    return card, reference, Rows(wanted.out)
 
 
 class _Work:
     """One call of the command."""
 
     def __init__(
-        self, wanted: Evaluation, card: DatasetCard, rows: Rows, room: str, say: Say, tell: Say
+        self,
+        wanted: Evaluation,
+        card: DatasetCard,
+        reference: PictureSet | None,
+        rows: Rows,
+        room: str,
+        say: Say,
+        tell: Say,
     ) -> None:
         self._wanted, self._card, self._rows = wanted, card, rows
+        self._reference = reference
         self._room, self._say, self._tell = room, say, tell
         self._subject: Subject | None = None
         self._settings: Settings = {}
-        self._real: RealPictures | None = None
-        self._inception: Inception | None = None
-        if wanted.inception is not None:  # reports a wrong file at once
-            self._inception = Inception(wanted.inception, torch.device(wanted.device))
-        self._table = Table()
+        self._real: list[FeatureSet] = []
+        device = torch.device(wanted.device)
+        # Opened first, because that reports a wrong file at once.
+        self._networks: list[Network] = [
+            open_network(chosen.name, device, chosen.weights, chosen.side)
+            for chosen in wanted.networks
+        ]
+        self._table, self._speed = Table(), Speed(wanted)
         self._duration: str | None = None
 
     def run(self) -> None:
@@ -137,6 +154,8 @@ class _Work:
                     self._evaluate(checkpoint, folder, self._subject)
         if len(self._rows) and not storage.exists(self._place(FIGURE)):
             self._draw()
+        for line in self._speed.lines(self._rows):
+            self._say(line)
 
     def _lacks_row(self, checkpoint: StoredCheckpoint) -> bool:
         return checkpoint.manifest is None or not self._rows.holds(checkpoint.manifest)
@@ -168,13 +187,23 @@ class _Work:
         wanted = self._wanted
         before = self._rows.settings
         told = checkpoint.manifest.data_set if checkpoint.manifest else None
-        subject = Subject(wanted, config, self._card, told, before, self._room, self._tell)
+        subject = Subject(
+            wanted,
+            config,
+            self._card,
+            told,
+            before,
+            self._networks,
+            self._reference,
+            self._room,
+            self._tell,
+        )
         self._settings = subject.settings()
         self._rows.check(self._settings)
+        self._speed.check(self._settings)
         subject.load()
-        if wanted.samples is not None:
-            self._inception = self._inception or Inception(None, torch.device(wanted.device))
-            self._real = subject.real(self._inception)
+        if self._networks:
+            self._real = subject.real()
         return subject
 
     def _evaluate(self, checkpoint: StoredCheckpoint, folder: Path, subject: Subject) -> None:
@@ -194,14 +223,21 @@ class _Work:
             **subject.loss(),
         }
         self._put(f"{SAMPLES}/step-{checkpoint.batch:08d}.png", subject.grid())
-        if self._inception is not None and self._real is not None:
-            row |= self._real.distances(subject.features(self._inception))
+        measures = self._measures(subject)
+        row |= as_row(measures) if measures else {}
         row |= {"checkpoint": checkpoint_digest(checkpoint.manifest), "settings": self._settings}
         row["settings_hash"] = settings_digest(self._settings)
         self._rows.add(row)
         self._draw()
-        for line in self._table.lines(row):
+        for line in self._table.lines(row, measures):
             self._say(line)
+
+    def _measures(self, subject: Subject) -> list[Measure]:
+        if not self._networks:
+            return []
+        device = torch.device(self._wanted.device)
+        pairs = zip(subject.made(), self._real, strict=True)
+        return [measure for made, real in pairs for measure in compare(made, real, device)]
 
     def _draw(self) -> None:
         rows = list(self._rows)
@@ -221,40 +257,3 @@ class _Work:
 
     def _place(self, name: str) -> str:
         return storage.join(self._wanted.out, *name.split("/"))
-
-
-class Table:
-    """Formats rows for people, one by one as they come."""
-
-    _WIDTHS: ClassVar = {
-        "name": 10,
-        "images": 13,
-        "weights": 7,
-        "held-out loss": 13,
-        "FID": 9,
-        "KID": 9,
-    }
-
-    def __init__(self) -> None:
-        self._begun = False
-
-    def lines(self, row: Row) -> list[str]:
-        """A row's line, after the header's if it is the first."""
-        shown = {
-            "name": f"ba{row['batch']}",
-            "images": f"{row['num_images']:,}",
-            "weights": row["weights"],
-            "held-out loss": _number(row["flow"], 5),
-            "FID": _number(row.get("fid"), 3),
-            "KID": _number(row.get("kid"), 5),
-        }
-        lines = [] if self._begun else [self._line({name: name for name in shown})]
-        self._begun = True
-        return [*lines, self._line(shown)]
-
-    def _line(self, cells: dict[str, Any]) -> str:
-        return "  ".join(cells[name].rjust(width) for name, width in self._WIDTHS.items())
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"

@@ -6,7 +6,7 @@ Shapes: N generated pictures, B batch, S the picture's side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -25,20 +25,16 @@ from ahpa_scale.config.schema import Config
 from ahpa_scale.data.card import DatasetCard
 from ahpa_scale.data.stream import build_loader
 from ahpa_scale.errors import UserError
-from ahpa_scale.evaluation.fidelity import (
-    Folder,
-    Inception,
-    RealPictures,
-    read_statistics,
-    statistics_digest,
-    weights_digest,
-)
+from ahpa_scale.evaluation.feature_sets import GROUPS, FeatureSet, collect
 from ahpa_scale.evaluation.heldout import heldout_flow
+from ahpa_scale.evaluation.networks import INCEPTION, Network
+from ahpa_scale.evaluation.picture_sets import PictureSet, features_of
 from ahpa_scale.evaluation.samples import ExactDecoder, draw_samples, sample_batches
 from ahpa_scale.models.backbone import Backbone
 from ahpa_scale.models.flow import Path
 from ahpa_scale.models.vae import FrozenVAE
 from ahpa_scale.models.vae_config import LatentScaling
+from ahpa_scale.precision import evaluation_autocast
 from ahpa_scale.progress import progress_bar
 from ahpa_scale.run.build import build_generator
 from ahpa_scale.run.guide import open_guide
@@ -58,6 +54,8 @@ class Subject:
         card: card of the held-out data.
         told: the checkpoint's facts about the run's own data; None if it has none.
         before: settings of existing rows; they fill in options that were not given.
+        networks: networks that compare pictures.
+        reference: real pictures; None if nothing is compared.
         room: local folder for copies of the data.
         tell: prints a line for people.
 
@@ -73,6 +71,8 @@ class Subject:
         card: DatasetCard,
         told: Mapping[str, Any] | None,
         before: Settings | None,
+        networks: Sequence[Network],
+        reference: PictureSet | None,
         room: str,
         tell: Callable[[str], None],
     ) -> None:
@@ -94,14 +94,12 @@ class Subject:
         self._labels = None if brought.labels is None else torch.tensor(brought.labels)
         self._pictures = pictures_of(wanted, card)
         self.kind = _kind(config, wanted, before)
-        self._real = Folder(wanted.reference, card.image_size) if wanted.reference else None
+        self._networks, self._reference = networks, reference
 
     def settings(self) -> Settings:
         """All that the figures depend on besides the weights, ready for JSON."""
         wanted = self._wanted
-        reference = self._real.digest if self._real else None
-        if wanted.reference_statistics is not None:
-            reference = statistics_digest(wanted.reference_statistics)
+        facts = [dict(network.facts) for network in self._networks]
         return {
             "run_name": self._run_name,
             "data": self._card.fingerprint,
@@ -112,8 +110,10 @@ class Subject:
             "num_per_class": self._columns,
             **self._sampler.told(),
             "samples": wanted.samples,
-            "reference": reference,
-            "inception": weights_digest(wanted.inception) if wanted.samples else None,
+            "reference": self._reference.digest if self._reference else None,
+            # A key of its own since before there were other networks.
+            "inception": next((f["weights"] for f in facts if f["name"] == INCEPTION), None),
+            **({"networks": facts} if facts else {}),
         }
 
     def load(self) -> None:
@@ -161,22 +161,20 @@ class Subject:
             images_B3SS = draw_samples(*self._drawn_by(), *rows, **self._drawing())
         return image_grid(images_B3SS, self._columns, [names[label] for label in self._classes])
 
-    def real(self, inception: Inception) -> RealPictures:
-        """The real pictures, which the pictures of every checkpoint are compared with."""
-        if self._real is None:
-            assert self._wanted.reference_statistics is not None
-            return read_statistics(self._wanted.reference_statistics)
-        batches = self._real.batches(self._wanted.batch_size, self._wanted.progress)
-        real = RealPictures.of(inception.features(batches))
-        self._real.rejects.write(self._wanted.out)
-        summary = self._real.rejects.summary(self._wanted.out)
+    def real(self) -> list[FeatureSet]:
+        """What each network says of the real pictures."""
+        assert self._reference is not None
+        batch_size, shown = self._wanted.batch_size, self._wanted.progress
+        real = features_of(self._reference, self._networks, batch_size, shown=shown)
+        self._reference.rejects.write(self._wanted.out)
+        summary = self._reference.rejects.summary(self._wanted.out)
         if summary is not None:
             self._tell(summary)
         return real
 
-    def features(self, inception: Inception) -> Tensor:
-        """Inception's features, float32 [N, F], of generated pictures, equally many per class."""
-        return inception.features(self._generated())
+    def made(self) -> list[FeatureSet]:
+        """What each network says of generated pictures, equally many per class."""
+        return collect(self._networks, self._generated(), GROUPS)
 
     def _generated(self) -> Iterator[Tensor]:
         total = self._wanted.samples
@@ -221,9 +219,7 @@ class Subject:
         return {"settings": self._sampler, "guide": self._guide, "batch_size": batch_size}
 
     def _precision(self) -> AbstractContextManager[None]:
-        """As in training: bfloat16 on GPUs. On a CPU the measurements choose their own."""
-        kind = torch.device(self._wanted.device).type
-        return torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda")
+        return evaluation_autocast(torch.device(self._wanted.device))
 
 
 def pictures_of(wanted: Evaluation, card: DatasetCard) -> int:

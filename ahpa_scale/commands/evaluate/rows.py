@@ -19,6 +19,8 @@ from ahpa_scale.checkpoint.manifest import Manifest
 from ahpa_scale.errors import UserError
 
 EVALUATION_FILE = "evaluation.jsonl"
+#: Settings in which comparable runs may differ: names, and what only the pictures for people show.
+_OF_THE_RUN = ("run_name", "classes", "num_per_class")
 
 Row = dict[str, Any]
 Settings = dict[str, Any]
@@ -111,6 +113,23 @@ class Rows:
             f"{self.url} was made with {name} {_shown(before.get(name))}, and now it is "
             f"{_shown(settings.get(name))}: choose another --out, or the same settings"
         )
+
+    def check_comparable(self, settings: Settings) -> None:
+        """Refuse rows of another run that were measured otherwise.
+
+        Raises:
+            UserError: it names the first setting that differs.
+        """
+        mine, theirs = (
+            {name: value for name, value in each.items() if name not in _OF_THE_RUN}
+            for each in (settings, self.settings or {})
+        )
+        name = next((n for n in [*mine, *theirs] if mine.get(n) != theirs.get(n)), None)
+        if name is not None:
+            raise UserError(
+                f"{self.url} was made with {name} {_shown(theirs.get(name))}, and these rows with "
+                f"{_shown(mine.get(name))}: they cannot be compared"
+            )
 
     def add(self, row: Row) -> None:
         """Add a row in its place; it replaces an earlier one of the same batch.

@@ -57,6 +57,7 @@ def check_placeholders(config: Config) -> None:
         "data.local": config.data.local,
         "data.remote": config.data.remote,
         "checkpoint.save_folder": config.checkpoint.save_folder,
+        "evaluation.data": config.evaluation.data,
     }
     for key, place in places.items():
         if place is not None and PLACEHOLDER in place:

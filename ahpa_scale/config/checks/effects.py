@@ -108,6 +108,10 @@ def _idle(config: Config) -> Iterator[Idle]:
     if config.data.remote is None:
         why = "without data.remote nothing is downloaded"
         yield Idle("data.cache_limit", "data.remote", why)
+    if config.evaluation.data is None:
+        why = "evaluation.data is null"
+        fields = [name for name in type(config.evaluation).model_fields if name != "data"]
+        yield from (Idle(f"evaluation.{name}", "evaluation.data", why) for name in fields)
     if config.sampling.interval is None:
         why = "sampling.interval is null"
         fields = [name for name in type(config.sampling).model_fields if name != "interval"]

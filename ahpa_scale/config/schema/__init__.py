@@ -9,7 +9,14 @@ from ahpa_scale.config.schema.guard import Guard
 from ahpa_scale.config.schema.model import Data, Flow, Model, Vae
 from ahpa_scale.config.schema.parallelism import Parallelism
 from ahpa_scale.config.schema.run import Config
-from ahpa_scale.config.schema.training import Checkpoint, Ema, Logging, Optimizer, Sampling
+from ahpa_scale.config.schema.training import (
+    Checkpoint,
+    Ema,
+    HeldOut,
+    Logging,
+    Optimizer,
+    Sampling,
+)
 from ahpa_scale.config.schema.watch import Watch
 
 __all__ = [
@@ -21,6 +28,7 @@ __all__ = [
     "Flow",
     "Guard",
     "Head",
+    "HeldOut",
     "Logging",
     "Model",
     "Optimizer",

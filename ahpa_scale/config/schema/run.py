@@ -13,7 +13,14 @@ from ahpa_scale.config.schema.fields import LocalPath, Name, Section, TotalTime
 from ahpa_scale.config.schema.guard import Guard
 from ahpa_scale.config.schema.model import Data, Flow, Model, Vae
 from ahpa_scale.config.schema.parallelism import Parallelism
-from ahpa_scale.config.schema.training import Checkpoint, Ema, Logging, Optimizer, Sampling
+from ahpa_scale.config.schema.training import (
+    Checkpoint,
+    Ema,
+    HeldOut,
+    Logging,
+    Optimizer,
+    Sampling,
+)
 from ahpa_scale.config.schema.watch import Watch
 from ahpa_scale.errors import UserError
 
@@ -78,6 +85,7 @@ class Config(Section):
     checkpoint: Checkpoint = Field(Checkpoint(), description="Checkpoints.")
     logging: Logging = Field(Logging(), description="Logging.")
     guard: Guard = Field(Guard(), description="Bad batches, loss spikes, time limit.")
+    evaluation: HeldOut = Field(HeldOut(), description="Held-out loss while training.")
     sampling: Sampling = Field(Sampling(), description="Sample grids.")
     watch: Watch = Field(Watch(), description="Watch over the ranks.")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a run is trained and watched: optimizer, EMA, checkpoints, logging, sample grids."""
+"""How a run is trained and watched: optimizer, EMA, checkpoints, logging, evaluation, samples."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pydantic import Field, PlainValidator
 from ahpa_scale.config.schema.fields import (
     AnyPath,
     BatchInterval,
+    DataPath,
     Duration,
     Interval,
     List,
@@ -126,6 +127,20 @@ class Logging(Section):
         description="TCP port of each node's first rank, with /metrics for Prometheus and "
         "/healthz; null: none.",
     )
+
+
+class HeldOut(Section):
+    """Held-out loss of the averages during training; the best checkpoint is kept."""
+
+    data: DataPath | None = Field(
+        None, description="Held-out latents, a folder or a URL; null: none are looked at."
+    )
+    interval: Interval = Field(
+        "5000ba",
+        description="Time between measurements; checkpoint.save_interval or a divisor of it finds "
+        "the best checkpoint among all.",
+    )
+    pictures: int | None = Field(None, ge=1, description="At most this many; null: all.")
 
 
 class Sampling(Section):

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sets of pictures, all behind one door: folders, `.npz`, prepared data sets, statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ahpa_scale import storage
+from ahpa_scale.data.card import CARD_NAME
+from ahpa_scale.errors import UserError
+from ahpa_scale.evaluation.picture_sets.base import PictureSet, features_of
+from ahpa_scale.evaluation.picture_sets.folder import Folder
+from ahpa_scale.evaluation.picture_sets.npz import NpzFile, write_statistics
+from ahpa_scale.evaluation.picture_sets.prepared import Prepared
+
+__all__ = ["PictureSet", "features_of", "in_one_size", "open_pictures", "write_statistics"]
+
+
+def open_pictures(place: str, room: str, size: int | None = None) -> PictureSet:
+    """A set of pictures, of statistics, or of both.
+
+    Args:
+        place: local folder of picture files; folder or URL of a data set prepared with
+            ``--kind images``; path or URL of an ``.npz``.
+        room: local folder for copies of what a store holds.
+        size: side that picture files are cropped to; None: the first picture's shorter side.
+
+    Raises:
+        UserError: it is none of these.
+        OSError: nothing is there, or the store can't be reached.
+    """
+    if place.endswith(".npz"):
+        return NpzFile(place, room)
+    if storage.exists(storage.join(place, CARD_NAME)):
+        return Prepared(place, room)
+    if storage.is_remote(place):
+        raise UserError(
+            f"{place} is neither an .npz nor a prepared data set; a folder of picture files must "
+            "be local"
+        )
+    return Folder(place, size)
+
+
+def in_one_size(sets: Sequence[PictureSet]) -> list[PictureSet]:
+    """Crops picture files to the smallest side of all sets: a network's resizing would otherwise
+    tell one size from the other. What has one size already, an `.npz` or a data set, keeps it.
+    """
+    side = min((each.side for each in sets if each.side is not None), default=0)
+    return [each.cropped(side) if isinstance(each, Folder) else each for each in sets]

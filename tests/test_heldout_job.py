@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Held-out loss within a run of two ranks: what `evaluate` says of its checkpoints, under every
+engine; and the best checkpoint, which stays.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from evaluated_run import rows_of
+from job import BIN, CLI, run
+
+from ahpa_scale.data.prepare import prepare
+
+#: Two ranks can't share it evenly, nor does a rank's share fill its batches.
+HELD_OUT = 43
+#: Flow losses are about 1; the rest is the order of float32 additions.
+SAME = 2e-6
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("held-out")
+    demo = {"size": 32, "vae_path": "demo", "progress": False}
+    prepare("demo", str(place / "data"), num_samples=64, **demo)
+    prepare("demo", str(place / "held-out"), num_samples=HELD_OUT, start=64, **demo)
+    return place
+
+
+def train(place: Path, folder: Path, *overrides: str, ranks: int = 2) -> str:
+    launcher = [sys.executable] if ranks == 1 else [BIN / "composer", "-n", ranks]
+    done = run(
+        *launcher,
+        "train.py",
+        "yamls/demo-ahpa.yaml",
+        "global_train_batch_size=16",
+        "optimizer.warmup=0ba",
+        "logging.interval=1ba",
+        "sampling.interval=null",
+        "checkpoint.save_interval=2ba",
+        "max_duration=6ba",
+        "model.depth=2",
+        "alignment.tap=1",
+        "data.num_workers=1",
+        f"data.local={place / 'data'}",
+        f"evaluation.data={place / 'held-out'}",
+        "evaluation.interval=2ba",
+        f"output_dir={folder}",
+        f"checkpoint.save_folder={folder}/checkpoints",
+        *overrides,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def evaluated(place: Path, folder: Path, *words: object) -> dict[int, dict[str, Any]]:
+    """Rows of `ahpa-scale evaluate` by batch."""
+    told = ["--data", place / "held-out", "--out", folder / "evaluation", "--no-progress"]
+    done = run(CLI, "evaluate", folder / "checkpoints", *told, *words)
+    assert done.returncode == 0, done.stderr
+    return {row["batch"]: row for row in rows_of(folder / "evaluation")}
+
+
+def measured(folder: Path) -> dict[int, dict[str, float]]:
+    """What the run has logged, by batch."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {row["batch"]: row for row in rows if "heldout/flow" in row}
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision", "same"),
+    [
+        ("ddp", "fp32", SAME),
+        ("fsdp2", "fp32", SAME),
+        ("zero2", "fp32", SAME),
+        ("zero3", "amp_bf16", SAME),
+        # The model itself holds bfloat16 weights then, and rounds where float32 ones don't.
+        ("fsdp2", "bf16", 1e-3),
+        ("zero2", "bf16", 1e-3),
+    ],
+)
+def test_two_ranks_measure_what_evaluate_does(place, tmp_path, engine, precision, same):
+    chosen = [f"parallelism.engine={engine}", f"precision={precision}", "checkpoint.keep=null"]
+    chosen += ["ema.decay=0.5"]
+    train(place, tmp_path, *chosen)
+    logged, rows = measured(tmp_path), evaluated(place, tmp_path)
+    assert sorted(logged) == sorted(rows) == [2, 4, 6]
+    for batch, row in rows.items():
+        assert (row["weights"], row["settings"]["pictures"]) == ("ema", HELD_OUT)
+        print(engine, precision, batch, logged[batch]["heldout/flow"] / row["flow"] - 1)
+        assert logged[batch]["heldout/flow"] == pytest.approx(row["flow"], rel=same)
+        by_bin = [logged[batch][f"heldout/flow/{place}"] for place in range(10)]
+        assert by_bin == pytest.approx(row["flow_t"], rel=same)
+    assert len({row["flow"] for row in rows.values()}) == 3
+    best = json.loads((tmp_path / "checkpoints" / "best.json").read_text())
+    lowest = min(rows.values(), key=lambda row: row["flow"])
+    assert best["batch"] == lowest["batch"]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir() if path.is_dir())
+
+
+def test_the_best_checkpoint_survives_later_worse_ones(place, tmp_path):
+    """With a learning rate that destroys the model."""
+    spoilt = [
+        "optimizer.lr=0.05",
+        "optimizer.grad_clip=null",
+        "checkpoint.keep=1",
+        "ema.decay=null",
+    ]
+    train(place, tmp_path, *spoilt, "precision=fp32", ranks=1)
+    logged = {batch: row["heldout/flow"] for batch, row in measured(tmp_path).items()}
+    best = min(logged, key=lambda batch: logged[batch])
+    assert best != 6, logged
+    assert names(tmp_path) == [f"ba{best}", "ba6"]
+    # A run that goes on knows it, and so do the commands.
+    again = ["max_duration=8ba", "checkpoint.autoresume=true"]
+    train(place, tmp_path, *spoilt, "precision=fp32", *again, ranks=1)
+    assert names(tmp_path) == [f"ba{best}", "ba8"]
+    url = tmp_path / "checkpoints"
+    listed = run(CLI, "checkpoints", "ls", url).stdout.splitlines()
+    assert [line.split()[0] for line in listed[1:]] == ["best", "*"]
+    told = run(CLI, "checkpoints", "ls", url, "--json").stdout.splitlines()
+    assert [json.loads(line)["best"] for line in told] == [True, False]
+    assert run(CLI, "checkpoints", "prune", url, "--keep", 1).returncode == 0
+    assert names(tmp_path) == [f"ba{best}", "ba8"]
