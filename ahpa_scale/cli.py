@@ -18,6 +18,7 @@ from ahpa_scale.commands import (
     launch,
     pictures,
     prepare,
+    report,
     train_vae,
 )
 from ahpa_scale.commands.doctor import cli as doctor
@@ -47,6 +48,7 @@ app.command("train-vae")(train_vae.train_vae)
 _OF_THE_SCRIPT = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 app.command(context_settings=_OF_THE_SCRIPT)(launch.launch)
 app.command()(evaluate.evaluate)
+app.command()(report.report)
 app.command("unpack-idx")(pictures.unpack_idx)
 app.command("demo-images")(pictures.demo_images)
 

@@ -17,8 +17,7 @@ from ahpa_scale import storage, typed_json
 from ahpa_scale.callbacks.metrics_file import encode_row
 from ahpa_scale.checkpoint.manifest import Manifest
 from ahpa_scale.errors import UserError
-
-EVALUATION_FILE = "evaluation.jsonl"
+from ahpa_scale.run_files import EVALUATION_FILE
 
 Row = dict[str, Any]
 Settings = dict[str, Any]
