@@ -109,7 +109,7 @@ def _shown(value: float) -> Gap:
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
-def mean_weights(weight_T: Sequence[Gap], count_T: Sequence[float]) -> Gap:
+def mean_weight(weight_T: Sequence[Gap], count_T: Sequence[float]) -> Gap:
     """A level's weight averaged over pictures, from the bins of t that saw any."""
     seen = [
         (weight, count)

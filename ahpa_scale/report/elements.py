@@ -13,6 +13,8 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 from ahpa_scale.printable import printable
 
 Content = Element | str | None
+#: A cell with more characters is wrapped.
+_LONG = 40
 
 
 def node(tag: str, *content: Content, **attributes: str) -> Element:
@@ -46,10 +48,14 @@ def table(
     """
     right = set(numbers)
 
+    def look(place: int, cell: Content) -> dict[str, str]:
+        long = isinstance(cell, str) and len(cell) > _LONG
+        return {"class_": "number"} if place in right else {"class_": "long"} if long else {}
+
     def line(tag: str, cells: Sequence[Content]) -> Element:
-        looks = [{"class_": "number"} if place in right else {} for place in range(len(cells))]
+        looks = [look(place, cell) for place, cell in enumerate(cells)]
         return node(
-            "tr", *(node(tag, cell, **look) for cell, look in zip(cells, looks, strict=True))
+            "tr", *(node(tag, cell, **given) for cell, given in zip(cells, looks, strict=True))
         )
 
     head, body = (

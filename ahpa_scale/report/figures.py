@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ahpa_scale.report.curves import Curve, curve_of, mean_weights, speed_of
+from ahpa_scale.report.curves import Curve, curve_of, mean_weight, speed_of
 from ahpa_scale.report.evaluation import title_of
 from ahpa_scale.report.runs import Run
 
@@ -124,7 +124,7 @@ def router_figures(run: Run) -> list[Drawn]:
         _line_over_t(losses, last.loss_GT[level], name, level, colour)
         course.add_scatter(
             x=[record.batch for record in records],
-            y=[mean_weights(record.weight_GT[level], record.count_T) for record in records],
+            y=[mean_weight(record.weight_GT[level], record.count_T) for record in records],
             mode="lines",
             name=_text(name),
             line={"color": colour, "dash": _dash(level), "width": 2},
@@ -156,8 +156,8 @@ def _maps(run: Run) -> Drawn:
         rows=len(levels),
         cols=1,
         shared_xaxes=True,
-        vertical_spacing=0.12 / len(levels),
-        row_titles=[_text(level) for level in levels],
+        vertical_spacing=0.3 / len(levels),
+        subplot_titles=[_text(level) for level in levels],
     )
     bins = len(chosen[-1].count_T)
     chosen = [record for record in chosen if len(record.count_T) == bins]
@@ -171,11 +171,13 @@ def _maps(run: Run) -> Drawn:
             row=level + 1,
             col=1,
         )
-    figure.update_layout(template={}, coloraxis={"colorscale": "Cividis"}, margin=_MARGIN)
-    figure.update_yaxes(title_text="t", range=[0, 1], nticks=3)
+    colours = {"colorscale": "Cividis", "colorbar": {"thickness": 12}}
+    figure.update_layout(template={}, coloraxis=colours, margin={**_MARGIN, "t": 24})
+    figure.update_annotations(font_size=12, x=0, xanchor="left")
+    figure.update_yaxes(title_text="t", title_standoff=2, range=[0, 1], nticks=3)
     figure.update_xaxes(title_text="batches", row=len(levels), col=1)
     title = "Weight of each level over t and over training"
-    return Drawn(title, figure, by_batch=False, height=80 + 130 * len(levels))
+    return Drawn(title, figure, by_batch=False, height=80 + 140 * len(levels))
 
 
 def _column(runs: Sequence[Run], name: str, title: str) -> Drawn | None:

@@ -109,13 +109,13 @@ def state_of(
         planned: batches that it is meant to train; None if that is not given in batches.
         quiet: seconds since it last wrote something; None if that is not known.
     """
+    last = sessions[-1] if sessions else None
+    if last is not None and last.exit_code:
+        return State("stopped", last.end)
     if batch is not None and planned is not None and batch >= planned:
         return State("finished", "finished")
-    last = sessions[-1] if sessions else None
-    if last is not None and last.exit_code is not None:
-        if last.exit_code == 0 and planned is None:
-            return State("finished", last.end)
-        return State("stopped", last.end)
+    if last is not None and last.exit_code == 0:
+        return State("finished" if planned is None else "stopped", last.end)
     if quiet is None or batch is None:
         return State("unknown", "nothing tells whether it is going")
     if quiet < QUIET:

@@ -6,7 +6,7 @@
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const touch = matchMedia("(pointer: coarse)").matches;
   const plots = [...document.querySelectorAll(".plot")];
-  const config = { responsive: true, displaylogo: false, displayModeBar: touch ? false : "hover" };
+  const config = { responsive: true, displaylogo: false, displayModeBar: false };
   const titles = { batches: "batches", images: "images seen", hours: "hours of training" };
 
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();

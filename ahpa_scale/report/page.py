@@ -38,7 +38,7 @@ def page_of(runs: Sequence[Run], now: float) -> str:
         "Samples": sections.samples(runs),
         "Evaluation": _evaluation(runs, plots),
         "Router": _router(runs, plots),
-        "History": sections.history(runs),
+        "History": sections.history(runs, now),
         "Configuration": sections.configuration(runs),
         "Environment": sections.environment(runs),
         "Notes": sections.notes(runs, POINTS),
@@ -94,6 +94,7 @@ def _training(runs: Sequence[Run], plots: _Plots) -> list[Content]:
         return [axis, node("p", "No rows of training were found.", class_="quiet")]
     content: list[Content] = [
         node("p", node("label", "Horizontal axis: ", axis)),
+        node("p", "Drag to zoom; double-click to go back.", class_="quiet mouse"),
         plots.grid(main),
     ]
     if others:

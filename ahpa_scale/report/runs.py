@@ -143,7 +143,7 @@ def listing(url: str) -> dict[str, int]:
         sizes = storage.find(url)
     except NotADirectoryError:
         raise UserError(f"{url} is a file: name the run's folder") from None
-    if any(name in sizes for name in _OWN) or _evaluations(sizes) or _newest_first(sizes):
+    if any(name in sizes for name in _OWN) or _evaluations(sizes) or _checkpoint_folders(sizes):
         return sizes
     below = sorted({name.rpartition("/")[0] for name in sizes if name.endswith(f"/{METRICS_FILE}")})
     near = f"; did you mean {storage.join(url, *below[0].split('/'))}?" if below else ""
@@ -259,7 +259,7 @@ def _checkpoint_folders(sizes: Mapping[str, int]) -> list[str]:
     return [*([""] if MANIFEST in sizes else []), *ordered]
 
 
-def _newest_first(sizes: Mapping[str, int], url: str = "") -> Iterator[StoredCheckpoint]:
+def _newest_first(sizes: Mapping[str, int], url: str) -> Iterator[StoredCheckpoint]:
     for folder in _checkpoint_folders(sizes):
         start = f"{folder}/" if folder else ""
         own = {

@@ -10,7 +10,7 @@ from ahpa_scale.report.curves import last_speed, last_value
 from ahpa_scale.report.elements import Content, node, table
 from ahpa_scale.report.evaluation import Evaluation, Race, differing, races, title_of
 from ahpa_scale.report.figures import COLOURS, TOTAL
-from ahpa_scale.report.history import state_of
+from ahpa_scale.report.history import Session, State, state_of
 from ahpa_scale.report.runs import Run
 from ahpa_scale.report.settings_file import as_yaml, differences
 from ahpa_scale.report.words import UNKNOWN, count, interval, moment, number
@@ -28,8 +28,7 @@ def cards(runs: Sequence[Run], now: float) -> list[Content]:
 
 
 def _card(run: Run, place: int, now: float) -> Element:
-    quiet = None if run.written is None else max(0.0, now - run.written)
-    state = state_of(list(run.sessions), run.batch, run.planned, quiet)
+    state = _state(run, now)
     facts = [("batches", _progress(run))]
     if run.metrics is not None and run.metrics.batches:
         facts.append(("last loss", number(last_value(run.metrics, TOTAL))))
@@ -53,6 +52,11 @@ def _card(run: Run, place: int, now: float) -> Element:
         node("p", run.where, class_="quiet"),
         class_="card",
     )
+
+
+def _state(run: Run, now: float) -> State:
+    quiet = None if run.written is None else max(0.0, now - run.written)
+    return state_of(list(run.sessions), run.batch, run.planned, quiet)
 
 
 def _progress(run: Run) -> str:
@@ -160,22 +164,16 @@ def _evaluation_table(evaluation: Evaluation) -> Element:
     return table(["batch", *map(title_of, names)], rows, range(len(names) + 1))
 
 
-def history(runs: Sequence[Run]) -> list[Content]:
+def history(runs: Sequence[Run], now: float) -> list[Content]:
     """The processes of each run and what its guard noted."""
     content: list[Content] = []
     for run in runs:
         part: list[Content] = []
         if run.sessions:
-            rows = [
-                [
-                    moment(session.started),
-                    count(session.first),
-                    count(session.last),
-                    moment(session.ended),
-                    session.end,
-                ]
-                for session in run.sessions[::-1][:_MOST_EVENTS]
-            ]
+            newest_first = run.sessions[::-1][:_MOST_EVENTS]
+            rows = [_session(session) for session in newest_first]
+            if newest_first[0].exit_code is None and _state(run, now).kind == "going":
+                rows[0][-1] = "going"
             header = ["started (UTC)", "from batch", "to batch", "ended (UTC)", "end"]
             part.append(table(header, rows, (1, 2)))
         if run.guard is not None and run.guard.counts:
@@ -184,6 +182,11 @@ def history(runs: Sequence[Run]) -> list[Content]:
             content += [node("h3", run.name)] if len(runs) > 1 else []
             content += part
     return content
+
+
+def _session(session: Session) -> list[Content]:
+    times = moment(session.started), moment(session.ended)
+    return [times[0], count(session.first), count(session.last), times[1], session.end]
 
 
 def _guard(run: Run) -> list[Content]:
