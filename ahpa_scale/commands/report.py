@@ -16,7 +16,7 @@ def report(
     runs: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN...",
+            metavar="RUN",
             help="A run's output_dir, its checkpoints, or what evaluate wrote: local path or URL.",
             callback=options.ANY_OF_SEVERAL,
         ),

@@ -13,7 +13,8 @@ import ahpa_scale
 from ahpa_scale.report import figures, sections
 from ahpa_scale.report.curves import POINTS, clocks_of
 from ahpa_scale.report.elements import Content, data, document, node
-from ahpa_scale.report.figures import Drawn
+from ahpa_scale.report.plots import Drawn
+from ahpa_scale.report.router import router_figures
 from ahpa_scale.report.runs import Run
 from ahpa_scale.report.words import moment
 
@@ -116,7 +117,7 @@ def _evaluation(runs: Sequence[Run], plots: _Plots) -> list[Content]:
 def _router(runs: Sequence[Run], plots: _Plots) -> list[Content]:
     content: list[Content] = []
     for run in runs:
-        drawn = figures.router_figures(run)
+        drawn = router_figures(run.metrics.routers if run.metrics else [])
         if drawn:
             content += [node("h3", run.name)] if len(runs) > 1 else []
             content.append(plots.grid(drawn))

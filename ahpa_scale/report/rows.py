@@ -28,7 +28,7 @@ class Faults:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self._skipped: dict[str, list[str]] = {}
+        self._skipped: dict[str, tuple[int, str]] = {}
 
     def add(self, line: str) -> None:
         """Notes something that is wrong."""
@@ -36,14 +36,14 @@ class Faults:
 
     def skip(self, file: str, why: str) -> None:
         """Counts a row that was left out, and keeps the first reason of its file."""
-        reasons = self._skipped.setdefault(file, [])
-        reasons.append(why if not reasons else "")
+        count, first = self._skipped.get(file, (0, why))
+        self._skipped[file] = (count + 1, first)
 
     def told(self) -> list[str]:
         """All lines, those of left-out rows included."""
         skipped = [
-            f"{file}: {_rows(len(reasons))} left out, because damaged ({reasons[0]})"
-            for file, reasons in self._skipped.items()
+            f"{file}: {_rows(count)} left out, because damaged ({first})"
+            for file, (count, first) in self._skipped.items()
         ]
         return [*self.lines, *skipped]
 

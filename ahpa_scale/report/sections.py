@@ -9,8 +9,9 @@ from xml.etree.ElementTree import Element
 from ahpa_scale.report.curves import last_speed, last_value
 from ahpa_scale.report.elements import Content, node, table
 from ahpa_scale.report.evaluation import Evaluation, Race, differing, races, title_of
-from ahpa_scale.report.figures import COLOURS, TOTAL
+from ahpa_scale.report.figures import TOTAL
 from ahpa_scale.report.history import Session, State, state_of
+from ahpa_scale.report.plots import colour_of
 from ahpa_scale.report.runs import Run
 from ahpa_scale.report.settings_file import as_yaml, differences
 from ahpa_scale.report.words import UNKNOWN, count, interval, moment, number
@@ -67,8 +68,8 @@ def _progress(run: Run) -> str:
 
 
 def _swatch(place: int) -> Element:
-    colour = COLOURS[place % len(COLOURS)]
-    return node("span", class_="swatch", style=f"background:{colour}", aria_hidden="true")
+    style = f"background:{colour_of(place)}"
+    return node("span", class_="swatch", style=style, aria_hidden="true")
 
 
 def comparison(runs: Sequence[Run]) -> list[Content]:
