@@ -57,6 +57,7 @@ demo: $(RUNS)/demo-data/dataset.json
 	rm -rf $(RUNS)/demo
 	$(BIN)/composer -n $(DEMO_RANKS) train.py yamls/demo-ahpa.yaml data.local=$(RUNS)/demo-data \
 	  output_dir=$(RUNS)/demo checkpoint.save_folder=$(RUNS)/demo/checkpoints $(DEMO_ARGS)
+	$(BIN)/ahpa-scale report $(RUNS)/demo --out $(RUNS)/demo/report.html
 
 $(FASHION)/.unpacked:
 	bash tools/fetch_fashion_mnist.sh $(FASHION)
@@ -68,6 +69,7 @@ test: $(STAMP) $(FASHION)/.unpacked
 	bash tools/get_iproute2.sh
 	bash tools/get_podman.sh
 	bash tools/get_promtool.sh .cache/promtool
+	bash tools/get_chromium.sh
 	$(BIN)/python -m pytest -n 3 --dist worksteal $(TESTS)
 
 test-quick: $(STAMP)

@@ -20,6 +20,7 @@ from ahpa_scale.commands import (
     launch,
     pictures,
     prepare,
+    report,
     train_vae,
 )
 from ahpa_scale.commands.doctor import cli as doctor
@@ -52,6 +53,7 @@ app.command(context_settings=_OF_THE_SCRIPT)(launch.launch)
 app.command()(sample.sample)
 app.command()(evaluate.evaluate)
 app.command()(compare.compare)
+app.command()(report.report)
 app.command()(export.export)
 app.command("import")(export.bring)
 app.command("unpack-idx")(pictures.unpack_idx)

@@ -16,7 +16,7 @@ import os
 import select
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, TextIO
@@ -27,6 +27,7 @@ Format = Literal["text", "json"]
 
 PACKAGE = "ahpa_scale"
 _formatter: logging.Formatter | None = None
+_hears_end: Callable[[str, int], None] | None = None
 
 
 def set_up(format: Format, *, rank: int | None, node: int | None) -> None:
@@ -59,6 +60,17 @@ def set_up(format: Format, *, rank: int | None, node: int | None) -> None:
     threading.excepthook = _log_uncaught_in_thread
 
 
+def hear_end(listener: Callable[[str, int], None] | None) -> None:
+    """From now on, gives `listener` each line that says why this process ends, and its exit code.
+
+    Args:
+        listener: called on any thread, before the line is shown; it must not wait for long. None:
+            nobody hears them.
+    """
+    global _hears_end
+    _hears_end = listener
+
+
 def say(
     text: str,
     *,
@@ -75,6 +87,7 @@ def say(
         fields: the line's facts by name, for JSON; NaN and infinity become null.
     """
     text = printable(text)
+    _hand_on(text, fields)
     if _formatter is None:
         print(text, file=stream or sys.stderr, flush=True)
     else:
@@ -90,14 +103,22 @@ def shout(text: str, *, level: int = logging.INFO, fields: Mapping[str, Any] | N
     """Says one line without Python's streams: the main thread may hold their locks for ever, and
     some threads must not wait for it. The line is dropped if stderr takes no bytes.
     """
+    text = printable(text)
+    _hand_on(text, fields)
     with suppress(OSError, ValueError):
         if takes_writes():
-            os.write(2, _line(printable(text), level, fields).encode(errors="replace"))
+            os.write(2, _line(text, level, fields).encode(errors="replace"))
 
 
 def takes_writes() -> bool:
     """Whether stderr takes a line within a second. A full pipe without a reader takes none."""
     return bool(select.select([], [2], [], 1.0)[1])
+
+
+def _hand_on(text: str, fields: Mapping[str, Any] | None) -> None:
+    code = (fields or {}).get("exit_code")
+    if _hears_end is not None and isinstance(code, int):
+        _hears_end(text, code)
 
 
 def _line(text: str, level: int, fields: Mapping[str, Any] | None) -> str:

@@ -26,6 +26,19 @@ PREEMPTED = 79
 #: The run was asked to leave and could not save in time: it goes on from an older checkpoint.
 CUT_SHORT = 80
 
+#: What each code says of a run, in a few words.
+MEANINGS = {
+    0: "ended in order",
+    FAILED: "failed",
+    MISTAKE: "a mistake in the input",
+    STOPPED: "stopped by its guard",
+    NOT_SAVED: "its last checkpoint could not be written",
+    TRY_AGAIN: "a rank or a store did not answer",
+    ROLL_BACK: "rolled back by its guard",
+    PREEMPTED: "asked to leave, and saved",
+    CUT_SHORT: "asked to leave, and could not save in time",
+}
+
 
 class RunStoppedError(RuntimeError):
     """A run that stopped itself.

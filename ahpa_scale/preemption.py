@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -252,14 +252,14 @@ def _pass(number: int, frame: object) -> None:
 
 
 def _leave_at_once(why: str) -> None:
-    _say(f"{why}: leaving at once, without a checkpoint")
+    _say(f"{why}: leaving at once, without a checkpoint", {"exit_code": CUT_SHORT})
     os._exit(CUT_SHORT)
 
 
-def _say(text: str) -> None:
+def _say(text: str, fields: Mapping[str, int] | None = None) -> None:
     # A console that is gone or full must not end the thread that listens.
     with suppress(OSError, ValueError):
-        console.say(text, level=logging.WARNING)
+        console.say(text, level=logging.WARNING, fields=fields)
 
 
 _registered = False

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-# A copy of callbacks.METRICS_FILE, because importing Composer takes seconds.
-METRICS_FILE = "metrics.jsonl"
+from ahpa_scale.run_files import METRICS_FILE
+
 _EVERY_SECONDS = 30.0
 
 

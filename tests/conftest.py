@@ -31,6 +31,7 @@ pytest_plugins = [
     "data_sets",
     "evaluated_run",
     "image",
+    "report_pages",
     "small_run",
 ]
 

@@ -238,3 +238,4 @@ def test_make_demo_goes_all_the_way(tmp_path: Path):
     assert f"done: metrics {tmp_path}/demo/metrics.jsonl" in done.stdout
     assert (tmp_path / "demo" / "samples" / "step-00000004.png").exists()
     assert (tmp_path / "demo" / "router.png").exists()
+    assert (tmp_path / "demo" / "report.html").exists()

@@ -243,7 +243,8 @@ def parameters() -> Iterator[tuple[tuple[str, ...], str, Any, Any]]:
 
 
 def is_place(declared: Any) -> bool:
-    return declared.callback in (options.LOCAL, options.ANY, options.DATA, options.VAE)
+    several = options.ANY_OF_SEVERAL
+    return declared.callback in (options.LOCAL, options.ANY, several, options.DATA, options.VAE)
 
 
 PLACES = [(words, name) for words, name, declared, _ in parameters() if is_place(declared)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the callbacks share: where files lie, the model under its wrapper, the router's summary."""
+"""What the callbacks share: which rank writes, the model in its wrapper, the router's summary."""
 
 from __future__ import annotations
 
@@ -7,10 +7,6 @@ from typing import Any
 
 from composer.utils import dist
 from torch import nn
-
-METRICS_FILE = "metrics.jsonl"
-ROUTER_FILE = "router.png"
-SAMPLES_FOLDER = "samples"
 
 
 def writes_files() -> bool:

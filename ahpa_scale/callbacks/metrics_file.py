@@ -18,9 +18,10 @@ from composer.loggers import Logger, LoggerDestination
 
 from ahpa_scale import storage, typed_json
 from ahpa_scale.algorithms.timing import Every
-from ahpa_scale.callbacks.common import METRICS_FILE, router_summary, writes_files
+from ahpa_scale.callbacks.common import router_summary, writes_files
 from ahpa_scale.errors import UserError
 from ahpa_scale.log_files import append_line, going_on_without
+from ahpa_scale.run_files import METRICS_FILE
 from ahpa_scale.storage.disk import new_file_beside
 
 LOSS_KEYS = ("loss/train/total", "loss/train/flow", "loss/train/alignment")

@@ -22,9 +22,10 @@ from matplotlib.ticker import MaxNLocator
 
 from ahpa_scale import storage
 from ahpa_scale.algorithms.timing import Every
-from ahpa_scale.callbacks.common import ROUTER_FILE, router_summary, writes_files
+from ahpa_scale.callbacks.common import router_summary, writes_files
 from ahpa_scale.log_files import going_on_without
 from ahpa_scale.preemption import Requests
+from ahpa_scale.run_files import ROUTER_FILE
 
 # Okabe and Ito's colours, which stay apart in the common kinds of colour blindness; the markers
 # tell lines apart without any colour.

@@ -21,13 +21,14 @@ from torch import Tensor
 
 from ahpa_scale.algorithms.timing import Every
 from ahpa_scale.callbacks.averages import AskedToLeaveError, averages_lent
-from ahpa_scale.callbacks.common import SAMPLES_FOLDER, writes_files
+from ahpa_scale.callbacks.common import writes_files
 from ahpa_scale.errors import UserError
 from ahpa_scale.log_files import going_on_without
 from ahpa_scale.models.backbone import Backbone
 from ahpa_scale.models.flow import Path as FlowPath
 from ahpa_scale.models.vae_config import LatentScaling
 from ahpa_scale.preemption import Requests
+from ahpa_scale.run_files import SAMPLES_FOLDER, sample_name
 from ahpa_scale.sampling.grid import PER_CLASS, class_rows, image_grid, save_image
 from ahpa_scale.sampling.sampler import sample
 from ahpa_scale.sampling.settings import SamplerSettings
@@ -116,7 +117,7 @@ class SampleGrid(Callback):
             labels = [self.class_names[label] for label in self.classes]
             picture = image_grid(images_B3SS, self.num_per_class, labels)
             with going_on_without(self.folder):
-                save_image(picture, self.folder / f"step-{batch:08d}.png")
+                save_image(picture, self.folder / sample_name(batch))
             logger.log_images(np.asarray(picture), name="samples", channels_last=True, step=batch)
 
     @torch.no_grad()

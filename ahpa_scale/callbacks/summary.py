@@ -12,13 +12,9 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 
 from ahpa_scale import console
-from ahpa_scale.callbacks.common import (
-    METRICS_FILE,
-    ROUTER_FILE,
-    SAMPLES_FOLDER,
-    writes_files,
-)
+from ahpa_scale.callbacks.common import writes_files
 from ahpa_scale.preemption import Requests
+from ahpa_scale.run_files import METRICS_FILE, ROUTER_FILE, SAMPLES_FOLDER
 
 
 class RunSummary(Callback):

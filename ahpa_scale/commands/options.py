@@ -60,6 +60,7 @@ TimeShift = Annotated[
 Seed = Annotated[Number, typer.Option(help="Seed of the noise.", show_default="the run's")]
 
 Callback = Callable[[typer.CallbackParam, str | None], str | None]
+ListCallback = Callable[[typer.CallbackParam, list[str]], list[str]]
 
 
 def _read_by(read: Callable[[str], str]) -> Callback:
@@ -76,9 +77,20 @@ def _read_by(read: Callable[[str], str]) -> Callback:
     return callback
 
 
+def _each(read: Callable[[str], str]) -> ListCallback:
+    """As `_read_by`, for an argument that is given several times."""
+    one = _read_by(read)
+
+    def callback(param: typer.CallbackParam, values: list[str]) -> list[str]:
+        return [text for text in (one(param, value) for value in values) if text is not None]
+
+    return callback
+
+
 #: For `callback=` of an option or argument, by the paths that it takes.
 LOCAL = _read_by(paths.local)
 ANY = _read_by(paths.resolve)
+ANY_OF_SEVERAL = _each(paths.resolve)
 DATA = _read_by(paths.data)
 VAE = _read_by(paths.vae)
 

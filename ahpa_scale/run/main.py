@@ -41,16 +41,16 @@ from ahpa_scale.ending import (
 from ahpa_scale.exits import NOT_SAVED, PREEMPTED, TRY_AGAIN, RunStoppedError
 from ahpa_scale.log_files import going_on_without
 from ahpa_scale.preemption import Requests, hear_signals, listening, looking
+from ahpa_scale.run.history import History
 from ahpa_scale.run.serve import serve_metrics, set_up_console
 from ahpa_scale.run.watch import watch_ranks
+from ahpa_scale.run_files import CONFIG_FILE
 from ahpa_scale.unreachable import UnreachableError
 from ahpa_scale.watch import Pulse, is_lost_connection
 from ahpa_scale.watch.place import number_in
 
 if TYPE_CHECKING:
     from composer import Trainer
-
-RESOLVED = "config.yaml"
 
 
 def main(argv: Sequence[str], requests: Requests | None = None) -> None:
@@ -86,6 +86,7 @@ def _run(argv: Sequence[str], requests: Requests, way_out: WayOut, stack: ExitSt
         card = read_data_card(config)
         targets = check_data(config, card)
         held_out = check_held_out(config, card, _say_once)
+        history = stack.enter_context(History(config))
         pulse = stack.enter_context(watch_ranks(config)) or Pulse()
         board = stack.enter_context(serve_metrics(config, pulse))
         lease = stack.enter_context(hold_save_folder(config, requests))
@@ -111,9 +112,10 @@ def _run(argv: Sequence[str], requests: Requests, way_out: WayOut, stack: ExitSt
         if lease is not None:
             lease.confirm()
     if speaks_for_all_ranks():
-        resolved = Path(config.output_dir) / RESOLVED
+        resolved = Path(config.output_dir) / CONFIG_FILE
         with going_on_without(resolved):
             storage.write_text(resolved, to_yaml(config))
+    history.begin(trainer)
     dist.barrier()  # no rank leaves on its own while another one trains
     requests.preparing, way_out.training = False, True
     with exit_on_user_error(shared=False):
@@ -229,7 +231,7 @@ def check_output(config: Config) -> None:
         return
     check_placeholders(config)
     places: dict[str, tuple[str | None, Callable[[str], bool]]] = {
-        "output_dir": (config.output_dir, lambda folder: storage.exists(Path(folder, RESOLVED))),
+        "output_dir": (config.output_dir, lambda folder: storage.exists(Path(folder, CONFIG_FILE))),
         "checkpoint.save_folder": (config.checkpoint.save_folder, holds_checkpoints),
     }
     for key, (folder, holds_run) in places.items():
@@ -256,7 +258,7 @@ def _asked(config: Config, key: str, folder: str, question: Callable[[str], bool
 def _run_at(folder: Path) -> str | None:
     """The name of the run whose output lies there; None if there is none, or a variable sets it."""
     try:
-        name = read_yaml(folder / RESOLVED)[0].get("run_name")
+        name = read_yaml(folder / CONFIG_FILE)[0].get("run_name")
     except ConfigError:
         return None
     return name if isinstance(name, str) and "${" not in name else None

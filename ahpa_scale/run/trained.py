@@ -22,7 +22,7 @@ from ahpa_scale.config.schema import Alignment, Config
 from ahpa_scale.data.card import DatasetCard
 from ahpa_scale.errors import UserError
 from ahpa_scale.models.backbone import BACKBONE, Backbone
-from ahpa_scale.run.main import RESOLVED
+from ahpa_scale.run_files import CONFIG_FILE
 
 
 def find_run(place: str, config: str | None = None) -> tuple[Config, str]:
@@ -44,8 +44,8 @@ def find_run(place: str, config: str | None = None) -> tuple[Config, str]:
             raise UserError(f"there is nothing at {path}")
         if path.is_file():
             return named or load_yaml(_config_near(path), elsewhere=True), str(path)
-        if (path / RESOLVED).is_file():
-            named = named or load_yaml(path / RESOLVED, elsewhere=True)
+        if (path / CONFIG_FILE).is_file():
+            named = named or load_yaml(path / CONFIG_FILE, elsewhere=True)
             return named, _newest(path, named).url
     checkpoint = find_checkpoint(place)
     if named is None:
@@ -134,10 +134,10 @@ def take_weights(
 
 def _config_near(file: Path) -> Path:
     for folder in (file.parent, file.parent.parent):
-        if (folder / RESOLVED).is_file():
-            return folder / RESOLVED
+        if (folder / CONFIG_FILE).is_file():
+            return folder / CONFIG_FILE
     looked = f"{file.parent} or {file.parent.parent}"
-    raise UserError(f"no {RESOLVED} in {looked}: name the run's own with --config")
+    raise UserError(f"no {CONFIG_FILE} in {looked}: name the run's own with --config")
 
 
 def _newest(folder: Path, config: Config) -> StoredCheckpoint:

@@ -20,8 +20,8 @@ from pydantic import Field
 from ahpa_scale import storage, typed_json
 from ahpa_scale.errors import UserError
 from ahpa_scale.log_files import append_line
+from ahpa_scale.run_files import GUARD_FILE
 
-GUARD_FILE = "guard.jsonl"
 ROLLBACKS_FILE = "rollbacks.json"
 #: Most bytes of the rollbacks' file.
 _LIMIT = 1 << 20

@@ -17,8 +17,8 @@ from ahpa_scale import storage, typed_json
 from ahpa_scale.callbacks.metrics_file import encode_row
 from ahpa_scale.checkpoint.manifest import Manifest
 from ahpa_scale.errors import UserError
+from ahpa_scale.run_files import EVALUATION_FILE
 
-EVALUATION_FILE = "evaluation.jsonl"
 #: Settings in which comparable runs may differ: names, and what only the pictures for people show.
 _OF_THE_RUN = ("run_name", "classes", "num_per_class")
 
