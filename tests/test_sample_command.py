@@ -15,6 +15,7 @@ import pytest
 import torch
 from job import BIN, CLI, ROOT, run, variables, warmed
 from numpy.typing import NDArray
+from official_files import filled
 from PIL import Image
 from s3_server import BUCKET, s3_server
 
@@ -236,3 +237,25 @@ def test_checkpoint_and_pictures_in_a_store(trained, drawn, tmp_path):
     with np.load(tmp_path / "samples.npz", allow_pickle=False) as images:
         of_folder = np.stack(list(pictures(drawn).values()))
         assert np.abs(images["arr_0"].astype(np.int16) - of_folder).max() <= 1
+
+
+def test_an_official_file(tmp_path):
+    torch.save(filled().state_dict(), tmp_path / "of-sd.pt")
+    torch.save(filled(in_channels=8).state_dict(), tmp_path / "model.pt")
+    few = ["--num", 4, "--steps", 2, "--vae", "demo", "--no-progress"]
+    code, said = draw(tmp_path / "model.pt", tmp_path / "out", *few)
+    assert code == 2
+    assert "--as dit, --as sit or --as repa" in said
+    code, said = draw(tmp_path / "of-sd.pt", tmp_path / "out", *few, "--as", "sit")
+    assert code == 2
+    assert "the VAE demo has 8 latent channels, and the model 4" in said
+    drawn = {}
+    for layout in ("dit", "sit", "repa"):
+        code, said = draw(tmp_path / "model.pt", tmp_path / layout, *few, "--as", layout)
+        assert code == 0, said
+        drawn[layout] = pictures(tmp_path / layout)
+        assert sorted(path.parent.name for path in (tmp_path / layout).rglob("*.png")) == [
+            *("0", "1", "2", "3")
+        ]
+    assert furthest(drawn["sit"], drawn["repa"]) > 0, "their time runs the other way"
+    assert furthest(drawn["dit"], drawn["repa"]) > 0

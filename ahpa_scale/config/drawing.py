@@ -14,6 +14,8 @@ from ahpa_scale.errors import UserError
 from ahpa_scale.sampling.settings import SamplerOptions
 
 FORMATS = ("folder", "npz", "mds", "grid")
+#: Whose code trained the weights of a ``.pt`` file.
+LAYOUTS = ("dit", "sit", "repa")
 PRECISIONS = ("fp32", "amp_bf16")
 _BY_ENDING = {".npz": "npz", ".png": "grid"}
 #: More than this and a grid is no picture to look at.
@@ -31,6 +33,7 @@ class Drawing:
         classes: class names or numbers, separated by commas; None: all.
         format: one of FORMATS; None goes by the ending of `out`.
         weights: one of KINDS; None: the averages if there are any.
+        layout: one of LAYOUTS, for an official file that does not tell it.
         vae: the autoencoder; None: the model's own.
         sampler: changes of the run's own sampler.
         batch_size: pictures per forward pass.
@@ -50,6 +53,7 @@ class Drawing:
     classes: str | None = None
     format: str | None = None
     weights: str | None = None
+    layout: str | None = None
     vae: str | None = None
     sampler: SamplerOptions = field(default_factory=SamplerOptions)
     batch_size: int = 64
@@ -69,7 +73,7 @@ class Drawing:
         return cast("Literal['ema', 'model'] | None", self.weights)
 
     @property
-    def layout(self) -> str:
+    def written(self) -> str:
         """The format that is written."""
         ending = next((kind for end, kind in _BY_ENDING.items() if self.out.endswith(end)), None)
         return self.format or ending or "folder"
@@ -81,15 +85,16 @@ class Drawing:
         for name in ("num", "batch_size"):
             if getattr(self, name) < 1:
                 yield f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}"
-        known = {"format": FORMATS, "weights": KINDS, "precision": PRECISIONS}
+        known = {"format": FORMATS, "weights": KINDS, "precision": PRECISIONS, "layout": LAYOUTS}
         for name, words in known.items():
             value = getattr(self, name)
             if value is not None and value not in words:
-                yield f"unknown --{name} {value!r}; {choices(value, words)}"
+                option = "as" if name == "layout" else name
+                yield f"unknown --{option} {value!r}; {choices(value, words)}"
         for ending, kind in _BY_ENDING.items():
-            if self.layout == kind and not self.out.endswith(ending):
+            if self.written == kind and not self.out.endswith(ending):
                 yield f"--format {kind} writes one file: OUT must end in {ending}, not {self.out}"
-            if self.layout != kind and self.out.endswith(ending):
-                yield f"{self.out} ends in {ending}, and --format {self.layout} makes a folder"
-        if self.layout == "grid" and self.num > MOST_IN_A_GRID:
+            if self.written != kind and self.out.endswith(ending):
+                yield f"{self.out} ends in {ending}, and --format {self.written} makes a folder"
+        if self.written == "grid" and self.num > MOST_IN_A_GRID:
             yield f"a grid holds at most {MOST_IN_A_GRID} pictures, not {self.num}: name a folder"

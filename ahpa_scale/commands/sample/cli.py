@@ -56,6 +56,10 @@ def sample(
         options.Text,
         typer.Option(help="'ema' or 'model'.", show_default="averages where there are any"),
     ] = None,
+    layout: Annotated[
+        options.Text,
+        typer.Option("--as", help="dit, sit or repa, for an official file that does not tell it."),
+    ] = None,
     vae: Annotated[
         options.Text,
         typer.Option(

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 
-from ahpa_scale import __version__, storage
+from ahpa_scale import __version__, console, storage
 from ahpa_scale.commands.sample.packing import MDS_INDEX, pack
 from ahpa_scale.commands.sample.pictures import (
     Pictures,
@@ -29,6 +29,7 @@ from ahpa_scale.config.errors import choices
 from ahpa_scale.data.prepare import check_device
 from ahpa_scale.errors import UserError
 from ahpa_scale.evaluation.samples import ExactDecoder, sample_batches
+from ahpa_scale.interchange.official import Layout, Told
 from ahpa_scale.models.backbone import Backbone
 from ahpa_scale.models.description import ModelDescription
 from ahpa_scale.models.flow import get_path
@@ -71,7 +72,8 @@ class _Work:
 
     def __init__(self, wanted: Drawing, here: Ranks, device: torch.device) -> None:
         self._wanted, self._here, self._device = wanted, here, device
-        self._model = open_model(wanted.checkpoint, wanted.kind)
+        told = None if wanted.layout is None else Told(cast("Layout", wanted.layout))
+        self._model = open_model(wanted.checkpoint, wanted.kind, told)
         described = self._model.description
         self._settings = wanted.sampler.applied(settings_from(described.sampler))
         if self._settings.guided and self._settings.guide is None and not described.null_class:
@@ -79,9 +81,9 @@ class _Work:
                 f"{self._model.place} has no null class, which guidance needs: --guidance-scale 1"
             )
         self._vae = _open_vae(wanted, self._model)
-        layout, out = wanted.layout, wanted.out
+        out = wanted.out
         self._pictures = Pictures(
-            out if layout == "folder" else f"{out.rstrip('/')}.parts",
+            out if wanted.written == "folder" else f"{out.rstrip('/')}.parts",
             _labels(wanted, described.num_classes, described.classes),
             _class_names(described),
             wanted.num,
@@ -90,7 +92,7 @@ class _Work:
     def begin(self) -> None:
         """Checks the place, and notes there what is drawn."""
         wanted, pictures = self._wanted, self._pictures
-        if wanted.layout != "folder":
+        if wanted.written != "folder":
             _check_free(wanted)
         try_to_write(pictures.url)
         before = read_record(pictures.url)
@@ -150,12 +152,14 @@ class _Work:
         """Packs the pictures, and notes that they are complete."""
         wanted, pictures = self._wanted, self._pictures
         record = {**self._record, "complete": True}
-        if wanted.layout == "folder":
+        if wanted.written == "folder":
             write_record(pictures.url, record)
         else:
-            pack(pictures, wanted.out, wanted.layout, wanted.overwrite, wanted.progress)
+            pack(pictures, wanted.out, wanted.written, wanted.overwrite, wanted.progress)
             pictures.remove()
         what = "averages" if self._model.description.kind == "ema" else "weights"
+        for remark in self._model.remarks:
+            console.say(f"{self._model.place}: {remark}")
         tell(f"{wanted.out}: {pictures.num} pictures by the {what} of {self._model.place}")
 
     @cached_property
@@ -187,7 +191,7 @@ def _check_free(wanted: Drawing) -> None:
         return
     if not wanted.overwrite:
         raise UserError(f"{wanted.out} exists already: choose another OUT, or --overwrite")
-    if names and (wanted.layout != "mds" or MDS_INDEX not in names):
+    if names and (wanted.written != "mds" or MDS_INDEX not in names):
         raise UserError(f"{wanted.out} is a folder of other files: choose another OUT")
 
 
@@ -197,6 +201,11 @@ def _open_vae(wanted: Drawing, model: Drawable) -> FrozenVAE:
     if not path:
         raise UserError(f"{model.place} does not tell its VAE: name it with --vae")
     vae = FrozenVAE.from_pretrained(path)
+    if vae.latent_channels != described.in_channels:
+        raise UserError(
+            f"the VAE {path} has {vae.latent_channels} latent channels, and the model "
+            f"{described.in_channels}: name the model's own with --vae"
+        )
     if described.vae_identity and vae.identity != described.vae_identity:
         raise UserError(
             f"the VAE {path} has other weights ({vae.identity}) than the one that the model was "
@@ -219,7 +228,7 @@ def _labels(wanted: Drawing, num_classes: int, names: Sequence[str]) -> list[int
         UserError: a class that the model does not know.
     """
     if wanted.classes is None:
-        most = _FIRST_CLASSES if wanted.layout == "grid" else num_classes
+        most = _FIRST_CLASSES if wanted.written == "grid" else num_classes
         return list(range(min(num_classes, most)))
     if wanted.classes in names:  # a name may hold commas
         return [list(names).index(wanted.classes)]
