@@ -2,8 +2,9 @@
 """A diffusion transformer of ahpa_scale as a model of diffusers, with the official DiT's names.
 
 Exported folders hold this file and the layers that it imports, so ahpa_scale itself is not needed.
-diffusers' own `DiTTransformer2DModel` can't hold these weights: it fixes other frequencies for the
-features of the time (``downscale_freq_shift=1``).
+diffusers' own `DiTTransformer2DModel` is another network: its features of the time have other
+frequencies (``downscale_freq_shift=1``), every block has embedders of its own, and queries and keys
+have no norm.
 
 Shape legend: B batch, N tokens, D width, C channels, H W.
 """
