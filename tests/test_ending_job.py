@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -166,6 +167,10 @@ def start(tmp_path: Path):
         job.process.wait()
 
 
+def history(folder: Path) -> list[str]:
+    return (folder / "run" / "history.jsonl").read_text().splitlines()
+
+
 def words(data: Path, folder: Path, **chosen: object) -> list[str]:
     keys = {name.replace("__", "."): str(value) for name, value in chosen.items()}
     few = {"max_duration": "100000ba", "checkpoint.save_folder": str(folder / "saved")}
@@ -196,6 +201,10 @@ def test_an_error_is_told_and_ends_the_job(
     assert job.ended() == 1, job.log.read_text()
     assert cause in job.log.read_text()
     assert time.monotonic() - begun < BOUND
+    began, ended = (json.loads(line) for line in history(tmp_path))
+    assert (began["event"], began["batch"], began["ranks"]) == ("start", 0, ranks)
+    assert (ended["event"], ended["exit_code"]) == ("end", 1)
+    assert ended["reason"]
 
 
 @pytest.mark.parametrize(

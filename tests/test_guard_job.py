@@ -62,6 +62,9 @@ def test_a_rollback_asks_for_the_same_command_and_stops_when_that_does_not_help(
         (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         assert words in error
         assert "Traceback" not in done.stderr + done.stdout
+    ends = [one for one in lines(tmp_path, "history.jsonl") if one["event"] == "end"]
+    assert [(one["batch"], one["exit_code"]) for one in ends] == [(4, 76), (4, 70)]
+    assert "start again with checkpoint.autoresume=true" in ends[0]["reason"]
     # The step was left out, so what is saved is sound.
     assert sorted(p.name for p in (tmp_path / "saved").glob("ba*")) == ["ba2"]
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -84,6 +85,11 @@ def test_a_rank_that_is_killed_is_named_though_the_launcher_stops_the_other(job,
         r"batch \d+: \w+\n",
         told,
     ), told
+    ends = (job.folder / "run" / "history.jsonl").read_text().splitlines()[1:]
+    # A rank that is killed writes nothing more.
+    told_ends = [json.loads(line) for line in ends]
+    assert [one["exit_code"] for one in told_ends] == ([75] if number else [])
+    assert all("rank 1" in one["reason"] for one in told_ends)
 
 
 def test_a_rank_that_stops_answering_ends_the_job_and_the_launcher(job):

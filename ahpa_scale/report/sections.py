@@ -41,6 +41,8 @@ def _card(run: Run, place: int, now: float) -> Element:
             facts.append((f"best {title_of(name)}", f"{number(best[1])} at batch {count(best[0])}"))
     if run.sessions:
         facts.append(("restarts", count(len(run.sessions) - 1)))
+    if len(run.sessions) > 1:
+        facts.append(("before that", run.sessions[-2].end))
     if run.metrics is not None and run.metrics.nonfinite:
         facts.append(("rows not finite", count(run.metrics.nonfinite)))
     facts.append(("last written", f"{moment(run.written)} UTC" if run.written else UNKNOWN))
@@ -95,15 +97,15 @@ def comparison(runs: Sequence[Run]) -> list[Content]:
     header = [
         "run",
         "figure",
-        f"best of {first.name}",
+        "target",
         "at batch",
         "reached at",
         "ratio",
         "own best",
     ]
     told = (
-        f"The first evaluated batch at which a run is as good as the best checkpoint of "
-        f"{first.name}. A ratio below 1 is fewer batches."
+        f"The target is the best checkpoint of {first.name}. It is reached at the first evaluated "
+        "batch that is as good. A ratio below 1 is fewer batches."
     )
     shown: list[Content] = [node("p", told), table(header, rows, range(2, 7))] if rows else []
     return [*shown, *remarks]
@@ -174,8 +176,8 @@ def history(runs: Sequence[Run], now: float) -> list[Content]:
             newest_first = run.sessions[::-1][:_MOST_EVENTS]
             rows = [_session(session) for session in newest_first]
             if newest_first[0].exit_code is None and _state(run, now).kind == "going":
-                rows[0][-1] = "going"
-            header = ["started (UTC)", "from batch", "to batch", "ended (UTC)", "end"]
+                rows[0][0] = "going"
+            header = ["end", "from batch", "to batch", "started (UTC)", "ended (UTC)"]
             part.append(table(header, rows, (1, 2)))
         if run.guard is not None and run.guard.counts:
             part += _guard(run)
@@ -186,8 +188,8 @@ def history(runs: Sequence[Run], now: float) -> list[Content]:
 
 
 def _session(session: Session) -> list[Content]:
-    times = moment(session.started), moment(session.ended)
-    return [times[0], count(session.first), count(session.last), times[1], session.end]
+    batches = count(session.first), count(session.last)
+    return [session.end, *batches, moment(session.started), moment(session.ended)]
 
 
 def _guard(run: Run) -> list[Content]:
