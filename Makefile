@@ -34,7 +34,7 @@ export OMP_NUM_THREADS ?= 1
 
 .PHONY: help venv demo test test-quick lint k8s image lock clean-runs
 help:
-	@echo 'make demo   train AHPA on the embedded demo, draw samples and the router (about 6 minutes)'
+	@echo 'make demo   train AHPA on the embedded demo, draw, export and report (about 6 minutes)'
 	@echo 'make test   the test suite; make test-quick leaves out the modules of tests/slow.txt'
 	@echo 'make lint   formatting, lint, types, import floors, manifests as written from yamls/'
 	@echo 'make k8s    k8s/settings.env into the manifests'
@@ -57,6 +57,8 @@ demo: $(RUNS)/demo-data/dataset.json
 	rm -rf $(RUNS)/demo
 	$(BIN)/composer -n $(DEMO_RANKS) train.py yamls/demo-ahpa.yaml data.local=$(RUNS)/demo-data \
 	  output_dir=$(RUNS)/demo checkpoint.save_folder=$(RUNS)/demo/checkpoints $(DEMO_ARGS)
+	$(BIN)/ahpa-scale sample $(RUNS)/demo/checkpoints $(RUNS)/demo/pictures.png --preset fast --overwrite
+	$(BIN)/ahpa-scale export $(RUNS)/demo/checkpoints $(RUNS)/demo/diffusers --format diffusers
 	$(BIN)/ahpa-scale report $(RUNS)/demo --out $(RUNS)/demo/report.html
 
 $(FASHION)/.unpacked:
