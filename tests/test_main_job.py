@@ -239,3 +239,5 @@ def test_make_demo_goes_all_the_way(tmp_path: Path):
     assert (tmp_path / "demo" / "samples" / "step-00000004.png").exists()
     assert (tmp_path / "demo" / "router.png").exists()
     assert (tmp_path / "demo" / "report.html").exists()
+    assert (tmp_path / "demo" / "pictures.png").exists()
+    assert (tmp_path / "demo" / "diffusers" / "model_index.json").exists()
