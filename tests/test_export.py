@@ -29,7 +29,8 @@ from ahpa_scale.models.vae import FrozenVAE
 from ahpa_scale.models.vae_config import DEMO_VAE_FOLDER
 from ahpa_scale.run.drawable import open_model
 from ahpa_scale.run.weights import open_weights
-from ahpa_scale.sampling import sample
+from ahpa_scale.sampling.sampler import sample
+from ahpa_scale.sampling.settings import SamplerSettings
 
 #: Loads an exported folder where neither this package nor its training libraries can be imported.
 CLEAN = """
@@ -117,12 +118,9 @@ def ours(place: Path, labels_B: torch.Tensor, scale: float) -> torch.Tensor:
         opened.backbone,
         labels_B=labels_B,
         index_B=torch.arange(len(labels_B)),
-        seed=0,
         shape=(8, 8, 8),
         path=get_path(opened.description.path),
-        steps=6,
-        guidance_scale=scale,
-        guidance_interval=(0.2, 1.0),
+        settings=SamplerSettings(steps=6, guidance_scale=scale, guidance_interval=(0.2, 1.0)),
     )
     vae = FrozenVAE.from_pretrained("demo")
     image = vae.model.decode(opened.description.scaling.denormalise(z_BCHW)).sample

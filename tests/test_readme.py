@@ -36,7 +36,8 @@ PROGRAMS = ("make", "composer", "ahpa-scale", "python", "podman")
 
 def commands(text: str) -> list[list[str]]:
     """Shell commands of fenced blocks and YAML headers, continued lines joined."""
-    fenced = "\n".join(re.findall(r"```\n(.*?)```", text, re.DOTALL))
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    fenced = "\n".join(content for language, content in blocks if not language)
     headers = "\n".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#   "))
     joined = (fenced + "\n" + headers).replace("\\\n", " ")
     lines = [shlex.split(line, comments=True) for line in joined.splitlines() if line.strip()]
@@ -67,6 +68,8 @@ def test_the_command_is_understood(words: list[str], monkeypatch):
         monkeypatch.delenv(name, raising=False)
     if words[0] == "podman":
         words = words[words.index("ahpa-scale") :]
+    if "ahpa_scale" in words:  # composer -n 8 -m ahpa_scale sample ...
+        words = ["ahpa-scale", *words[words.index("ahpa_scale") + 1 :]]
     program, *rest = words
     if rest[:1] == ["launch"]:
         load_config(rest[rest.index("train.py") + 1 :])
