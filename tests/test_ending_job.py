@@ -203,7 +203,8 @@ def test_an_error_is_told_and_ends_the_job(
     assert time.monotonic() - begun < BOUND
     began, ended = (json.loads(line) for line in history(tmp_path))
     assert (began["event"], began["batch"], began["ranks"]) == ("start", 0, ranks)
-    assert (ended["event"], ended["exit_code"]) == ("end", 1)
+    # If another rank fails first, a launcher's signals or the watch may end this one.
+    assert ended["exit_code"] in ((1,) if ranks == 1 else (1, 75, 80))
     assert ended["reason"]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -31,9 +32,11 @@ class History:
 
     Args:
         config: the run's configuration.
+        patience: gives the seconds that the watch needs to name an error's cause; 0: it names none.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, patience: Callable[[BaseException], float]) -> None:
+        self._patience = patience
         self._config = config
         self._path = Path(config.output_dir) / HISTORY_FILE
         self._trainer: Trainer | None = None
@@ -76,6 +79,8 @@ class History:
         traceback: TracebackType | None,
     ) -> None:
         del kind, traceback
+        if error is not None and self._patience(error):
+            return  # the watch's line is still to come
         console.hear_end(None)
         if self._ended:
             return

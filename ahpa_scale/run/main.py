@@ -86,11 +86,12 @@ def _run(argv: Sequence[str], requests: Requests, way_out: WayOut, stack: ExitSt
         card = read_data_card(config)
         targets = check_data(config, card)
         held_out = check_held_out(config, card, _say_once)
-        history = stack.enter_context(History(config))
         pulse = stack.enter_context(watch_ranks(config)) or Pulse()
         board = stack.enter_context(serve_metrics(config, pulse))
         lease = stack.enter_context(hold_save_folder(config, requests))
         stack.enter_context(way_out.told_first(lambda error: _waits_for_word(config, error)))
+        # Innermost: an error is noted before a launcher, or the watch, can end this process.
+        history = stack.enter_context(History(config, lambda error: _waits_for_word(config, error)))
         # Imported late: torch, Composer and diffusers take seconds.
         from composer.utils import dist
 
