@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import random
+
 import fsspec
 import pytest
 import torch
-from hostile_pickles import Evil
+from hostile_pickles import Evil, pickle_of, with_pickle
 from official_files import DIT_ARGS, REPA_ARGS, SIT_ARGS, filled, inputs, trained_by
 
 from ahpa_scale.errors import UserError
-from ahpa_scale.interchange.official import Told
+from ahpa_scale.interchange.official import Told, read_official
 from ahpa_scale.interchange.shapes import infer_model
 from ahpa_scale.interchange.sit import sit_content, with_time_reversed, without_sigma
 from ahpa_scale.interchange.stored import StoredModel
@@ -171,6 +173,40 @@ def test_a_planted_object_is_dropped_and_said(tmp_path):
     opened = open_model(str(tmp_path / "a.pt"), told=Told("repa"))
     assert opened.remarks == ("1 objects that are no data dropped (posix.system)",)
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_damage_is_anything_but_one_line(tmp_path, seed):
+    """A hundred files with bytes changed, removed or repeated, in pickle and archive."""
+    model = filled(depth=1, width=24, heads=2, num_classes=3, input_size=4)
+    honest, changed = tmp_path / "a.pt", tmp_path / "b.pt"
+    args = {"path_type": "Linear", "num_classes": 3, "prediction": "velocity"}
+    torch.save({"ema": model.state_dict(), "args": args, "steps": 3}, honest)
+    pickle, whole = pickle_of(honest), honest.read_bytes()
+    draw, said = random.Random(seed), []
+    for number in range(100):
+        content = bytearray(pickle if number % 4 else whole)
+        for _ in range(draw.randint(1, 3)):
+            # The archive's directory is at its end.
+            first = 0 if number % 4 else len(content) - 6000
+            place = draw.randrange(first, len(content))
+            what = draw.random()
+            if what < 0.5 or not number % 4:
+                content[place] = draw.randrange(256)
+            elif what < 0.7:
+                del content[place : place + draw.randint(1, 20)]
+            else:
+                content[place:place] = content[place // 2 : place // 2 + draw.randint(1, 30)]
+        if number % 4:
+            with_pickle(honest, bytes(content), changed)
+        else:
+            changed.write_bytes(content)
+        try:
+            read_official(changed, "b.pt", None, Told("sit", 2))
+        except UserError as error:
+            said.append(str(error))
+    assert len(said) > 50
+    assert not any("\n" in line for line in said)
 
 
 # Our weights for SiT's code

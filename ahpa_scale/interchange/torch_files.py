@@ -9,6 +9,7 @@ could be led to execute code in torch 2.7 (CVE-2026-24747).
 from __future__ import annotations
 
 import math
+import struct
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ from ahpa_scale.interchange.pickle_machine import DROPPED, Builder, Dropped, Nam
 from ahpa_scale.interchange.pickles import LIMIT, read_pickle
 
 _MAGIC = b"PK\x03\x04"
+#: What `zipfile` raises, besides its own error, for bytes that are no archive.
+_DAMAGED = (EOFError, NotImplementedError, UnicodeDecodeError, struct.error)
 _MOST_ENTRIES = 1_000_000
 _MOST_DIMENSIONS = 64
 #: A tensor may repeat its storage's elements, as an expanded one does, up to this many.
@@ -129,7 +132,7 @@ def open_torch_file(path: Path, where: str) -> Iterator[TorchFile]:
     try:
         with zipfile.ZipFile(path) as archive:
             yield _Archive(archive, path.stat().st_size, where).read()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, zipfile.LargeZipFile) as error:
+    except (*_DAMAGED, zipfile.BadZipFile) as error:
         raise UserError(f"{where} is a damaged zip archive: {error}") from None
 
 
@@ -173,6 +176,8 @@ class _Archive:
             problem = "is compressed, which torch.save never does"
         elif any(entry.file_size != entry.compress_size for entry in entries):
             problem = "has an entry of two sizes"
+        elif any(not 0 <= entry.header_offset < size for entry in entries):
+            problem = "has an entry that lies outside of it"
         elif sum(entry.file_size for entry in entries) > size:
             problem = "has entries that are larger than the file"
         elif any(entry.flag_bits & 1 for entry in entries):
