@@ -30,11 +30,15 @@ SECTIONS = {key for key in KEYS if any(other.startswith(f"{key}.") for other in 
 SAVED = ["checkpoint.save_folder=saved"]
 
 #: Of other programs: Composer's launcher, srun, torchrun, mpirun.
+#: Endings of files, whose names look like keys.
+FILES = (".py", ".yaml", ".jsonl", ".png", ".pkl")
 FOREIGN_OPTIONS = {
     *("--nproc", "--world_size", "--node_rank", "--master_addr", "--master_port", "--base_rank"),
     *("--env", "--ntasks-per-node", "--no-python", "--nproc-per-node", "--map-by", "--rank-by"),
     # nvidia-smi's, and a container engine's.
     *("--query-gpu", "--format", "--shm-size"),
+    # Of SiT's sample.py.
+    *("--ckpt", "--num-classes", "--path-type"),
 }
 
 
@@ -90,7 +94,7 @@ def test_every_key_that_a_text_names_exists():
         for found in dotted.findall(text):
             section = found.partition(".")[0]
             # Words of a message, and not a file's name or a module's.
-            if " " not in text or section not in SECTIONS or found.endswith((".py", ".yaml")):
+            if " " not in text or section not in SECTIONS or found.endswith(FILES):
                 continue
             if found not in KEYS:
                 unknown.add((place, found))

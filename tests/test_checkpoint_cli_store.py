@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from ahpa_scale import storage
 from ahpa_scale.checkpoint.manifest import FileEntry, Manifest, entry_of
-from ahpa_scale.commands import checkpoints
+from ahpa_scale.commands import reading
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_all_of_it_in_an_object_store(s3: S3Server, folder, cli, tmp_path, finis
 
 
 def test_progress_of_a_download(s3: S3Server, tmp_path, cli, monkeypatch):
-    monkeypatch.setattr(checkpoints, "_LONG", 1)
+    monkeypatch.setattr(reading, "_LONG", 1)
     content = bytes(9_000_000)
     (tmp_path / "part").write_bytes(content)
     files: dict[str, FileEntry] = {RANK_0: entry_of(tmp_path / "part")}
