@@ -58,7 +58,7 @@ def test_what_would_do_nothing_or_is_a_slip_is_refused(overrides, words, complai
         ({"kind": "images"}, "holds images: prepare it with --kind latents"),
         ({"vae": VaeInfo("/other", "1" * 16, 8, 4)}, "was made with another VAE, '/other', than"),
         (
-            {"latent_shape": (4, 16, 16)},
+            {"latent_shape": (4, 16, 16), "image_size": 128},
             "holds latents [4, 16, 16], and the run's data [4, 32, 32]",
         ),
         ({"num_samples": 9}, "gives 9 pictures, which can't fill 10 bins of the noise level"),

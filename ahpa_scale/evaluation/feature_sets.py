@@ -76,7 +76,7 @@ class Collector:
         self._moments["pooled"].add(features.pooled_BF, group_B)
         if features.spatial_BP is not None:
             self._moments["spatial"].add(features.spatial_BP, group_B)
-        kept = {"pooled": features.pooled_BF.float().cpu()}
+        kept = {"index": index_B, "pooled": features.pooled_BF.float().cpu()}
         if features.logits_BC is not None:
             kept["logits"] = features.logits_BC.float().cpu()
         self._kept.add(sample_key(_SEED, 0, index_B, "kept"), kept)
@@ -117,9 +117,10 @@ class _Kept:
             self._thin_out()
 
     def tensors(self) -> dict[str, Tensor]:
-        """The kept rows in order of their keys."""
+        """The kept rows in the set's order, so that the library draws its own subsets of them."""
         self._thin_out()
-        return {name: parts[0] for name, parts in self._parts.items()}
+        order_K = self._parts["index"][0].argsort()
+        return {name: parts[0][order_K] for name, parts in self._parts.items()}
 
     def _thin_out(self) -> None:
         order_K = self._keys.argsort(stable=True)[:MOST_KEPT]

@@ -31,6 +31,7 @@ _NEIGHBOURS = 3
 _ROWS = 1000
 #: Parts of the set that the Inception score is averaged over; fewer if there are fewer pictures.
 _SPLITS = 10
+_SEED = 0
 #: Fewer pictures than this get no interval.
 _LEAST_FOR_INTERVAL = 100
 _NO_PICTURES = "of one set only statistics are known, no pictures"
@@ -163,8 +164,7 @@ def _score(names: _Names, made: FeatureSet) -> Iterator[Measure]:
     from torch_fidelity.metric_isc import isc_features_to_metric
 
     splits = min(_SPLITS, len(made.logits_KC))
-    # The rows are in a random order already.
-    told = isc_features_to_metric(made.logits_KC, splits=splits, shuffle=False)
+    told = isc_features_to_metric(made.logits_KC, splits=splits)
     value, interval = told["inception_score_mean"], None
     if len(made.logits_KC) >= _LEAST_FOR_INTERVAL:
         spread = told["inception_score_std"] * math.sqrt(splits / (splits - 1))
@@ -192,7 +192,9 @@ def _kernel_interval(value: float, made_KF: Any, real_KF: Any) -> tuple[float, f
 
     fewest = min(len(made_KF), len(real_KF))
     parts = max(_SPLITS, fewest // _KID_SUBSET)
-    halves = (np.array_split(each_KF[:fewest], parts) for each_KF in (made_KF, real_KF))
+    draws = np.random.default_rng(_SEED)  # files lie in the order of their classes
+    shuffled = (each_KF[draws.permutation(len(each_KF))] for each_KF in (made_KF, real_KF))
+    halves = (np.array_split(each_KF[:fewest], parts) for each_KF in shuffled)
     estimates = [float(kernel_mmd(made, real)) for made, real in zip(*halves, strict=True)]
     return _around(value, statistics.stdev(estimates) / math.sqrt(parts), parts)
 
