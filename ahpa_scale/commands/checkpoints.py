@@ -44,7 +44,7 @@ def ls(
         bool, typer.Option("--json", help="One JSON object a line, with sizes in bytes.")
     ] = False,
 ) -> None:
-    """List checkpoints, newest last; * marks the newest whole one.
+    """List checkpoints, newest last; * marks the newest whole one, `best` the best one.
 
     Names and sizes of the files are compared with the manifest, not their content: `verify` does
     that. Exit code 2 if there is nothing.
