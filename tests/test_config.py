@@ -146,6 +146,20 @@ def test_bad_file_earns_one_line(complaint, text, words):
         (["device_train_microbatch_size=x"], ["device_train_microbatch_size: 'x' is", "'auto'"]),
         (["precision=amp_fp16", "device=cpu"], ["precision: 'amp_fp16' needs a gpu"]),
         (["checkpoint.autoresume=true"], ["checkpoint.autoresume: true would have no effect"]),
+        (["sampling.steps=40"], ["sampling.steps: 40 would have no effect"]),
+        (["sampling.preset=fast"], ["sampling.preset: 'fast' would have no effect"]),
+        (
+            ["sampling={interval: 9ba, preset: sit-sde}"],
+            ["sampling.preset: unknown preset 'sit-sde'", "did you mean 'sit-sde250'"],
+        ),
+        (
+            ["sampling={interval: 9ba, preset: sit-ode-dopri5}"],
+            ["sampling.preset: 'sit-ode-dopri5' chooses its steps by itself"],
+        ),
+        (
+            ["sampling={interval: 9ba, guidance_scale: 1.0, guidance_interval: [0, 0.7]}"],
+            ["sampling.guidance_interval", "would have no effect: sampling.guidance_scale is 1"],
+        ),
         (["ema.decay=1.0"], ["ema.decay: 1.0 must be above 0 and below 1"]),
         (["ema.decay='0.9'"], ["ema.decay: '0.9' needs one of the units", "write a number"]),
         (["ema.decay=true"], ["ema.decay: True is neither a number nor a half-life"]),
@@ -204,6 +218,16 @@ def test_every_key_says_what_it_is():
     described = list(fields(Config))
     assert len(described) == len(list(all_keys())) > 60
     assert all(described)
+
+
+def test_defaults_that_an_earlier_version_wrote_down_are_no_mistake(load):
+    given = ["sampling.steps=50", "sampling.method=euler", "sampling.guidance_scale=1.0"]
+    assert load(*given).sampling.sampler() == load().sampling.sampler()
+
+
+def test_a_preset_of_the_grid_is_changed_by_the_keys_beside_it(load):
+    sampler = load("sampling={interval: 9ba, preset: fast, steps: 9}").sampling.sampler()
+    assert (sampler.method, sampler.steps, sampler.guidance_scale) == ("heun", 9, 1.0)
 
 
 def test_a_configuration_is_read_only(load):
