@@ -210,6 +210,10 @@ def test_a_weaker_checkpoint_guides(trained, tmp_path):
     assert furthest(pictures(own), pictures(by_other)) > 0
     record = json.loads((by_other / "samples.json").read_text())
     assert record["sampler"]["guide"].endswith("ba2")
+    # A rank without a picture of its own does not keep the other waiting.
+    alone = ["--num", 1, *few[2:], *words]
+    code, said = draw(newest(trained), tmp_path / "one", *alone, ranks=2)
+    assert code == 0, said
 
 
 def test_checkpoint_and_pictures_in_a_store(trained, drawn, tmp_path):

@@ -80,6 +80,9 @@ class _Work:
             raise UserError(
                 f"{self._model.place} has no null class, which guidance needs: --guidance-scale 1"
             )
+        # By every rank, also one that has nothing to draw: ranks of a host share the download.
+        place = self._settings.guide
+        self._guide = None if place is None else open_guide(place, self._model.backbone, device)
         self._vae = _open_vae(wanted, self._model)
         out = wanted.out
         self._pictures = Pictures(
@@ -116,7 +119,6 @@ class _Work:
         if not missing:
             return
         backbone = cast(Backbone, self._model.backbone.to(self._device))
-        guide = self._settings.guide
         batches = sample_batches(
             backbone,
             ExactDecoder(self._vae.to(self._device)),
@@ -125,7 +127,7 @@ class _Work:
             torch.tensor([pictures.label(n) for n in missing]),
             torch.tensor(missing, device=self._device),
             settings=self._settings,
-            guide=None if guide is None else open_guide(guide, backbone, self._device),
+            guide=self._guide,
             batch_size=self._wanted.batch_size,
         )
         mine = pictures.num // here.world_size
