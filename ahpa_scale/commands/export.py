@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional, cast
 
 import typer
 
@@ -24,6 +24,7 @@ from ahpa_scale.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ahpa_scale.interchange.official import Layout
     from ahpa_scale.interchange.stored import StoredModel
     from ahpa_scale.models.description import ModelDescription, WeightsKind
 
@@ -140,7 +141,7 @@ def bring(
     from ahpa_scale.run.weights import open_weights
     from ahpa_scale.tensor_files import write_safetensors
 
-    stored = open_weights(file, chosen, Told(layout, heads))  # type: ignore[arg-type]
+    stored = open_weights(file, chosen, Told(cast("Layout | None", layout), heads))
     network_of(stored)  # refuses weights that do not fit their description
     for remark in stored.remarks:
         options.remark(f"{file}: {remark}")
