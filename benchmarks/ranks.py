@@ -97,14 +97,25 @@ def run_tasks(tasks: Sequence[Task], ranks: int, folder: Path) -> list[dict[str,
 def start_ranks(work: Callable[..., None], arguments: tuple[Any, ...], ranks: int = 2) -> None:
     """Calls ``work(rank, *arguments)`` in a process for each rank, and waits for all.
 
-    They are forks of a process that has imported torch and Composer.
+    They are forks of a process that has imported torch and Composer. That process may be older
+    than a variable of this one, so the environment goes along.
 
     Raises:
         torch.multiprocessing.ProcessException: a rank failed.
     """
     context = torch.multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ahpa_scale.run.build"])
-    torch.multiprocessing.start_processes(work, arguments, ranks, start_method="forkserver")
+    torch.multiprocessing.start_processes(
+        _in_environment, (dict(os.environ), work, arguments), ranks, start_method="forkserver"
+    )
+
+
+def _in_environment(
+    rank: int, environment: dict[str, str], work: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
+    os.environ.clear()
+    os.environ |= environment
+    work(rank, *arguments)
 
 
 def _work(rank: int, ranks: int, port: int, told: str, folder: str) -> None:

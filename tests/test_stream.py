@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -205,14 +206,6 @@ def test_each_stream_takes_as_many_handles_as_the_one_before(prepared):
     assert set(taken[-3:]) == {taken[2]}
 
 
-def test_a_cache_in_use_is_told(prepared, tmp_path):
-    cache = str(tmp_path / "cache")
-    first = build_loader(prepared, local=cache, batch_size=4)
-    with pytest.raises(ValueError, match=r"cache folder .* is in use by another run"):
-        build_loader(prepared, local=cache, batch_size=4)
-    assert len(list(first)) == COUNT // 4
-
-
 LEAVE = """
 import sys
 from multiprocessing.shared_memory import SharedMemory
@@ -249,6 +242,14 @@ threading.Timer(1, end).start()
 second = build_loader(sys.argv[1], batch_size=4)
 print(second.dataset._shm_prefix_int)
 """
+CACHE_TWICE = """
+reads = build_loader(sys.argv[1], local="cache", batch_size=4)
+try:
+    build_loader(sys.argv[1], local="cache", batch_size=4)
+except ValueError as error:
+    print(error)
+print(len(list(reads)))
+"""
 
 
 def test_what_a_killed_job_left_in_shared_memory_stops_nobody(prepared, tmp_path):
@@ -272,13 +273,21 @@ def test_a_job_that_is_ending_still_finds_its_memory(prepared, tmp_path):
     assert done.stdout == "found its own\n1\n", done.stderr
 
 
+def test_a_cache_in_use_is_told(prepared, tmp_path):
+    """In a memory of its own: streaming misses a user beyond a number that just became free."""
+    done = with_shared_memory_of_its_own(CACHE_TWICE, prepared, tmp_path)
+    told, batches = done.stdout.splitlines()
+    assert re.match(r"the cache folder cache/\w+ is in use by another run", told), done.stderr
+    assert int(batches) == COUNT // 4
+
+
 def with_shared_memory_of_its_own(
     work: str, prepared: str, folder: Path
 ) -> subprocess.CompletedProcess[str]:
     """A process that has shared memory and locks to itself: its numbers are known."""
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /dev/shm && exec "$@"', "sh",
-         *warmed(sys.executable, "-c", LEAVE + work, prepared)],
+         *warmed(sys.executable, "-c", LEAVE + work, prepared)], cwd=folder,
         env={**variables(), "TMPDIR": str(folder)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if "unshare failed" in done.stderr:
