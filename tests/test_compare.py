@@ -49,9 +49,9 @@ def place(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def compare(tmp_path, capfd) -> Callable[..., tuple[int, str, dict]]:
-    def call(*words: object) -> tuple[int, str, dict]:
+    def call(*words: object, writes: bool = True) -> tuple[int, str, dict]:
         out = tmp_path / "out.json"
-        line = ["compare", *words, "--out", out, "--no-progress"]
+        line = ["compare", *words, "--no-progress", *(["--out", out] if writes else [])]
         if "--features" not in words:
             line += ["--features", "efficientnet-lite0"]
         with pytest.raises(SystemExit) as ended:
@@ -93,6 +93,10 @@ def test_saved_statistics_stand_for_their_set(place, compare, tmp_path):
     assert told[NAMES[0]] == pytest.approx(whole[NAMES[0]], rel=1e-9)
     assert "no mmd efficientnet-lite0: of one set only statistics are known, no pictures" in said
     assert told["not_measured"].keys() == set(NAMES[1:])
+    alone = tmp_path / "alone.npz"
+    assert compare(place / "other", "--save-statistics", alone, writes=False)[:2] == (0, "")
+    with np.load(alone) as ours, np.load(tmp_path / "s.npz") as theirs:
+        assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
     code, said, told = compare(tmp_path / "s.npz", place / "other")
     assert (code, told[NAMES[0]]) == (0, pytest.approx(0, abs=1e-3))
     with np.load(tmp_path / "s.npz") as stored:
@@ -123,6 +127,8 @@ def test_files_are_cropped_to_the_smaller_size(place, compare, tmp_path):
         (["{}/folder", "{}/other", "--device", "gpu"], "gpu"),
         (["{}/folder", "{}/other", "--inception", "w.pth"], "--inception belongs to --features"),
         (["{}/folder", "{}/other", "--save-statistics", "s.txt"], "s.txt must end in .npz"),
+        (["{}/folder"], "is compared with nothing: name a second set"),
+        (["{}/folder", "--save-statistics", "s.npz"], "--out belongs to two sets of pictures"),
         (
             [
                 "{}/folder",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from small_run import SD_VAE
 
-from ahpa_scale.config.checks.held_out import check_held_out, pictures_of
+from ahpa_scale.config.checks.held_out import check_held_out, check_reference, pictures_of
 from ahpa_scale.config.errors import ConfigError
 from ahpa_scale.data.card import DatasetCard, VaeInfo, write_card
 from ahpa_scale.models.vae_config import LatentScaling
@@ -33,6 +33,9 @@ CARD = DatasetCard(
 )
 
 
+DRAWN = ["evaluation.samples=10", "evaluation.reference=x.npz"]
+
+
 def held_out(folder: Path, **changes: object) -> str:
     write_card(folder, replace(CARD, fingerprint="b" * 16, **changes))
     return f"evaluation.data={folder}"
@@ -41,11 +44,19 @@ def held_out(folder: Path, **changes: object) -> str:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["evaluation.interval=10ba"], "evaluation.data is null"),
+        (["evaluation.interval=10ba"], "evaluation.data and evaluation.samples are null"),
         (["evaluation.pictures=10"], "evaluation.data is null"),
         (["evaluation.data=x", "evaluation.pictures=0"], "evaluation.pictures: 0"),
         (["evaluation.data=x", "evaluation.interval=0.1dur"], "evaluation.interval"),
         (["evaluation.data=s3:/x"], "did you mean s3://x?"),
+        (["evaluation.reference=x.npz"], "evaluation.samples is null"),
+        (["evaluation.features=efficientnet-lite0"], "evaluation.samples is null"),
+        (["evaluation.samples=10"], "`ahpa-scale compare PICTURES --save-statistics FILE.npz`"),
+        ([*DRAWN, "evaluation.reference=x"], "evaluation.reference: "),
+        ([*DRAWN, "evaluation.features=efficientnet-lite0@8"], "evaluation.features: efficient"),
+        ([*DRAWN, "evaluation.features=inception,efficientnet-lite0"], "name one network"),
+        ([*DRAWN, "sampling.classes=[0]"], "sampling.interval is null"),
+        ([*DRAWN, "sampling.preset=sit-ode-dopri5"], "chooses its steps by itself"),
     ],
 )
 def test_what_would_do_nothing_or_is_a_slip_is_refused(overrides, words, complaint):
@@ -92,3 +103,12 @@ def test_classes_are_matched_by_name_and_training_data_are_told(load, tmp_path):
     ]
     with pytest.raises(ConfigError, match=r"evaluation.data: .*nowhere"):
         check_held_out(load(f"evaluation.data={tmp_path / 'nowhere'}"), CARD, print)
+
+
+def test_a_reference_must_be_there(load, tmp_path):
+    check_reference(load())
+    chosen = ["evaluation.samples=10", f"evaluation.reference={tmp_path / 'real.npz'}"]
+    with pytest.raises(ConfigError, match=r"evaluation.reference: there is no file .*real.npz"):
+        check_reference(load(*chosen))
+    (tmp_path / "real.npz").touch()
+    check_reference(load(*chosen))

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Held-out loss within a run of two ranks: what `evaluate` says of its checkpoints, under every
-engine; and the best checkpoint, which stays.
+"""Held-out loss and Frechet distance within a run of two ranks: what `evaluate` says of its
+checkpoints, under every engine; and the best checkpoint, which stays.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from ahpa_scale.data.prepare import prepare
 
 #: Two ranks can't share it evenly, nor does a rank's share fill its batches.
 HELD_OUT = 43
+SAMPLES = 15
+NETWORK = "efficientnet-lite0"
 #: Flow losses are about 1; the rest is the order of float32 additions.
 SAME = 2e-6
 
@@ -28,6 +30,10 @@ def place(tmp_path_factory) -> Path:
     demo = {"size": 32, "vae_path": "demo", "progress": False}
     prepare("demo", str(place / "data"), num_samples=64, **demo)
     prepare("demo", str(place / "held-out"), num_samples=HELD_OUT, start=64, **demo)
+    prepare("demo", str(place / "real"), num_samples=HELD_OUT, start=64, kind="images", **demo)
+    told = ["--features", NETWORK, "--save-statistics", place / "real.npz", "--no-progress"]
+    done = run(CLI, "compare", place / "real", *told)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
     return place
 
 
@@ -58,6 +64,11 @@ def train(
     return done.stderr
 
 
+def drawing(place: Path) -> list[str]:
+    chosen = {"samples": SAMPLES, "reference": place / "real.npz", "features": NETWORK}
+    return [f"evaluation.{key}={value}" for key, value in chosen.items()] + ["sampling.steps=4"]
+
+
 def evaluated(place: Path, folder: Path, *words: object) -> dict[int, dict[str, Any]]:
     """Rows of `ahpa-scale evaluate` by batch."""
     told = ["--data", place / "held-out", "--out", folder / "evaluation", "--no-progress"]
@@ -84,19 +95,23 @@ def measured(folder: Path) -> dict[int, dict[str, float]]:
 )
 def test_two_ranks_measure_what_evaluate_does(place, tmp_path, engine, precision, same):
     chosen = [f"parallelism.engine={engine}", f"precision={precision}", "checkpoint.keep=null"]
-    chosen += ["ema.decay=0.5", "optimizer.warmup=0ba"]
+    chosen += ["ema.decay=0.5", "optimizer.warmup=0ba", *drawing(place)]
     train(place, tmp_path, *chosen)
-    logged, rows = measured(tmp_path), evaluated(place, tmp_path)
+    drawn = ["--samples", SAMPLES, "--features", NETWORK, "--batch-size", 8]
+    drawn += ["--reference-statistics", place / "real.npz"]
+    logged, rows = measured(tmp_path), evaluated(place, tmp_path, *drawn)
     assert sorted(logged) == sorted(rows) == [2, 4, 6]
     for batch, row in rows.items():
         assert (row["weights"], row["settings"]["pictures"]) == ("ema", HELD_OUT)
         assert logged[batch]["heldout/flow"] == pytest.approx(row["flow"], rel=same)
         by_bin = [logged[batch][f"heldout/flow/{place}"] for place in range(10)]
         assert by_bin == pytest.approx(row["flow_t"], rel=same)
+        found = logged[batch][f"samples/frechet_{NETWORK}"]
+        assert found == pytest.approx(row[f"frechet_{NETWORK}"], rel=1e-3)
     assert len({row["flow"] for row in rows.values()}) == 3
     best = json.loads((tmp_path / "checkpoints" / "best.json").read_text())
-    lowest = min(rows.values(), key=lambda row: row["flow"])
-    assert best["batch"] == lowest["batch"]
+    lowest = min(rows.values(), key=lambda row: row[f"frechet_{NETWORK}"])
+    assert (best["batch"], best["measure"]) == (lowest["batch"], f"samples/frechet_{NETWORK}")
 
 
 def names(folder: Path) -> list[str]:

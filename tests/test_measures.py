@@ -15,7 +15,7 @@ from ahpa_scale.errors import UserError
 from ahpa_scale.evaluation import feature_sets
 from ahpa_scale.evaluation.feature_sets import GROUPS, Collector, FeatureSet, collect
 from ahpa_scale.evaluation.frechet import FrechetDistance, Gaussian, Moments
-from ahpa_scale.evaluation.measures import as_row, compare, jackknife_error
+from ahpa_scale.evaluation.measures import Distances, as_row, compare, jackknife_error
 from ahpa_scale.evaluation.networks import Features
 from experiments import judges
 
@@ -88,6 +88,18 @@ def test_frechet_distances_are_those_of_scipy_and_of_the_librarys(values, name, 
     judged = [judges.FeatureStatistics.of(torch.from_numpy(each)) for each in (made, real)]
     assert values[name] == pytest.approx(judges.frechet_distance(*judged), rel=1e-6)
     assert values[name] > 0.05
+
+
+def test_distances_of_ranks_together_are_those_of_the_whole_set(both, values):
+    """As a run measures them: each rank has some of the pictures, and none keeps features."""
+    ranks = [Collector(Projection(), keep=False) for _ in range(2)]
+    for rank, collector in enumerate(ranks):
+        collector.add(MADE[rank::2], torch.arange(rank, len(MADE), 2))
+    others: list[torch.Tensor] = []
+    ranks[1].add_up(others.append)
+    ranks[0].add_up(lambda sums: sums.add_(others.pop(0)))
+    found = Distances(both[1])(ranks[0].done())
+    assert found == pytest.approx({name: values[name] for name in ("fid", "sfid")}, rel=1e-9)
 
 
 def test_the_inception_score_is_that_of_its_formula(both, values):

@@ -35,6 +35,7 @@ NO_PATHS = {
     *("alignment.groups", "alignment.level", "alignment.levels", "logging.wandb"),
     *("model.name", "run_name", "max_duration", "alignment.grid", "alignment.tap", "ema.decay"),
     "sampling.preset",
+    "evaluation.features",
 }
 NO_PATH_OPTIONS = {
     *("kind", "scaling", "level", "prior_dtype", "device", "shard_size", "preset", "names"),

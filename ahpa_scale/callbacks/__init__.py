@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .metrics_file import MetricsFile as MetricsFile
     from .prometheus import Prometheus as Prometheus
     from .router_figure import RouterFigure as RouterFigure
+    from .sample_distance import SampleDistance as SampleDistance
     from .sample_grid import SampleGrid as SampleGrid
     from .summary import RunSummary as RunSummary
     from .tensorboard import TensorBoard as TensorBoard
@@ -27,6 +28,7 @@ _HOME = {
     "Prometheus": ".prometheus",
     "RouterFigure": ".router_figure",
     "RunSummary": ".summary",
+    "SampleDistance": ".sample_distance",
     "SampleGrid": ".sample_grid",
     "TensorBoard": ".tensorboard",
 }
@@ -39,6 +41,7 @@ __all__ = [
     "Prometheus",
     "RouterFigure",
     "RunSummary",
+    "SampleDistance",
     "SampleGrid",
     "TensorBoard",
     "TrainingBar",

@@ -26,8 +26,11 @@ def compare(
         str, typer.Argument(help=f"Pictures to judge: {_KINDS}.", callback=options.ANY)
     ],
     reference: Annotated[
-        str, typer.Argument(help="Pictures to compare with, likewise.", callback=options.ANY)
-    ],
+        options.Text,
+        typer.Argument(
+            help="Pictures to compare with, likewise.", callback=options.ANY, show_default=False
+        ),
+    ] = None,
     features: Annotated[
         str,
         typer.Option(
@@ -55,7 +58,8 @@ def compare(
     save_statistics: Annotated[
         options.Text,
         typer.Option(
-            help="Write the reference's statistics to this .npz, to compare with it next time.",
+            help="Write the statistics of the set that is named last to this .npz, to compare with "
+            "it next time.",
             callback=options.ANY,
         ),
     ] = None,
@@ -63,7 +67,9 @@ def compare(
     device: options.Device = "cpu",
     progress: options.Progress = True,
 ) -> None:
-    """FID and other measures of two sets of pictures, without any checkpoint."""
+    """FID and other measures of two sets of pictures, or the statistics of one, without any
+    checkpoint.
+    """
     given = dict(locals())
     from ahpa_scale.config.comparison import Comparison
 
@@ -89,18 +95,22 @@ def _compare(wanted: Comparison) -> None:
     check_device(wanted.device)
     device = torch.device(wanted.device)
     with tempfile.TemporaryDirectory(prefix="ahpa-scale-") as room:
-        sets = [open_pictures(each, room, wanted.size) for each in (wanted.made, wanted.reference)]
+        places = [wanted.made] if wanted.reference is None else [wanted.made, wanted.reference]
+        sets = [open_pictures(each, room, wanted.size) for each in places]
         sets = sets if wanted.size is not None else in_one_size(sets)
         networks = [open_network(n.name, device, n.weights, n.side) for n in wanted.networks]
-        made, real = (
+        all_groups = (GROUPS, 1) if len(sets) > 1 else (1,)
+        found = [
             features_of(each, networks, wanted.batch_size, groups=groups, shown=wanted.progress)
-            for each, groups in zip(sets, (GROUPS, 1), strict=True)
-        )
-    measures = [m for pair in zip(made, real, strict=True) for m in compared(*pair, device)]
+            for each, groups in zip(sets, all_groups, strict=True)
+        ]
+    measures = []
+    for made, *real in zip(*found, strict=True):
+        measures += compared(made, real[0], device) if real else []
     for line in _lines(measures, sets):
         console.tell(line)
     if wanted.save_statistics is not None:
-        write_statistics(wanted.save_statistics, real[0])
+        write_statistics(wanted.save_statistics, found[-1][0])
     if wanted.out is not None:
         told = _told(sets, networks) | as_row(measures)
         storage.write_text(wanted.out, json.dumps(told, indent=2) + "\n")
@@ -115,7 +125,7 @@ def _lines(measures: list[Measure], sets: list[PictureSet]) -> list[str]:
         for each in sets
         if len(each.rejects)
     ]
-    width = max(len(measure.title) for measure in measures)
+    width = max((len(measure.title) for measure in measures), default=0)
     values = [f"{measure.title.ljust(width)}  {shown_value(measure)}" for measure in measures]
     return [*left_out, *reasons(measures), *values]
 

@@ -16,19 +16,21 @@ class Comparison:
 
     Attributes:
         made: the pictures that are judged: local folder, ``.npz``, or data set of pictures.
-        reference: the pictures that they are compared with, likewise.
+        reference: the pictures that they are compared with, likewise; None: they are compared with
+            nothing, and only their statistics are written.
         features: networks that compare them, see `read_networks`.
         inception: torch-fidelity's weights file; None lets the library fetch it.
         size: side that picture files are cropped to; None: the smallest of both sets.
         out: JSON file to write; None: none.
-        save_statistics: ``.npz`` to write the reference's statistics to; None: none.
+        save_statistics: ``.npz`` to write statistics to: the reference's, if there is one; None:
+            none.
         batch_size: pictures per forward pass.
         device: torch device.
         progress: whether to show rate and time left on stderr.
     """
 
     made: str
-    reference: str
+    reference: str | None = None
     features: str = INCEPTION
     inception: str | None = None
     size: int | None = None
@@ -46,6 +48,13 @@ class Comparison:
         names = [network.name for network in self.networks]
         if self.inception is not None and INCEPTION not in names:
             raise UserError(f"--inception belongs to --features {INCEPTION}")
+        if self.reference is None and self.save_statistics is None:
+            raise UserError(
+                f"{self.made} is compared with nothing: name a second set, or a file to "
+                "--save-statistics"
+            )
+        if self.reference is None and self.out is not None:
+            raise UserError("--out belongs to two sets of pictures")
         if self.save_statistics is not None:
             self._check_statistics(names)
 

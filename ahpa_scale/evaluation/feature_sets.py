@@ -7,7 +7,7 @@ side.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,12 +55,13 @@ class Collector:
     Args:
         network: gives the features.
         groups: `GROUPS` for a set that gets confidence intervals, else 1.
+        keep: whether a sample of the features is kept; without it only moments are.
     """
 
-    def __init__(self, network: Network, groups: int = 1) -> None:
+    def __init__(self, network: Network, groups: int = 1, *, keep: bool = True) -> None:
         self._network = network
         self._moments = {"pooled": Moments(groups), "spatial": Moments(groups)}
-        self._kept = _Kept()
+        self._kept = _Kept() if keep else None
 
     def add(self, images_B3SS: Tensor, index_B: Tensor) -> None:
         """Adds a batch.
@@ -76,10 +77,22 @@ class Collector:
         self._moments["pooled"].add(features.pooled_BF, group_B)
         if features.spatial_BP is not None:
             self._moments["spatial"].add(features.spatial_BP, group_B)
+        if self._kept is None:
+            return
         kept = {"index": index_B, "pooled": features.pooled_BF.float().cpu()}
         if features.logits_BC is not None:
             kept["logits"] = features.logits_BC.float().cpu()
         self._kept.add(sample_key(_SEED, 0, index_B, "kept"), kept)
+
+    def add_up(self, sum_over_ranks: Callable[[Tensor], None]) -> None:
+        """Adds the moments of other ranks, each of which has added at least one picture.
+
+        Args:
+            sum_over_ranks: sums a tensor of the CPU, float64 or int64, over the ranks, in place.
+        """
+        for moments in self._moments.values():
+            for sums in moments.sums():
+                sum_over_ranks(sums)
 
     def done(self) -> FeatureSet:
         """The finished set.
@@ -88,13 +101,13 @@ class Collector:
             UserError: fewer than two pictures, or features that are not finite.
         """
         pooled, spatial = self._moments["pooled"], self._moments["spatial"]
-        kept = self._kept.tensors()
+        kept = {} if self._kept is None else self._kept.tensors()
         grouped = {name: each for name, each in self._moments.items() if each.count}
         return FeatureSet(
             facts=self._network.facts,
             pooled=pooled.gaussian(),
             spatial=spatial.gaussian() if spatial.count else None,
-            kept_KF=kept["pooled"],
+            kept_KF=kept.get("pooled"),
             logits_KC=kept.get("logits"),
             repeats=grouped if pooled.groups > 1 else {},
         )

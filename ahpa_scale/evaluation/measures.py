@@ -96,8 +96,7 @@ def compare(
         real: the pictures that they are compared with.
         device: where distances between pictures are computed; None: the CPU.
     """
-    name = str(made.facts["name"])
-    names = _OF_INCEPTION if name == INCEPTION else _names_of(name)
+    names = _names(made)
     device = device or torch.device("cpu")
     return [
         _frechet(names.frechet, made.pooled, real.pooled, made.repeats.get("pooled")),
@@ -106,6 +105,29 @@ def compare(
         _kernel(names.kernel, made.kept_KF, real.kept_KF),
         *_manifolds(names, made.kept_KF, real.kept_KF, device),
     ]
+
+
+class Distances:
+    """The Frechet distances of one network from real pictures: those of `compare`.
+
+    Args:
+        real: the real pictures.
+    """
+
+    def __init__(self, real: FeatureSet) -> None:
+        names = _names(real)
+        self._from = {names.frechet: FrechetDistance(real.pooled)}
+        if names.spatial and real.spatial is not None:
+            self._from[names.spatial] = FrechetDistance(real.spatial)
+
+    def __call__(self, made: FeatureSet) -> dict[str, float]:
+        """The distances by name.
+
+        Raises:
+            UserError: the numbers of features differ.
+        """
+        found = zip(self._from.items(), (made.pooled, made.spatial), strict=False)
+        return {name: distance(each) for (name, distance), each in found if each is not None}
 
 
 def as_row(measures: Sequence[Measure]) -> dict[str, Any]:
@@ -121,8 +143,11 @@ def title_of(name: str) -> str:
     return _TITLES.get(name, name.replace("_", " "))
 
 
-def _names_of(network: str) -> _Names:
-    """Names for a network that is not Inception. It has neither spatial features nor classes."""
+def _names(features: FeatureSet) -> _Names:
+    """Names of a network's measures. Only Inception has spatial features and classes."""
+    network = str(features.facts["name"])
+    if network == INCEPTION:
+        return _OF_INCEPTION
     kinds = ("frechet", "mmd", "precision", "recall")
     frechet, kernel, precision, recall = (f"{kind}_{network}" for kind in kinds)
     return _Names(frechet, "", "", kernel, precision, recall)

@@ -45,9 +45,9 @@ from ahpa_scale.run.engine import (
     composer_precision,
     cpu_bf16,
 )
-from ahpa_scale.run.held_out import build_held_out
 from ahpa_scale.run.initial import take_initial_weights
 from ahpa_scale.run.loggers import build_loggers
+from ahpa_scale.run.measurements import build_measurements
 
 
 def build_trainer(
@@ -104,7 +104,7 @@ def build_trainer(
             callbacks=[
                 *start.callbacks(),
                 *build_saver(config, start, tracker_ids, alive, requests, card, contest),
-                *build_held_out(config, held_out, contest, requests),
+                *build_measurements(config, vae, device, held_out, contest, requests),
                 *_build_callbacks(config, card, generator, vae, requests),
                 *callbacks,
             ],
@@ -194,8 +194,9 @@ def build_guard(config: Config, requests: Requests | None = None) -> Guard:
 
 
 def _load_vae(config: Config, card: DatasetCard) -> FrozenVAE | None:
-    """The VAE if the run encodes online or decodes sample grids, else None."""
-    if not config.data.online and config.sampling.interval is None:
+    """The VAE if the run encodes online or decodes samples, else None."""
+    draws = config.sampling.interval is not None or config.evaluation.samples is not None
+    if not (config.data.online or draws):
         return None
     try:
         vae = FrozenVAE.from_pretrained(config.vae.path)

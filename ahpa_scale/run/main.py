@@ -17,7 +17,7 @@ from ahpa_scale.checkpoint.find import holds_checkpoints
 from ahpa_scale.checkpoint.lease import Lease, holding
 from ahpa_scale.config.checks.data import check_data, check_placeholders, read_data_card
 from ahpa_scale.config.checks.folders import check_folders
-from ahpa_scale.config.checks.held_out import check_held_out
+from ahpa_scale.config.checks.held_out import check_held_out, check_reference
 from ahpa_scale.config.errors import (
     ConfigError,
     config_error,
@@ -86,6 +86,7 @@ def _run(argv: Sequence[str], requests: Requests, way_out: WayOut, stack: ExitSt
         card = read_data_card(config)
         targets = check_data(config, card)
         held_out = check_held_out(config, card, _say_once)
+        check_reference(config)
         pulse = stack.enter_context(watch_ranks(config)) or Pulse()
         board = stack.enter_context(serve_metrics(config, pulse))
         lease = stack.enter_context(hold_save_folder(config, requests))

@@ -58,6 +58,7 @@ def check_placeholders(config: Config) -> None:
         "data.remote": config.data.remote,
         "checkpoint.save_folder": config.checkpoint.save_folder,
         "evaluation.data": config.evaluation.data,
+        "evaluation.reference": config.evaluation.reference,
     }
     for key, place in places.items():
         if place is not None and PLACEHOLDER in place:

@@ -38,6 +38,9 @@ _EARLIER = {
 }
 
 
+_OF_SAMPLES = ("reference", "features")
+
+
 @dataclass(frozen=True)
 class Idle:
     """A key, or a whole section, without effect in a run.
@@ -117,17 +120,29 @@ def _idle(config: Config) -> Iterator[Idle]:
     if config.data.remote is None:
         why = "without data.remote nothing is downloaded"
         yield Idle("data.cache_limit", "data.remote", why)
-    if config.evaluation.data is None:
-        why = "evaluation.data is null"
-        fields = [name for name in type(config.evaluation).model_fields if name != "data"]
-        yield from (Idle(f"evaluation.{name}", "evaluation.data", why) for name in fields)
+    yield from _idle_measurements(config)
+    drawn = config.sampling.interval is not None or config.evaluation.samples is not None
     if config.sampling.interval is None:
-        why = "sampling.interval is null"
+        yield Idle("sampling.classes", "sampling.interval", "sampling.interval is null")
+    if not drawn:
+        why = "sampling.interval and evaluation.samples are null"
         fields = [name for name in type(config.sampling).model_fields if name != "interval"]
         yield from (Idle(f"sampling.{name}", "sampling.interval", why) for name in fields)
     elif config.sampling.guidance_scale == 1:
         why = "sampling.guidance_scale is 1"
         yield Idle("sampling.guidance_interval", "sampling.guidance_scale", why)
+
+
+def _idle_measurements(config: Config) -> Iterator[Idle]:
+    chosen = config.evaluation
+    if chosen.data is None:
+        yield Idle("evaluation.pictures", "evaluation.data", "evaluation.data is null")
+    if chosen.samples is None:
+        why = "evaluation.samples is null"
+        yield from (Idle(f"evaluation.{n}", "evaluation.samples", why) for n in _OF_SAMPLES)
+    if chosen.data is None and chosen.samples is None:
+        why = "evaluation.data and evaluation.samples are null"
+        yield Idle("evaluation.interval", "evaluation.data", why)
 
 
 def _idle_alignment(config: Config) -> Iterator[Idle]:

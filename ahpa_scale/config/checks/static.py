@@ -12,6 +12,7 @@ import os
 
 from ahpa_scale.config.checks.data import check_data, read_data_card
 from ahpa_scale.config.checks.engine import check_engine, world_size
+from ahpa_scale.config.checks.held_out import check_samples
 from ahpa_scale.config.checks.levels import known_levels
 from ahpa_scale.config.errors import choices, config_error
 from ahpa_scale.config.schema import Config, parse_time
@@ -38,6 +39,7 @@ def check_static(config: Config) -> None:
     _check_run(config)
     _check_guard(config)
     check_sampling(config)
+    check_samples(config)
     _check_alignment(config)
     _check_vae(config)
     if config.data.local is None:

@@ -85,7 +85,9 @@ class Config(Section):
     checkpoint: Checkpoint = Field(Checkpoint(), description="Checkpoints.")
     logging: Logging = Field(Logging(), description="Logging.")
     guard: Guard = Field(Guard(), description="Bad batches, loss spikes, time limit.")
-    evaluation: HeldOut = Field(HeldOut(), description="Held-out loss while training.")
+    evaluation: HeldOut = Field(
+        HeldOut(), description="Held-out loss, and distances of samples, while training."
+    )
     sampling: Sampling = Field(Sampling(), description="Sample grids.")
     watch: Watch = Field(Watch(), description="Watch over the ranks.")
 

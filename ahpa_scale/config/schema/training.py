@@ -130,7 +130,9 @@ class Logging(Section):
 
 
 class HeldOut(Section):
-    """Held-out loss of the averages during training; the best checkpoint is kept."""
+    """Held-out loss, and a Frechet distance of samples, of the averages during training; the best
+    checkpoint is kept.
+    """
 
     data: DataPath | None = Field(
         None, description="Held-out latents, a folder or a URL; null: none are looked at."
@@ -140,7 +142,21 @@ class HeldOut(Section):
         description="Time between measurements; checkpoint.save_interval or a divisor of it finds "
         "the best checkpoint among all.",
     )
-    pictures: int | None = Field(None, ge=1, description="At most this many; null: all.")
+    pictures: int | None = Field(
+        None, ge=1, description="At most this many held-out latents; null: all."
+    )
+    samples: int | None = Field(
+        None,
+        ge=2,
+        description="Pictures to draw, with the sampler of `sampling`, and compare with the "
+        "reference; null: none.",
+    )
+    reference: AnyPath | None = Field(
+        None, description=".npz of a network's mean and covariance of real pictures."
+    )
+    features: Text = Field(
+        "inception", description="The network, as `ahpa-scale evaluate --features` takes it."
+    )
 
 
 class Sampling(Section):

@@ -8,12 +8,21 @@ from collections.abc import Sequence
 from ahpa_scale import storage
 from ahpa_scale.data.card import CARD_NAME
 from ahpa_scale.errors import UserError
+from ahpa_scale.evaluation.feature_sets import FeatureSet
+from ahpa_scale.evaluation.networks.base import Network
 from ahpa_scale.evaluation.picture_sets.base import PictureSet, features_of
 from ahpa_scale.evaluation.picture_sets.folder import Folder
 from ahpa_scale.evaluation.picture_sets.npz import NpzFile, write_statistics
 from ahpa_scale.evaluation.picture_sets.prepared import Prepared
 
-__all__ = ["PictureSet", "features_of", "in_one_size", "open_pictures", "write_statistics"]
+__all__ = [
+    "PictureSet",
+    "features_of",
+    "in_one_size",
+    "open_pictures",
+    "statistics_of",
+    "write_statistics",
+]
 
 
 def open_pictures(place: str, room: str, size: int | None = None) -> PictureSet:
@@ -39,6 +48,26 @@ def open_pictures(place: str, room: str, size: int | None = None) -> PictureSet:
             "be local"
         )
     return Folder(place, size)
+
+
+def statistics_of(place: str, room: str, network: Network) -> tuple[FeatureSet, str]:
+    """The statistics of an ``.npz``, and what identifies the file.
+
+    Args:
+        place: local path or URL.
+        room: local folder for a copy.
+        network: they must be of its features.
+
+    Raises:
+        UserError: it holds none, or those of another network.
+        OSError: nothing is there, or the store can't be reached.
+    """
+    pictures = NpzFile(place, room)
+    if pictures.statistics is None:
+        raise UserError(f"{place} holds pictures and no statistics, mu and sigma")
+    pictures.num_pictures = 0
+    (features,) = features_of(pictures, [network], 1)
+    return features, pictures.digest
 
 
 def in_one_size(sets: Sequence[PictureSet]) -> list[PictureSet]:
