@@ -88,8 +88,10 @@ def test_fid_and_kid_are_those_of_the_library(
     newest = trained / "run" / "checkpoints" / "ba6"
     words = ["--samples", SAMPLES, "--reference", pictures, "--inception", weights]
     words += ["--features", "inception,efficientnet-lite0"]
-    code, said, told = evaluate(newest, *words, "--batch-size", 3)
+    speed = ["--ep-fid", 1e6, "--guidance-scale", 1]
+    code, said, told = evaluate(newest, *words, "--batch-size", 3, *speed)
     assert (code, told) == (0, "")
+    assert "EP_FID@1e+06: 3 epochs, at ba6" in said
     (row,) = rows_of(tmp_path / "out")
     assert f"{row['fid']:.3f}" in said
     assert f"{row['kid']:.5f}" in said

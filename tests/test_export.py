@@ -23,6 +23,8 @@ from safetensors.torch import load_file
 from ahpa_scale.cli import main
 from ahpa_scale.errors import UserError
 from ahpa_scale.models.description import DESCRIPTION
+from ahpa_scale.models.dit import DiT
+from ahpa_scale.models.flops import forward_flops
 from ahpa_scale.models.flow import get_path
 from ahpa_scale.models.randomness import normal, sample_key
 from ahpa_scale.models.vae import FrozenVAE
@@ -90,6 +92,16 @@ def test_both_names_of_the_command_write_the_same_described_file(checkpoints, tm
     # An exported file is exported again, from a place of its own.
     assert cli("export", a, tmp_path / "c.safetensors") == 0
     same_bits(load_file(a), load_file(tmp_path / "c.safetensors"))
+
+
+def test_an_aligned_run_gives_the_model_of_one_that_never_was(checkpoints, tmp_path):
+    """Nothing of the alignment is left: neither parameters nor operations."""
+    assert cli("export", checkpoints, tmp_path / "w.safetensors") == 0
+    told = open_weights(str(tmp_path / "w.safetensors")).description
+    never = DiT(told.geometry(), in_channels=told.in_channels, num_classes=told.num_classes)
+    ours = open_model(str(tmp_path / "w.safetensors")).backbone
+    assert load_file(tmp_path / "w.safetensors").keys() == dict(never.named_parameters()).keys()
+    assert forward_flops(ours) == forward_flops(never) > 0
 
 
 def test_ours_to_sit_and_back_through_the_commands(checkpoints, tmp_path, capsys):

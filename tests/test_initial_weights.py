@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from ahpa_scale.algorithms import EMA
 from ahpa_scale.config.checks.static import check_data
 from ahpa_scale.config.errors import ConfigError
 from ahpa_scale.data.card import read_card
+from ahpa_scale.data.prepare import prepare
 from ahpa_scale.models.description import DESCRIPTION, ModelDescription
 from ahpa_scale.models.dit import DiT
 from ahpa_scale.run.build import build_trainer
@@ -37,18 +39,19 @@ def written(file: Path, model: DiT, **changed) -> Path:
 
 @pytest.fixture
 def start(load, alone, prepared, vae_path, tmp_path):
-    """The Trainer of a run on pictures of three classes."""
+    """The Trainer of a run on pictures of three classes, or on another data set."""
 
-    def build(*overrides: str, weights: object = None):
+    def build(*overrides: str, weights: object = None, data: str = prepared):
+        card = read_card(data)
         config = load(
             "model.name=tiny/2",
             "model.depth=2",
             "model.width=48",
             "model.heads=4",
             f"model.input_size={SIZE // 4}",
-            "model.num_classes=3",
+            f"model.num_classes={card.num_classes}",
             f"vae.path={vae_path}",
-            f"data.local={prepared}",
+            f"data.local={data}",
             "data.num_workers=0",
             "device=cpu",
             "precision=fp32",
@@ -59,7 +62,6 @@ def start(load, alone, prepared, vae_path, tmp_path):
             *(() if weights is None else (f"model.weights={weights}",)),
             *overrides,
         )
-        card = read_card(prepared)
         return build_trainer(config, card, check_data(config, card))
 
     return build
@@ -91,18 +93,32 @@ def averages(trainer) -> dict[str, torch.Tensor]:
     return {name.removeprefix("dit."): value for name, value in ema.shadow.items()}
 
 
-def test_three_classes_start_from_a_thousand(start, tmp_path, caplog):
+@pytest.fixture(scope="module")
+def ten_classes(pictures, vae_path, tmp_path_factory) -> str:
+    """The pictures of the three classes, dealt out to ten."""
+    place = tmp_path_factory.mktemp("ten")
+    for number, path in enumerate(sorted(pictures.rglob("*.*"))):
+        folder = place / "pictures" / f"class {number % 10}"
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.suffix != ".txt":
+            shutil.copy(path, folder / path.name)
+    options = {"size": SIZE, "scaling": "channel", "progress": False}
+    prepare(str(place / "pictures"), str(place / "set"), vae_path=vae_path, **options)
+    return str(place / "set")
+
+
+def test_ten_classes_start_from_a_thousand(start, ten_classes, tmp_path, caplog):
     """The loss of the first batch is that of a copy by hand, and only the labels are new."""
     model = filled(**SHAPE, num_classes=1000)
     file = written(tmp_path / "w.safetensors", model)
     with caplog.at_level(logging.WARNING):
-        trainer = start("max_duration=12ba", weights=file)
+        trainer = start("max_duration=12ba", weights=file, data=ten_classes)
     [said] = [each.getMessage() for each in caplog.records if "weights:" in each.getMessage()]
     assert said.endswith(
-        "its label table is of 1000 classes (1001 rows), the run's of 3 (4 rows): that table is "
+        "its label table is of 1000 classes (1001 rows), the run's of 10 (11 rows): that table is "
         "drawn anew, and nothing else"
     )
-    by_hand = start("max_duration=1ba")
+    by_hand = start("max_duration=1ba", data=ten_classes)
     fresh = {name: value.clone() for name, value in by_hand.state.model.dit.state_dict().items()}
     state = dict(model.state_dict())
     state[LABELS] = fresh[LABELS]
