@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from ahpa_scale.config.load import ConfigError, load_yaml
 from ahpa_scale.config.schema import Config
@@ -49,7 +51,12 @@ def complaint(load):
 
 
 @pytest.fixture
-def alone(load: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One rank, whatever a test before this one has left of torch.distributed."""
+def alone(load: SmallRun, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One rank, whatever a test before this one has left of torch.distributed. Nothing of it is
+    left to the next one: without these variables Composer would refuse to go on.
+    """
     for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "NODE_RANK": 0}.items():
         monkeypatch.setenv(name, str(value))
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
