@@ -40,8 +40,10 @@ _TYPES = {
     "DataPath": "data set",
     "VaePath": "VAE",
     "Microbatch": "whole number or `auto`",
+    "Kind": "kind",
     "Block": "block, or group: block",
     "_Count": "whole number",
+    "ClassIndex": "class",
     "str": "text",
     "int": "whole number",
     "float": "number",
@@ -111,6 +113,7 @@ def _key_row(kind: type[Section], name: str, key: str) -> str:
 def _type(declared: str) -> str:
     """``Literal["a", "b"] | None`` -> ``a, b or null``."""
     inner = re.sub(r"Literal\[([^\]]*)\]", lambda m: m[1].translate(_QUOTES), declared)
+    inner = re.sub(r"Annotated\[tuple\[\w+, \w+\], Field\(strict=False\)\]", "two numbers", inner)
     inner = re.sub(r"List\[(.*)\]", r"list of \1", inner)
     inner = re.sub(r"dict\[(\w+), (.*?)\](?= \||$)", r"\1: \2", inner)
     inner = inner.replace(" | ", " or ")
