@@ -2,10 +2,10 @@
 """Names of an alignment's levels, and of a batch's columns that hold them. What each source of
 levels needs.
 
-A level is named by the path of a module of the VAE's encoder, ``latent``, ``external`` (features
-that came with the data) or ``self.<k>`` (tokens after block k, from 1, of the model's own moving
-average). A new source is declared here; a `PriorSource` of the same name makes its levels. Standard
-library only.
+A level is named by the path of a module of the VAE's encoder, ``latent``, ``velocity`` (what the
+backbone itself is to predict), ``external`` (features that came with the data) or ``self.<k>``
+(tokens after block k, from 1, of the model's own moving average). A new source is declared here; a
+`PriorSource` of the same name makes its levels. Standard library only.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ahpa_scale.models.backbone import Backbone
 
 LATENT = "latent"
+VELOCITY = "velocity"
 EXTERNAL = "external"
 #: A level's column in a batch and in a data set.
 PRIOR_PREFIX = "prior."
@@ -87,13 +88,15 @@ def single_levels(held: Collection[str] | None = None) -> list[str]:
 
 #: Paths of modules of the VAE's encoder: every name that no other source owns.
 ENCODER = declare(LevelSource("vae"))
-declare(
-    LevelSource(
-        LATENT,
-        lambda model: model.in_channels * (model.input_size // model.grid) ** 2,
-        patched=True,
-    )
-)
+
+
+def _patch_channels(model: Backbone) -> int:
+    return model.in_channels * (model.input_size // model.grid) ** 2
+
+
+declare(LevelSource(LATENT, _patch_channels, patched=True))
+#: It depends on the noise, so nothing is known of it before training.
+declare(LevelSource(VELOCITY, _patch_channels, statistics=False, patched=True))
 declare(LevelSource(EXTERNAL, online=False))
 #: Blocks of the model's own moving average.
 OWN_BLOCKS = declare(

@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader
 from ahpa_scale.algorithms import EMA
 from ahpa_scale.algorithms.ahpa import AHPA, KINDS
 from ahpa_scale.method import HeadSettings
+from ahpa_scale.method.priors import patchify
+from ahpa_scale.models.prior_sources import VelocitySource
 
 
 class Recorder(Callback):
@@ -90,6 +92,7 @@ def test_every_kind_trains_and_aligns_what_it_says(kind: str, make_generator, ma
     expected = {
         "single": {"coarse_layout": ("encoder.mid_block",)},
         "latent": {"latent": ("latent",)},
+        "velocity": {"velocity": ("velocity",)},
         "repa": {"external": ("external",)},
         "self": {"self.2": ("self.2",)},
     }.get(kind)
@@ -109,6 +112,24 @@ def test_every_kind_trains_and_aligns_what_it_says(kind: str, make_generator, ma
     assert aligned != 0
 
 
+def test_the_velocity_head_is_judged_as_the_backbone_is(make_generator, toy_batch):
+    """Silent, both have the same loss; and the head that knows the answer has none."""
+    model = make_generator()
+    head = AHPA({}, kind="velocity").build(model.dit)
+    torch.nn.init.zeros_(head.heads[0].weight)
+    torch.nn.init.zeros_(head.heads[0].bias)
+    model.attach("head", head, taps=2)
+    model.add_source(VelocitySource())
+    outputs = model(toy_batch)
+    assert outputs["velocity"].abs().max() == 0, "the backbone starts silent"
+    torch.testing.assert_close(outputs["auxiliary"]["head"], model.loss(outputs, None)["flow"])
+    grid = model.dit.grid
+    head.heads[0] = torch.nn.Identity()
+    answer_BND = patchify(outputs["target"], grid)
+    found = head({2: answer_BND}, outputs["t"], {"prior.velocity": outputs["target"]})
+    assert found == 0
+
+
 @pytest.mark.parametrize(
     ("kind", "depth", "tap"),
     [
@@ -118,6 +139,8 @@ def test_every_kind_trains_and_aligns_what_it_says(kind: str, make_generator, ma
         ("ahpa", 6, 2),
         ("latent", 12, 2),
         ("latent", 28, 2),
+        ("velocity", 12, 3),
+        ("velocity", 28, 7),
         ("repa", 12, 4),
         ("repa", 24, 8),
         ("repa", 28, 8),

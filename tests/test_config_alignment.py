@@ -130,6 +130,8 @@ def test_defaults_of_a_kind_are_filled_in(load):
     latent, repa = (load(f"alignment.kind={kind}").alignment for kind in ("latent", "repa"))
     assert (latent.weight, latent.loss, latent.spatial_norm) == (1.0, "smooth_l1", None)
     assert (repa.weight, repa.loss, repa.spatial_norm) == (0.5, "cosine", None)
+    velocity = load("alignment.kind=velocity").alignment
+    assert (velocity.weight, velocity.loss, velocity.head.kind) == (0.5, "squared", "linear")
     spatial = load("alignment.kind=repa", "alignment.spatial_norm=0.6").alignment.spatial_norm
     assert spatial == 0.6, "an explicit value is kept"
     assert load().alignment.tap is None

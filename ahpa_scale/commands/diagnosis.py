@@ -96,7 +96,8 @@ def _levels_of(source: str | None, card: DatasetCard, depth: int) -> tuple[str, 
 
 
 def _known_levels(card: DatasetCard) -> list[str]:
-    return [*card.level_names, *single_levels(held=card.prior_channels)]
+    others = single_levels(held=card.prior_channels)
+    return [*card.level_names, *(name for name in others if source_of(name).statistics)]
 
 
 def _check_levels(levels: Sequence[str], card: DatasetCard, depth: int) -> None:

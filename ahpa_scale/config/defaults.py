@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from ahpa_scale.algorithms.ahpa import KINDS, ROUTERS
+from ahpa_scale.algorithms.ahpa import KINDS, ROUTERS, Kind
 from ahpa_scale.config.schema import Config, Router
 from ahpa_scale.config.schema.alignment import MEASURED, ROUTED_KINDS
 
@@ -31,7 +31,8 @@ def default_tap(kind: str, depth: int) -> int:
 def _alignment(config: Config) -> dict[str, Any]:
     chosen, kind = config.alignment, config.alignment.kind
     if kind == "none":
-        return {}
+        # As runs wrote it down before the head's kind had a null: studies compare saved runs.
+        return {"head": chosen.head.model_copy(update={"kind": Kind.head})}
     defaults = KINDS[kind]
     filled: dict[str, Any] = {}
     if chosen.weight is None and chosen.gradient_ratio is None:
@@ -40,6 +41,8 @@ def _alignment(config: Config) -> dict[str, Any]:
         filled["tap"] = default_tap(kind, config.model.geometry().depth)
     if chosen.loss is None:
         filled["loss"] = defaults.loss
+    if chosen.head.kind is None:
+        filled["head"] = chosen.head.model_copy(update={"kind": defaults.head})
     if chosen.until == MEASURED and chosen.ramp is None:
         filled["ramp"] = RAMP
     if "spatial_norm" not in chosen.model_fields_set:

@@ -116,6 +116,7 @@ class PriorAlignment(nn.Module):
         )
         self._loss = AlignmentLoss(settings.loss, settings.smooth_l1_beta, settings.token_weights)
         channels, head = [shape.channels[name] for name in self.groups], settings.head
+        assert head.kind is not None
         self.heads = nn.ModuleList(
             build_head(head.kind, shape.width, head.width, count) for count in channels
         )

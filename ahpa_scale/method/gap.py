@@ -122,7 +122,7 @@ class OnlineGap(RankSums):
     Args:
         channels: C of each group.
         num_bins: T.
-        loss: ``cosine`` or ``smooth_l1``.
+        loss: ``cosine``, ``smooth_l1`` or ``squared``.
     """
 
     def __init__(self, channels: Sequence[int], num_bins: int, loss: str) -> None:

@@ -38,6 +38,15 @@ def smooth_l1_loss(prediction_BNC: Tensor, target_BNC: Tensor, beta: float = 0.0
     return loss_BNC.mean(dim=(1, 2))
 
 
+def squared_loss(prediction_BNC: Tensor, target_BNC: Tensor) -> Tensor:
+    """Squared distance, averaged over tokens and channels: the flow's own loss.
+
+    Returns:
+        ``[B]`` float32, at least 0; 0 is perfect alignment.
+    """
+    return (prediction_BNC.float() - target_BNC.float()).square().mean(dim=(1, 2))
+
+
 def residual_weights(residual_BN: Tensor) -> Tensor:
     """Token weights proportional to the residual: clipped to [1/4, 4] of the picture's mean, mean 1
     per picture, without gradient ("What Visual Generators Need from Teachers", RARE, 2026).
@@ -51,7 +60,7 @@ def residual_weights(residual_BN: Tensor) -> Tensor:
     return weight_BN / weight_BN.mean(dim=1, keepdim=True)
 
 
-ALIGNMENT_LOSSES = ("cosine", "smooth_l1")
+ALIGNMENT_LOSSES = ("cosine", "smooth_l1", "squared")
 TOKEN_WEIGHTS = ("uniform", "residual")
 
 
@@ -59,7 +68,7 @@ class AlignmentLoss:
     """One group's loss: float32 ``[B]`` from predictions and targets ``[B, N, C]``.
 
     Args:
-        kind: ``cosine`` or ``smooth_l1``.
+        kind: ``cosine``, ``smooth_l1`` or ``squared``.
         smooth_l1_beta: beta of the smooth L1 loss.
         token_weights: ``uniform``, or ``residual`` for :func:`residual_weights`.
 
@@ -87,6 +96,8 @@ class AlignmentLoss:
     def __call__(self, prediction_BNC: Tensor, target_BNC: Tensor) -> Tensor:
         if self.uniform and self.kind == "cosine":
             return cosine_loss(prediction_BNC, target_BNC)
+        if self.uniform and self.kind == "squared":
+            return squared_loss(prediction_BNC, target_BNC)
         if self.uniform:
             return smooth_l1_loss(prediction_BNC, target_BNC, self.beta)
         loss_BN = self._tokens(prediction_BNC.float(), target_BNC.float())
@@ -95,5 +106,7 @@ class AlignmentLoss:
     def _tokens(self, prediction_BNC: Tensor, target_BNC: Tensor) -> Tensor:
         if self.kind == "cosine":
             return -F.cosine_similarity(prediction_BNC, target_BNC, dim=-1)
+        if self.kind == "squared":
+            return (prediction_BNC - target_BNC).square().mean(dim=2)
         loss_BNC = F.smooth_l1_loss(prediction_BNC, target_BNC, beta=self.beta, reduction="none")
         return loss_BNC.mean(dim=2)

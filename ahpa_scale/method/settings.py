@@ -19,11 +19,12 @@ class HeadSettings:
     """The projection from the backbone's tokens to one group's channels.
 
     Attributes:
-        kind: ``mlp``, ``conv`` or ``linear``, see :func:`ahpa_scale.method.heads.build_head`.
+        kind: ``mlp``, ``conv`` or ``linear``, see :func:`ahpa_scale.method.heads.build_head`; None
+            takes the default of the alignment's kind.
         width: hidden width of an MLP.
     """
 
-    kind: str = "mlp"
+    kind: str | None = None
     width: int = 2048
 
 
@@ -72,7 +73,8 @@ class AlignmentSettings:
     """What is aligned, with what, where, how strongly and how long. None takes the kind's default.
 
     Attributes:
-        kind: ``ahpa``, ``uniform``, ``scheduled``, ``single``, ``latent``, ``repa`` or ``self``.
+        kind: ``ahpa``, ``uniform``, ``scheduled``, ``single``, ``latent``, ``velocity``, ``repa``
+            or ``self``.
         groups: group name -> its levels, fine to coarse; None groups the encoder's levels in up to
             three. Levels ``self.<k>`` are blocks of the moving average (needs the EMA algorithm).
         level: for kind ``single``: the group or level.
@@ -95,7 +97,7 @@ class AlignmentSettings:
         grid: group -> tokens per side that it is compared on; others: the backbone's own.
         whiten: dimensions that PCA whitens each level to; None leaves them as they are.
         token_weights: ``uniform`` or ``residual``, see :class:`~ahpa_scale.method.AlignmentLoss`.
-        loss: ``cosine`` or ``smooth_l1``.
+        loss: ``cosine``, ``smooth_l1`` or ``squared``.
         smooth_l1_beta: beta of the smooth L1 loss.
         spatial_norm: share of the token mean removed from targets, None for raw targets, ``"kind"``
             for the kind's default, or None if targets are whitened.

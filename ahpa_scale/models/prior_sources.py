@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ahpa_scale.errors import UserError
-from ahpa_scale.level_names import LATENT, OWN_BLOCKS, PRIOR_PREFIX, source_of
+from ahpa_scale.level_names import LATENT, OWN_BLOCKS, PRIOR_PREFIX, VELOCITY, source_of
 from ahpa_scale.models.attachments import is_sharded
 from ahpa_scale.models.backbone import Backbone
 from ahpa_scale.models.flow import Path, interpolate
@@ -117,6 +117,16 @@ class LatentSource(PriorSource):
     def provide(self, levels: Sequence[str], context: SourceContext) -> dict[str, Tensor]:
         """The map ``[B, C, H, W]`` in float32."""
         return dict.fromkeys(levels, context.mean_BCHW)
+
+
+class VelocitySource(PriorSource):
+    """What the backbone is to predict, ``velocity``: the target of the flow's own loss."""
+
+    name = VELOCITY
+
+    def provide(self, levels: Sequence[str], context: SourceContext) -> dict[str, Tensor]:
+        """The map ``[B, C, H, W]`` in float32."""
+        return dict.fromkeys(levels, context.drawn.target_BCHW)
 
 
 class SelfSource(PriorSource):

@@ -61,7 +61,8 @@ class Design:
         # The groups of kind self depend on the backbone's depth: `build` fills them.
         self.groups: dict[str, tuple[str, ...]] = {}
         if settings.groups or settings.kind != "self":
-            chosen = settings.groups or default_groups(self._encoder_levels())
+            fixed = KINDS[settings.kind].level is not None
+            chosen = settings.groups or ({} if fixed else default_groups(self._encoder_levels()))
             self.groups = kind_groups(settings.kind, chosen, settings.level)
         self._check_levels()
         self.tap = settings.tap

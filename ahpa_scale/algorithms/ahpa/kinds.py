@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from ahpa_scale.errors import UserError
-from ahpa_scale.level_names import EXTERNAL, LATENT, OWN_BLOCKS
+from ahpa_scale.level_names import EXTERNAL, LATENT, OWN_BLOCKS, VELOCITY
 
 if TYPE_CHECKING:
     from ahpa_scale.method import AlignmentSettings
@@ -24,11 +24,12 @@ class Kind:
     Attributes:
         router: ``dynamic``, ``uniform`` or ``scheduled``.
         weight: lambda, the loss's factor.
-        loss: ``cosine`` or ``smooth_l1``.
+        loss: ``cosine``, ``smooth_l1`` or ``squared``.
         spatial_norm: share of the token mean removed from targets, or None for raw targets.
         level: the one level that it aligns, or None for levels in groups.
         depth_share: where it taps the backbone, as a share of the depth.
         deepest_tap: block beyond which it never taps by default.
+        head: ``mlp``, ``conv`` or ``linear``.
     """
 
     router: str
@@ -38,6 +39,7 @@ class Kind:
     level: str | None = None
     depth_share: float = 1 / 4
     deepest_tap: int = 7
+    head: str = "mlp"
 
     def tap(self, depth: int) -> int:
         """The block to tap, 1-based, in a backbone of this depth."""
@@ -52,6 +54,9 @@ KINDS: dict[str, Kind] = {
     "single": Kind(router="uniform"),
     # SRA 2 finds latent targets best at block 2, with smooth L1 and weight 1.
     "latent": Kind("uniform", 1.0, "smooth_l1", None, LATENT, 1 / 4, deepest_tap=2),
+    # Deep supervision (Internal Guidance, arXiv 2512.24176): a layer at an early block predicts
+    # what the last one does, by the flow's own loss.
+    "velocity": Kind("uniform", 0.5, "squared", None, VELOCITY, 1 / 4, head="linear"),
     # REPA (arXiv 2410.06940) taps block 4 of B, 8 of L and XL.
     "repa": Kind("uniform", 0.5, "cosine", None, EXTERNAL, 1 / 3, deepest_tap=8),
     # The model's own deeper blocks, after SRA (arXiv 2505.02831).
@@ -113,6 +118,7 @@ def filled(settings: AlignmentSettings) -> AlignmentSettings:
         chosen,
         weight=weight if chosen.weight is None else chosen.weight,
         loss=chosen.loss or kind.loss,
+        head=replace(chosen.head, kind=chosen.head.kind or kind.head),
         spatial_norm=spatial_norm,
         router=replace(router, **{k: v for k, v in defaults.items() if getattr(router, k) is None}),
     )

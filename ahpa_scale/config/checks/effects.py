@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from ahpa_scale.algorithms.ahpa import KINDS
 from ahpa_scale.config.checks.engine import idle_keys
 from ahpa_scale.config.errors import COMMAND_LINE, ConfigError
 from ahpa_scale.config.explain import shown
@@ -29,9 +30,10 @@ OWNERS = {
 }
 
 
-#: Defaults of keys that are null today. Runs of then have written them down, and they still mean
-#: nothing where nothing is drawn.
+#: Defaults of keys that are null today. Runs of then have written them down, and they mean nothing
+#: where nothing is drawn, or aligned.
 _EARLIER = {
+    "alignment.head.kind": "mlp",
     "sampling.steps": 50,
     "sampling.method": "euler",
     "sampling.guidance_scale": 1.0,
@@ -160,7 +162,7 @@ def _idle_alignment(config: Config) -> Iterator[Idle]:
         if kind not in owners:
             why = f"it belongs to alignment.kind={' or '.join(owners)}"
             yield Idle(f"alignment.{key}", "alignment.kind", why)
-    if alignment.head.kind != "mlp":
+    if (alignment.head.kind or KINDS[kind].head) != "mlp":
         why = "it belongs to alignment.head.kind=mlp"
         yield Idle("alignment.head.width", "alignment.head.kind", why)
     yield from _idle_remedies(alignment)

@@ -18,7 +18,9 @@ from ahpa_scale.config.schema.fields import (
 )
 from ahpa_scale.errors import UserError
 
-Kind = Literal["none", "ahpa", "uniform", "scheduled", "single", "latent", "repa", "self"]
+Kind = Literal[
+    "none", "ahpa", "uniform", "scheduled", "single", "latent", "velocity", "repa", "self"
+]
 #: The kinds that read groups of levels; `single` reads one of them.
 LEVEL_KINDS = frozenset({"ahpa", "uniform", "scheduled", "single", "self"})
 #: The kinds with a trained router.
@@ -62,8 +64,10 @@ Until = Annotated[str, AfterValidator(_until)]
 class Head(Section):
     """The projection from the backbone's tokens to one group's channels (training only)."""
 
-    kind: Literal["mlp", "conv", "linear"] = Field(
-        "mlp", description="mlp: three linear layers; conv: one 3x3 convolution; linear: one layer."
+    kind: Literal["mlp", "conv", "linear"] | None = Field(
+        None,
+        description="mlp: three linear layers; conv: one 3x3 convolution; linear: one layer; null: "
+        "mlp, for velocity linear.",
     )
     width: int = Field(2048, ge=1, le=1_000_000, description="Hidden width; mlp only.")
 
@@ -110,7 +114,8 @@ class Alignment(Section):
     kind: Kind = Field(
         "none",
         description="none; ahpa (routed groups); uniform or scheduled weights over the groups; "
-        "single (one group or level); latent (SRA 2: the latent mean); repa (cached external "
+        "single (one group or level); latent (SRA 2: the latent mean); velocity "
+        "(deep supervision: the flow's own target); repa (cached external "
         "features); self (the moving average's own deeper blocks, routed).",
     )
     weight: float | None = Field(
@@ -143,7 +148,7 @@ class Alignment(Section):
     levels: List[Text] | None = Field(
         None,
         description="Encoder levels by diffusers module path, fine to coarse, also 'latent', "
-        "'external' and 'self.<block>'; null: all of the VAE's encoder.",
+        "'velocity', 'external' and 'self.<block>'; null: all of the VAE's encoder.",
     )
     groups: dict[Name, List[Text]] | None = Field(
         None,
@@ -181,15 +186,17 @@ class Alignment(Section):
     token_weights: Literal["uniform", "residual"] = Field(
         "uniform", description="residual: tokens count by their distance from the target."
     )
-    loss: Literal["cosine", "smooth_l1"] | None = Field(
-        None, description="Distance to the target; null: cosine, for latent smooth_l1."
+    loss: Literal["cosine", "smooth_l1", "squared"] | None = Field(
+        None,
+        description="Distance to the target; null: cosine, for latent smooth_l1, for velocity "
+        "squared.",
     )
     spatial_norm: float | None = Field(
         0.6,
         ge=0,
         le=1,
         description="Share of the token mean removed from targets (iREPA); null: raw targets, "
-        "which is the default of latent, repa and self, and with whiten.",
+        "which is the default of latent, velocity, repa and self, and with whiten.",
     )
     head: Head = Field(Head(), description="The projection head.")
     router: Router = Field(Router(), description="The router; kinds ahpa and self only.")
