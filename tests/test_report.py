@@ -94,6 +94,17 @@ def test_figures_have_intervals_and_runs_are_compared(tmp_path, report):
     assert "best FID 20 at batch 200" in made.text
 
 
+def test_what_a_run_measures_of_its_averages_is_seen_at_once(tmp_path, report):
+    measured = {"heldout/flow": 0.5, "samples/fid": 9.0, "heldout/flow/0": 0.1}
+    rows = [row(1), row(2, **measured), row(3)]
+    made = report(folder_of(tmp_path, "a", rows))
+    for title in ("Held-out loss, while training", "FID, while training"):
+        assert made.figure(title)["data"][0]["x"] == [2], made.said
+    shown, _, others = made.html.partition("Everything else that was logged")
+    assert "FID, while training" in shown
+    assert "heldout/flow/0" in others
+
+
 def test_runs_evaluated_otherwise_are_not_compared(tmp_path, report):
     one = folder_of(tmp_path, "one", [row(1)], evaluation=evaluated(1, flow=1.0))
     two = folder_of(tmp_path, "two", [row(1)], evaluation=evaluated(1, "b", flow=1.0, pictures=8))

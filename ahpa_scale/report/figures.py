@@ -28,15 +28,18 @@ MAIN = {
     TOTAL: "Total loss",
     FLOW: "Flow loss",
     ALIGNMENT: "Alignment loss",
+    "heldout/flow": "Held-out loss, while training",
     "grad_norm/backbone": "Gradient norm of the backbone",
     "grad_norm/attachments": "Gradient norm of the alignment heads",
     "lr": "Learning rate",
 }
+#: Begins the names of distances that a run measures of its samples.
+_OF_SAMPLES = "samples/"
 
 
 def training_figures(runs: Sequence[Run]) -> list[Drawn]:
     """Losses, gradient norms, learning rate and throughput over the batches."""
-    drawn = [_column(runs, name, title) for name, title in MAIN.items()]
+    drawn = [_column(runs, name, title) for name, title in _titles(runs).items()]
     speeds = [(place, _speed(run)) for place, run in enumerate(runs)]
     drawn.insert(-1, _curves(runs, speeds, "Images per second, all ranks", from_zero=True))
     return [each for each in drawn if each is not None]
@@ -44,9 +47,20 @@ def training_figures(runs: Sequence[Run]) -> list[Drawn]:
 
 def other_figures(runs: Sequence[Run]) -> list[Drawn]:
     """Everything else that was logged, by name."""
-    names = {name for run in runs if run.metrics for name in run.metrics.columns}
-    drawn = [_column(runs, name, name) for name in sorted(names - set(MAIN))]
+    names = _columns(runs) - set(_titles(runs))
+    drawn = [_column(runs, name, name) for name in sorted(names)]
     return [each for each in drawn if each is not None]
+
+
+def _columns(runs: Sequence[Run]) -> set[str]:
+    return {name for run in runs if run.metrics for name in run.metrics.columns}
+
+
+def _titles(runs: Sequence[Run]) -> dict[str, str]:
+    """`MAIN`, and the distances of samples from real pictures."""
+    distances = sorted(name for name in _columns(runs) if name.startswith(_OF_SAMPLES))
+    named = {n: f"{title_of(n.removeprefix(_OF_SAMPLES))}, while training" for n in distances}
+    return {**named, **MAIN}
 
 
 def evaluation_figures(runs: Sequence[Run]) -> list[Drawn]:
