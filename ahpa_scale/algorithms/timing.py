@@ -35,6 +35,14 @@ def parse_time(text: str, name: str, units: Sequence[str] = ("ba", "ep", "sp")) 
     return time
 
 
+def position(state: State, unit: TimeUnit) -> float:
+    """Training time in `unit`, fractional inside an epoch where its length is known."""
+    now = float(state.timestamp.get(unit).value)
+    if unit == TimeUnit.EPOCH and state.dataloader_len is not None:
+        now += state.timestamp.batch_in_epoch.value / int(state.dataloader_len)
+    return now
+
+
 class Every:
     """True at most once per interval of training time, at the end of a batch or an epoch.
 

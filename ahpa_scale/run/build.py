@@ -10,7 +10,6 @@ import torch
 from composer import Trainer
 from composer.core import Algorithm, Callback
 from composer.devices import Device
-from composer.optim import ComposerScheduler, ConstantScheduler, ConstantWithWarmupScheduler
 from composer.utils import dist, reproducibility
 
 from ahpa_scale.algorithms import EMA, Guard
@@ -26,7 +25,7 @@ from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.config.brought import Brought
 from ahpa_scale.config.checks.data import check_vae_weights
 from ahpa_scale.config.errors import ConfigError
-from ahpa_scale.config.schema import Config, parse_duration, parse_time
+from ahpa_scale.config.schema import Config, parse_duration
 from ahpa_scale.config.targets import Targets
 from ahpa_scale.data.card import DatasetCard
 from ahpa_scale.data.stream import build_loader
@@ -46,6 +45,7 @@ from ahpa_scale.run.engine import (
     cpu_bf16,
 )
 from ahpa_scale.run.initial import take_initial_weights
+from ahpa_scale.run.learning_rate import build_schedule
 from ahpa_scale.run.loggers import build_loggers
 from ahpa_scale.run.measurements import build_measurements
 
@@ -98,7 +98,7 @@ def build_trainer(
             model=generator,
             train_dataloader=_build_loader(config, targets),
             optimizers=_build_optimizer(config, generator),
-            schedulers=_build_scheduler(config),
+            schedulers=build_schedule(config),
             max_duration=config.max_duration,
             algorithms=build_algorithms(config, card, targets, device, requests),
             callbacks=[
@@ -229,13 +229,6 @@ def _build_optimizer(config: Config, generator: DiffusionGenerator) -> torch.opt
         weight_decay=chosen.weight_decay,
         fused=True,
     )
-
-
-def _build_scheduler(config: Config) -> ComposerScheduler:
-    warmup = config.optimizer.warmup
-    if parse_time(warmup)[0] == 0:  # Composer's warm-up divides by its length
-        return ConstantScheduler()
-    return ConstantWithWarmupScheduler(t_warmup=warmup)
 
 
 def _build_callbacks(

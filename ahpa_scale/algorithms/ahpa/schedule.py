@@ -9,6 +9,8 @@ from typing import Any
 
 from composer.core import State, Time, TimeUnit
 
+from ahpa_scale.algorithms.timing import position
+
 
 class Schedule:
     """The share of its weight that the alignment has now.
@@ -68,14 +70,6 @@ class Schedule:
     def load(self, state: Mapping[str, Any] | None) -> None:
         """Goes on with a checkpoint's release."""
         self._fall = None if state is None else dict(state)
-
-
-def position(state: State, unit: TimeUnit) -> float:
-    """Training time in `unit`, fractional inside an epoch where its length is known."""
-    now = float(state.timestamp.get(unit).value)
-    if unit == TimeUnit.EPOCH and state.dataloader_len is not None:
-        now += state.timestamp.batch_in_epoch.value / int(state.dataloader_len)
-    return now
 
 
 def reached(state: State, moment: Time[Any]) -> bool:

@@ -122,6 +122,12 @@ def _idle(config: Config) -> Iterator[Idle]:
     if config.data.remote is None:
         why = "without data.remote nothing is downloaded"
         yield Idle("data.cache_limit", "data.remote", why)
+    if config.optimizer.schedule == "constant":
+        why = "optimizer.schedule is constant"
+        yield Idle("optimizer.final", "optimizer.schedule", why)
+    if config.optimizer.schedule != "wsd":
+        why = "it belongs to optimizer.schedule=wsd"
+        yield Idle("optimizer.decay", "optimizer.schedule", why)
     yield from _idle_measurements(config)
     drawn = config.sampling.interval is not None or config.evaluation.samples is not None
     if config.sampling.interval is None:

@@ -50,7 +50,7 @@ Decay = Annotated[float | str, PlainValidator(_decay, json_schema_input_type=_Sh
 
 
 class Optimizer(Section):
-    """AdamW, constant learning rate after the warm-up."""
+    """AdamW, and the learning rate over the run."""
 
     lr: float = Field(1e-4, gt=0, le=1, description="Learning rate.")
     betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = Field(
@@ -58,6 +58,15 @@ class Optimizer(Section):
     )
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
     warmup: Moment = Field("0ba", description="Linear warm-up of the learning rate; '0ba': none.")
+    schedule: Literal["constant", "cosine", "linear", "wsd"] = Field(
+        "constant",
+        description="After the warm-up: constant; a cosine or linear fall over the run; wsd: "
+        "constant, then a linear fall.",
+    )
+    final: Share = Field(0.0, description="Share of lr at the end; all but constant.")
+    decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.2, description="Share of the run that the fall takes; wsd only."
+    )
     grad_clip: float | None = Field(
         1.0, gt=0, description="Largest gradient norm; null: no clipping."
     )
