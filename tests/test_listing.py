@@ -48,12 +48,12 @@ def test_hidden_files_and_editors_copies_are_left_out_and_the_rest_is_counted(ro
     ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(root / "ant/1.png", root / name)
-    for name in ("ant/1.png~", "ant/a.txt", "bee/b.TXT", "bee/LICENSE", "ant/c.gif", "loose.png"):
+    for name in ("ant/1.png~", "ant/a.txt", "bee/b.TXT", "bee/LICENSE", "ant/c.svg", "loose.png"):
         (root / name).write_bytes(b"x")
     (root / "ant" / "odd.\x1b[31m").write_bytes(b"x")
     assert names(root) == PLAIN
     told = Listing(root, classes=True).left_out.split(", ")
-    wanted = ["6 hidden", "2 .txt", "1 .png~", "1 without a suffix", "1 .gif"]
+    wanted = ["6 hidden", "2 .txt", "1 .png~", "1 without a suffix", "1 .svg"]
     assert sorted(told) == sorted([*wanted, "1 .png beside the class folders", "1 .\\x1b[31m"])
     assert Listing(root / "bee", classes=False).names == [["3.png"]]
     shutil.rmtree(root / "ant")

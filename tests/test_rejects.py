@@ -37,7 +37,7 @@ def spoil(root: Path) -> dict[str, str]:
     return {
         "ant/cut.jpg": "Truncated",
         "bee/empty.png": "0 bytes",
-        "bee/deeper/text.webp": "no BMP, JPEG, PNG or WEBP",
+        "bee/deeper/text.webp": "it holds no AVIF, BMP, GIF",
         "cow/gone.bmp": "No such file",
         "cow/pipe.png": "a named pipe",
     }
