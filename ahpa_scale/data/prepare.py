@@ -32,7 +32,13 @@ from ahpa_scale.data.index import INDEX_LIMIT, INDEX_NAME, index_digest, parse_i
 from ahpa_scale.data.pictures.rejects import REJECTS_NAME, Rejects
 from ahpa_scale.data.reading import batches, report
 from ahpa_scale.data.settings import DEMO, PrepareSettings
-from ahpa_scale.data.sources import DemoSource, FolderSource, Source
+from ahpa_scale.data.sources import (
+    DecodeOptions,
+    DemoSource,
+    Source,
+    SourceOptions,
+    open_source,
+)
 from ahpa_scale.data.writing import ShardWriter
 from ahpa_scale.disk_errors import naming
 from ahpa_scale.errors import UserError
@@ -163,15 +169,20 @@ def plan(
 def _open_source(settings: PrepareSettings, grid: int) -> Source:
     size, limit = settings.size, settings.limit
     if settings.source != DEMO:
-        seed = settings.shuffle_seed or 0
-        return FolderSource(
-            settings.source,
+        how = DecodeOptions(exif=settings.exif is not False, least_side=settings.least_side or 1)
+        options = SourceOptions(
             size=size,
             grid=grid,
             features=settings.features,
-            shuffle_seed=seed,
+            shuffle_seed=settings.shuffle_seed or 0,
             limit=limit,
+            decode=how,
+            classes_from=settings.classes_from,
+            class_depth=settings.class_depth,
+            image_column=settings.image_column,
+            label_column=settings.label_column,
         )
+        return open_source(settings.source, options)
     demo = settings.demo
     return DemoSource(
         demo.preset,

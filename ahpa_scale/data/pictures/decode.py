@@ -44,7 +44,7 @@ _MOST_PIXELS, _MOST_WEBP_PIXELS = 1 << 27, 1 << 26
 _LARGE = 1 << 25
 _ONE_LARGE = threading.Lock()
 #: Limit of a file: WebP files and JPEG markers are read into memory at their full length.
-_MOST_BYTES = 1 << 29
+MOST_BYTES = 1 << 29
 # What Pillow raises on damaged files, depending on format and on where the damage is.
 _BROKEN = (
     Image.DecompressionBombError,
@@ -144,16 +144,17 @@ def read_square(folder: str | os.PathLike[str], name: str, size: int) -> NDArray
 
 
 def decode_square(
-    opener: Callable[[], BinaryIO],
+    opener: Callable[[], BinaryIO | NDArray[np.uint8]],
     where: str,
     name: str,
     size: int,
     how: DecodeOptions = _AS_VIEWERS,
 ) -> Decoded:
-    """Read and crop an encoded picture.
+    """Read and crop a picture.
 
     Args:
-        opener: opens its bytes; an OSError or ValueError means that it can't be read.
+        opener: opens its encoded bytes, or gives its pixels, uint8 [H, W, 3] or [H, W]; an OSError
+            or ValueError means that it can't be read.
         where: the picture, for messages.
         name: its name in its source, for the list of rejects.
         size: side of the cropped picture.
@@ -168,16 +169,23 @@ def decode_square(
 
 @contextmanager
 def _picture(
-    opener: Callable[[], BinaryIO], where: str, name: str, how: DecodeOptions
+    opener: Callable[[], BinaryIO | NDArray[np.uint8]], where: str, name: str, how: DecodeOptions
 ) -> Iterator[tuple[Image.Image, bool]]:
     """The picture, and whether more frames follow; while a large one is in use, no other large one
     is read.
     """
     with _explained(where, name):
         file = opener()
+        if isinstance(file, np.ndarray):
+            pixels = Image.fromarray(file).convert("RGB")
+            _check_side(pixels, how.least_side)
+    if isinstance(file, np.ndarray):
+        yield pixels, False
+        return
     with file:
         with _explained(where, name):
-            opened = _opened(file, how.least_side)
+            opened = _opened(file)
+            _check_side(opened, how.least_side)
         large = opened.width * opened.height > _LARGE
         with _ONE_LARGE if large else nullcontext():
             with _explained(where, name):
@@ -192,12 +200,20 @@ def _picture(
             yield image, is_first
 
 
-def _opened(file: BinaryIO, least_side: int) -> ImageFile.ImageFile:
+def _check_side(image: Image.Image, least_side: int) -> None:
+    if min(image.size) < least_side:
+        raise ValueError(
+            f"it has {image.width}x{image.height} pixels, and its shorter side must have "
+            f"{least_side}"
+        )
+
+
+def _opened(file: BinaryIO) -> ImageFile.ImageFile:
     """The picture after its header is checked, before memory is allocated for pixels."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
-    if not 0 < size <= _MOST_BYTES:
-        raise ValueError(f"it has {size} bytes, and may have 1 to {_MOST_BYTES}")
+    if not 0 < size <= MOST_BYTES:
+        raise ValueError(f"it has {size} bytes, and may have 1 to {MOST_BYTES}")
     try:
         image = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
@@ -207,11 +223,6 @@ def _opened(file: BinaryIO, least_side: int) -> ImageFile.ImageFile:
     most = _MOST_WEBP_PIXELS if image.format == "WEBP" else _MOST_PIXELS
     if image.width * image.height > most:
         raise ValueError(f"it has {image.width}x{image.height} pixels, and may have {most}")
-    if min(image.size) < least_side:
-        raise ValueError(
-            f"it has {image.width}x{image.height} pixels, and its shorter side must have "
-            f"{least_side}"
-        )
     # Pillow decodes these in Python, where a few bytes can cost minutes and gigabytes.
     if image.tile and image.tile[0].codec_name == "bmp_rle" and max(image.size) > 4096:
         raise ValueError("a run-length encoded BMP may have 4096 pixels a side")
