@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 from streaming import MDSWriter
 
-from ahpa_scale.data.sources import FolderSource
+from ahpa_scale.data.sources import FolderSource, SourceOptions, StoredSource, open_source
+from ahpa_scale.errors import UserError
 
+SIZE = 16
 CLASSES = ("ant", "bee", "cow")
 ORIENTATION = 0x0112
 
@@ -156,3 +159,26 @@ def save_all(root: Path, count: int, size: int) -> dict[str, str]:
         shutil.rmtree(root / kind, ignore_errors=True)
         found[kind] = save(root / kind)
     return found
+
+
+def opened(place: object, **options: object) -> StoredSource:
+    return open_source(str(place), SourceOptions(size=SIZE, **options))
+
+
+def labels(source: StoredSource) -> dict[str, str]:
+    """Class of each picture."""
+    read = (source.read(position) for position in range(len(source)))
+    return {picture.name: source.classes[picture.label] for picture in read}
+
+
+def refused(place: object, **options: object) -> str:
+    with pytest.raises(UserError) as caught:
+        opened(place, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def plain(value: int = 0, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 20), (value, 9, 9)).save(buffer, kind)
+    return buffer.getvalue()

@@ -78,4 +78,5 @@ def test_what_machines_see_is_compared_by_class(places, kind):
     digests = opened(places, kind).digests(2)
     assert list(digests) == list(CLASSES)
     assert digests == opened(places, kind, shuffle_seed=5, limit=3).digests(1)
-    assert all(text.startswith(f"{COUNT // 3} pictures, digest ") for text in digests.values())
+    for label, text in enumerate(digests.values()):
+        assert text.startswith(f"{len(range(label, COUNT, 3))} pictures, digest ")

@@ -80,13 +80,12 @@ def open_npz(place: str, options: SourceOptions) -> Pixels:
         UserError: it is damaged, or lacks pictures or labels.
     """
     room = None
-    path = storage.local_path(place)
     if storage.is_remote(place):
         room = tempfile.TemporaryDirectory(prefix="ahpa-scale-")
         path = Path(room.name, "pictures.npz")
         storage.get_file(place, path)
     else:
-        existing_file(place)
+        path = existing_file(place)
     file = ArrayFile(path, place)
     images_NHWC = _checked(file.one_of(_IMAGES, options.image_column, "pictures"), place)
     count = len(images_NHWC)

@@ -34,8 +34,9 @@ def _chosen(
             return [*named, *columns][0]
     elif wanted in columns:
         return wanted
-    told = ", ".join(columns) or "none"
-    raise UserError(
-        f"{place} has no column {wanted or f'that is surely the {kind}'}; give one of {told} as "
-        f"--{kind}-column"
-    )
+    if not columns:
+        raise UserError(f"{place} has no column that can be the {kind}")
+    problem = f"{place} has no {kind} in a column {wanted}"
+    if wanted is None:
+        problem = f"{place}: which column is the {kind}?"
+    raise UserError(f"{problem}: give one of {', '.join(columns)} as --{kind}-column")

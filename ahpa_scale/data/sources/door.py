@@ -33,29 +33,13 @@ def open_source(place: str, options: SourceOptions) -> StoredSource:
         UnreachableError: a store or the hub does not answer.
         OSError: the disk or the store refused.
     """
-    collection = _collection(place, options)
-    _refuse_unused(collection, options)
-    return StoredSource(collection, options)
-
-
-def _refuse_unused(collection: Collection, options: SourceOptions) -> None:
-    """Refuses options that would do nothing."""
-    folders = isinstance(collection, Folder | RemoteFolder)
-    if folders and options.image_column is not None:
-        raise UserError(
-            f"--image-column is for tables and tars, and {collection.place} is a folder"
-        )
-    if (options.class_depth or 0) > 0 and not folders and not isinstance(collection, WebDataset):
-        raise UserError(
-            f"--class-depth {options.class_depth} is for folders and tars, and {collection.place} "
-            "has columns: give --label-column"
-        )
+    return StoredSource(_collection(place, options), options)
 
 
 def _collection(place: str, options: SourceOptions) -> Collection:
     name = place.lower()
     if name.startswith(hf.PREFIX) and not name.startswith(f"{hf.PREFIX}//"):
-        return hf.open_named(place, options)
+        return hf.open_named(place, _of_columns(place, options))
     if _PACKED.search(name):
         raise UserError(
             f"{place} is compressed, so its pictures can't be read one by one: unpack it, or make "
@@ -64,11 +48,11 @@ def _collection(place: str, options: SourceOptions) -> Collection:
     if name.endswith(".tar"):
         return WebDataset(place, options)
     if name.endswith(".parquet"):
-        return hf.open_parquet(place, options)
+        return hf.open_parquet(place, _of_columns(place, options))
     if name.endswith(".npz"):
-        return open_npz(place, options)
+        return open_npz(place, _of_columns(place, options))
     if is_idx(name):
-        return open_idx(place)
+        return open_idx(_without_columns(place, options))
     return _of_folder(place, options)
 
 
@@ -82,13 +66,15 @@ def _of_folder(place: str, options: SourceOptions) -> Collection:
         sizes = {}
         names = {each.name for each in existing_folder(place).iterdir() if each.is_file()}
     if INDEX_NAME in names:
-        return MdsPictures(place, options)
+        return MdsPictures(place, _of_columns(place, options))
     if names & {hf.SAVED, hf.SAVED_SPLITS}:
-        return hf.open_saved(place, options)
+        return hf.open_saved(place, _of_columns(place, options))
     stems = stems_of(names)
     if stems:
-        return open_idx(place, "train" if "train" in stems else stems[0])
+        return open_idx(_without_columns(place, options), "train" if "train" in stems else stems[0])
     _refuse_other_files(place, names)
+    if options.image_column is not None:
+        raise UserError(f"--image-column is for tables and tars, and {place} is a folder")
     return (
         RemoteFolder(place, options, sizes) if storage.is_remote(place) else Folder(place, options)
     )
@@ -100,3 +86,24 @@ def _refuse_other_files(place: str, names: set[str]) -> None:
         if any(name.lower().endswith(ending) for name in names):
             near = storage.join(place, f"*{ending}")
             raise UserError(f"{place} holds {ending} files: did you mean {near!r}?")
+
+
+def _of_columns(place: str, options: SourceOptions) -> SourceOptions:
+    """The options, of a source that has no folders."""
+    if options.class_depth:
+        raise UserError(
+            f"--class-depth {options.class_depth} is for folders and tars, and {place} has "
+            "columns: give --label-column"
+        )
+    return options
+
+
+def _without_columns(place: str, options: SourceOptions) -> str:
+    """The place of idx files, which have neither folders nor columns."""
+    for name in ("class_depth", "image_column", "label_column"):
+        if getattr(options, name) is not None:
+            option = name.replace("_", "-")
+            raise UserError(
+                f"--{option} is of no use here: {place} holds pictures and labels alone"
+            )
+    return place
