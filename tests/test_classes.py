@@ -85,6 +85,17 @@ def test_numbers_stay_numbers(numbers):
         assert every == tuple(str(label) for label in range(max(numbers) + 1))
 
 
+def test_one_class_is_asked_about_before_anything_is_made(vae_path, tmp_path):
+    root = save(tmp_path / "root", "train/ant/1.png", "train/bee/2.png")
+    options = {"vae_path": vae_path, "size": SIZE, "progress": False}
+    with pytest.raises(UserError, match=r"one class only, train: .* classes, --class-depth 2"):
+        prepare(str(root), str(tmp_path / "set"), **options)
+    assert not (tmp_path / "set").exists()
+    made = {depth: prepare(str(root), str(tmp_path / f"set-{depth}"), class_depth=depth, **options)
+            for depth in (0, 1, 2)}  # fmt: skip
+    assert [made[depth].classes for depth in (0, 1, 2)] == [("root",), ("train",), ("ant", "bee")]
+
+
 def test_folders_of_any_depth_can_be_the_classes(tmp_path):
     root = save(tmp_path, "a/ant/1.png", "b/ant/2.png", "b/bee/deep/3.png", "a/beside.png")
     assert opened(root).classes == ("a", "b")

@@ -170,8 +170,10 @@ def test_every_odd_picture_gets_its_verdict(odd):
 
 def test_what_was_skipped_is_listed_counted_and_said(odd, vae_path, tmp_path):
     told: list[str] = []
-    options = {"size": SIZE, "vae_path": vae_path, "progress": False, "least_side": 8}
-    card = prepare(str(odd), str(tmp_path / "set"), tell=told.append, rejects=0.5, **options)
+    options = {"size": SIZE, "vae_path": vae_path, "progress": False, "class_depth": 1}
+    card = prepare(
+        str(odd), str(tmp_path / "set"), tell=told.append, rejects=0.5, least_side=8, **options
+    )
     assert card.num_samples == len(READ) + 2
     lines = (tmp_path / "set" / "rejects.jsonl").read_text().splitlines()
     names = {json.loads(line)["picture"].removeprefix("thing/") for line in lines}
@@ -187,7 +189,7 @@ def test_what_was_skipped_is_listed_counted_and_said(odd, vae_path, tmp_path):
 def test_too_many_end_the_command_with_one_line(odd, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(["prepare", str(odd), "--size", "32", "--out", str(tmp_path / "set"),
-                  "--no-progress", "--rejects", "0.2"])  # fmt: skip
+                  "--no-progress", "--rejects", "0.2", "--class-depth", "1"])  # fmt: skip
     assert caught.value.code == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")

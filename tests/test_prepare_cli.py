@@ -85,7 +85,8 @@ def test_a_broken_picture_is_one_line_and_leaves_nothing(vae_path, tmp_path):
     common = ["--vae", vae_path, "--out", tmp_path / "set", "--no-progress"]
     (tmp_path / "pictures" / "ant").mkdir(parents=True)
     (tmp_path / "pictures" / "ant" / "bad.png").write_bytes(b"no picture")
-    line = refused("prepare", tmp_path / "pictures", *common, "--size", "32")
+    common += ["--class-depth", "1", "--size", "32"]
+    line = refused("prepare", tmp_path / "pictures", *common)
     assert "1 of 1 pictures cannot be read" in line
     assert "bad.png" in line
     assert os.listdir(tmp_path) == ["pictures"]

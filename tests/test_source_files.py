@@ -140,6 +140,8 @@ def test_idx_files_come_as_unpack_idx_pads_them(tmp_path):
             head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
             content = gzip.compress(head + array.astype(np.uint8).tobytes())
             (tmp_path / f"{stem}-{kind}-ubyte.gz").write_bytes(content)
+    assert opened(tmp_path, class_depth=0).classes == ("all",)
+    assert "--label-column is of no use" in refused(tmp_path, label_column="label")
     split = load_idx(tmp_path)
     for place, name in (
         (tmp_path, "train"),

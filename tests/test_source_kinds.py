@@ -181,6 +181,20 @@ def test_plain_bytes_names_and_lost_pictures_of_a_parquet(tmp_path, cache):
     assert "cannot read" in refused(tmp_path / "x.parquet")
 
 
+def test_a_row_names_files_of_its_own_folder_only(tmp_path, cache):
+    import datasets
+
+    for name in ("set/data/ant/1.png", "set/data/bee/2.png", "private.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(plain())
+    source = opened(f"hf:{tmp_path / 'set'}")
+    assert sorted(labels(source).values()) == ["ant", "bee"]
+    values = {"image": [{"bytes": None, "path": str(tmp_path / "private.png")}], "label": ["x"]}
+    datasets.Dataset.from_dict(values).to_parquet(str(tmp_path / "x.parquet"))
+    with pytest.raises(UserError, match="names a file outside of the data set"):
+        opened(tmp_path / "x.parquet").read(0)
+
+
 def test_a_hub_that_does_not_answer_is_no_users_mistake(cache, monkeypatch):
     import datasets
 

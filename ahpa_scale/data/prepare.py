@@ -29,6 +29,7 @@ from ahpa_scale.data.card import (
 )
 from ahpa_scale.data.encode import BatchEncoder
 from ahpa_scale.data.index import INDEX_LIMIT, INDEX_NAME, index_digest, parse_index
+from ahpa_scale.data.pictures.files import shown
 from ahpa_scale.data.pictures.rejects import REJECTS_NAME, Rejects
 from ahpa_scale.data.reading import batches, report
 from ahpa_scale.data.settings import DEMO, PrepareSettings
@@ -182,7 +183,9 @@ def _open_source(settings: PrepareSettings, grid: int) -> Source:
             image_column=settings.image_column,
             label_column=settings.label_column,
         )
-        return open_source(settings.source, options)
+        source = open_source(settings.source, options)
+        _refuse_one_class(settings, source.classes)
+        return source
     demo = settings.demo
     return DemoSource(
         demo.preset,
@@ -193,6 +196,17 @@ def _open_source(settings: PrepareSettings, grid: int) -> Source:
         start=demo.start,
         oracle=settings.features is not None,
     )
+
+
+def _refuse_one_class(settings: PrepareSettings, classes: Sequence[str]) -> None:
+    """Labels of one class teach nothing, and most often a folder above that of the classes was
+    named.
+    """
+    if len(classes) == 1 and settings.class_depth is None:
+        raise UserError(
+            f"{settings.source} has one class only, {shown(classes[0])}: if that is meant, give "
+            "--class-depth 0; if deeper folders are the classes, --class-depth 2"
+        )
 
 
 def _chosen_levels(names: Sequence[str] | None, vae: FrozenVAE) -> tuple[LevelInfo, ...]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ahpa_scale import storage
 from ahpa_scale.data.idx import SIDE, framed, read_split
 from ahpa_scale.data.sources.base import SourceOptions
-from ahpa_scale.data.sources.classes import coded
+from ahpa_scale.data.sources.classes import ONE_CLASS, coded
 from ahpa_scale.data.sources.npz_arrays import ArrayFile
 from ahpa_scale.data.sources.places import existing_file
 from ahpa_scale.errors import UserError
@@ -92,7 +92,7 @@ def open_npz(place: str, options: SourceOptions) -> Pixels:
     names = file.find(_CLASSES)
     classes: tuple[str, ...] | None = None
     if options.class_depth == 0:
-        labels_N, classes = np.zeros(count, np.int64), ("all",)
+        labels_N, classes = np.zeros(count, np.int64), ONE_CLASS
     else:
         told = file.one_of(_LABELS, options.label_column, "labels")
         if told.shape != (count,) or told.dtype.kind not in "iuU":
@@ -107,11 +107,12 @@ def open_npz(place: str, options: SourceOptions) -> Pixels:
     return Pixels(place, images_NHWC, labels_N, classes, stamp, (file, room))
 
 
-def open_idx(place: str, stem: str | None = None) -> Pixels:
+def open_idx(place: str, options: SourceOptions, stem: str | None = None) -> Pixels:
     """Pictures and labels of a split of idx files, padded as `unpack-idx` pads them.
 
     Args:
         place: local path or URL of a file of pictures or labels; or of the folder, with a stem.
+        options: `class_depth` 0 is used.
         stem: the split in the folder, 'train' or 't10k'.
 
     Raises:
@@ -134,7 +135,10 @@ def open_idx(place: str, stem: str | None = None) -> Pixels:
         images_NHW, labels_N = read_split(local, stem)
     side = max(SIDE, *images_NHW.shape[1:])
     stamp = f"{stem}, {len(labels_N)} pictures"
-    return Pixels(place, framed(images_NHW, side), labels_N.astype(np.int64), None, stamp)
+    classes, codes_N = None, labels_N.astype(np.int64)
+    if options.class_depth == 0:
+        classes, codes_N = ONE_CLASS, np.zeros_like(codes_N)
+    return Pixels(place, framed(images_NHW, side), codes_N, classes, stamp)
 
 
 def is_idx(name: str) -> bool:

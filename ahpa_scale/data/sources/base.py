@@ -28,6 +28,9 @@ from ahpa_scale.data.sources.classes import known_classes, labels_of
 from ahpa_scale.data.sources.places import existing_folder
 from ahpa_scale.errors import UserError
 
+#: Pictures whose sizes are asked for at a time: each waiting question takes memory.
+_SIZES_AT_A_TIME = 4096
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -177,11 +180,14 @@ class StoredSource:
         """
         told = [hashlib.sha256(self.collection.stamp.encode()) for _ in self.classes]
         counts = np.bincount(self._labels_N, minlength=len(self.classes))
+        labels = self._labels_N.tolist()
         with ThreadPoolExecutor(threads) as pool:
-            sizes = pool.map(self.collection.size_of, range(len(self._labels_N)))
-            for position, size in enumerate(sizes):
-                name = self.collection.name(position).encode("utf-8", "surrogateescape")
-                told[self._labels_N[position]].update(name + b"\0%d\0" % size)
+            for first in range(0, len(labels), _SIZES_AT_A_TIME):
+                positions = range(first, min(first + _SIZES_AT_A_TIME, len(labels)))
+                sizes = pool.map(self.collection.size_of, positions)
+                for position, size in zip(positions, sizes, strict=True):
+                    name = self.collection.name(position).encode("utf-8", "surrogateescape")
+                    told[labels[position]].update(name + b"\0%d\0" % size)
         return {
             name: f"{count} pictures, digest {digest.hexdigest()[:8]}"
             for name, count, digest in zip(self.classes, counts, told, strict=True)

@@ -16,6 +16,8 @@ from ahpa_scale.data.card import CARD_NAME, read_card
 from ahpa_scale.data.pictures.files import shown
 from ahpa_scale.errors import UserError
 
+#: The classes of pictures that have none.
+ONE_CLASS = ("all",)
 #: Most classes; a card has no more.
 _MOST = 10**6
 

@@ -52,7 +52,7 @@ def _collection(place: str, options: SourceOptions) -> Collection:
     if name.endswith(".npz"):
         return open_npz(place, _of_columns(place, options))
     if is_idx(name):
-        return open_idx(_without_columns(place, options))
+        return open_idx(place, _without_columns(place, options))
     return _of_folder(place, options)
 
 
@@ -71,7 +71,8 @@ def _of_folder(place: str, options: SourceOptions) -> Collection:
         return hf.open_saved(place, _of_columns(place, options))
     stems = stems_of(names)
     if stems:
-        return open_idx(_without_columns(place, options), "train" if "train" in stems else stems[0])
+        stem = "train" if "train" in stems else stems[0]
+        return open_idx(place, _without_columns(place, options), stem)
     _refuse_other_files(place, names)
     if options.image_column is not None:
         raise UserError(f"--image-column is for tables and tars, and {place} is a folder")
@@ -98,12 +99,10 @@ def _of_columns(place: str, options: SourceOptions) -> SourceOptions:
     return options
 
 
-def _without_columns(place: str, options: SourceOptions) -> str:
-    """The place of idx files, which have neither folders nor columns."""
+def _without_columns(place: str, options: SourceOptions) -> SourceOptions:
+    """The options, of idx files, which have neither folders nor columns."""
     for name in ("class_depth", "image_column", "label_column"):
-        if getattr(options, name) is not None:
+        if getattr(options, name):
             option = name.replace("_", "-")
-            raise UserError(
-                f"--{option} is of no use here: {place} holds pictures and labels alone"
-            )
-    return place
+            raise UserError(f"--{option} is of no use: {place} has neither folders nor columns")
+    return options

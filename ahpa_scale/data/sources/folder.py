@@ -16,7 +16,7 @@ from ahpa_scale import storage
 from ahpa_scale.data.pictures.files import open_regular
 from ahpa_scale.data.pictures.listing import KINDS, LeftOut, Listing
 from ahpa_scale.data.sources.base import SourceOptions, StoredSource
-from ahpa_scale.data.sources.classes import coded
+from ahpa_scale.data.sources.classes import ONE_CLASS, coded
 from ahpa_scale.data.sources.metadata import NAMES, read_metadata
 from ahpa_scale.data.sources.places import existing_folder
 from ahpa_scale.errors import UserError
@@ -89,7 +89,9 @@ def depth_of(options: SourceOptions) -> int:
 
 def class_names(names: Sequence[str], folder: str) -> tuple[str, ...]:
     """The classes; if there is only one without a name, it is called as the folder."""
-    return (folder or "all",) if list(names) == [""] else tuple(names)
+    if list(names) != [""]:
+        return tuple(names)
+    return (folder,) if folder else ONE_CLASS
 
 
 def metadata_of(place: str, options: SourceOptions) -> dict[str, str | int] | None:

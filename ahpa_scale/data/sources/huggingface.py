@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,11 +20,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from huggingface_hub.constants import HF_HUB_CACHE
 
 from ahpa_scale import storage
 from ahpa_scale.data.pictures.files import open_regular
 from ahpa_scale.data.sources.base import SourceOptions
-from ahpa_scale.data.sources.classes import coded
+from ahpa_scale.data.sources.classes import ONE_CLASS, coded
 from ahpa_scale.data.sources.columns import chosen_image, chosen_label
 from ahpa_scale.data.sources.extras import extra
 from ahpa_scale.data.sources.shards import shards_of
@@ -45,6 +47,7 @@ class HuggingFace:
         stamp: identifies the content.
         options: `image_column`, `label_column` and `class_depth` 0 are used.
         room: what to keep while the pictures are read.
+        folder: the local folder that rows may name files of, besides the library's caches.
 
     Raises:
         UserError: a column is missing or of a type that is no picture or label, or a row has no
@@ -54,11 +57,21 @@ class HuggingFace:
     left_out: str | None = None
 
     def __init__(
-        self, place: str, dataset: Any, stamp: str, options: SourceOptions, room: object = None
+        self,
+        place: str,
+        dataset: Any,
+        stamp: str,
+        options: SourceOptions,
+        room: object = None,
+        folder: Path | None = None,
     ) -> None:
         import datasets
 
         self.place, self.stamp, self._room = place, stamp, room
+        # A row may name any file of this machine, and who made the set is not trusted.
+        caches = (datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH)
+        roots = [*caches, HF_HUB_CACHE, *([folder] if folder else [])]
+        self._roots = tuple(os.path.join(os.path.realpath(root), "") for root in roots)
         self.description = f"Hugging Face {place.removeprefix(PREFIX).rstrip('/')}"
         columns = dataset.features
         pictures = [name for name, kind in columns.items() if _can_be_picture(kind)]
@@ -66,7 +79,7 @@ class HuggingFace:
         self._rows = dataset.select_columns([self._image])
         if isinstance(columns[self._image], datasets.Image):
             self._rows = self._rows.cast_column(self._image, datasets.Image(decode=False))
-        self.classes: tuple[str, ...] | None = ("all",)
+        self.classes: tuple[str, ...] | None = ONE_CLASS
         self.labels_N = np.zeros(len(dataset), np.int64)
         if options.class_depth != 0:
             others = [name for name, kind in columns.items() if _can_be_label(kind)]
@@ -96,7 +109,10 @@ class HuggingFace:
             return io.BytesIO(told["bytes"])
         if not told.get("path"):
             raise ValueError("its row is empty")
-        return open_regular(told["path"])
+        path = os.path.realpath(told["path"])
+        if not path.startswith(self._roots):
+            raise ValueError(f"its row names a file outside of the data set, {path}")
+        return open_regular(path)
 
 
 def _can_be_picture(kind: Any) -> bool:
@@ -141,7 +157,7 @@ def open_named(place: str, options: SourceOptions) -> HuggingFace:
             str(folder) if local else "/".join(parts[:2]), config, split=split or _SPLIT
         )
     stamp = f"{found.info.config_name} {found.info.version} {found.info.dataset_size}"
-    return HuggingFace(place, found, stamp, options)
+    return HuggingFace(place, found, stamp, options, folder=folder if local else None)
 
 
 def open_saved(

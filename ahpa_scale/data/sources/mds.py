@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import sys
+from array import array
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Annotated, Any, BinaryIO
@@ -23,7 +25,7 @@ from ahpa_scale import storage, typed_json
 from ahpa_scale.data.card import CARD_NAME, read_card
 from ahpa_scale.data.pictures.decode import MOST_BYTES
 from ahpa_scale.data.sources.base import SourceOptions
-from ahpa_scale.data.sources.classes import coded
+from ahpa_scale.data.sources.classes import ONE_CLASS, coded
 from ahpa_scale.data.sources.columns import chosen_image, chosen_label
 from ahpa_scale.errors import UserError
 
@@ -98,18 +100,19 @@ class MdsPictures:
                 [name for name in names if name != self._image], options.label_column, where
             )
         )
-        bounds, values = [], list[str | int]()
+        bounds, values = array("q"), list[str | int]()
         for number, shard in enumerate(self._shards):
             scanned = _scanned(
                 storage.join(place, shard.raw_data.basename), shard, self._image, label
             )
             for start, stop, value in scanned:
-                bounds.append((number, start, stop))
-                values.append(value)
+                bounds.extend((number, start, stop))
+                # A million labels are few different texts.
+                values.append(sys.intern(value) if isinstance(value, str) else value)
         self._bounds_N3 = np.array(bounds, np.int64).reshape(-1, 3)
         self.classes, self.labels_N = coded(values)
         if one_class:
-            self.classes = ("all",)
+            self.classes = ONE_CLASS
         elif self.classes is None:
             self.classes = known
 

@@ -11,9 +11,11 @@ Shapes: N pictures.
 from __future__ import annotations
 
 import io
+import sys
+from array import array
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -23,7 +25,7 @@ from ahpa_scale import storage
 from ahpa_scale.data.pictures.decode import MOST_BYTES, SUFFIXES
 from ahpa_scale.data.pictures.listing import LeftOut
 from ahpa_scale.data.sources.base import SourceOptions
-from ahpa_scale.data.sources.classes import coded
+from ahpa_scale.data.sources.classes import ONE_CLASS, coded
 from ahpa_scale.data.sources.columns import LABELS
 from ahpa_scale.data.sources.extras import extra
 from ahpa_scale.data.sources.shards import shards_of
@@ -36,12 +38,12 @@ _AT_A_TIME = 8
 
 @dataclass
 class _Shard:
-    """The pictures of one tar."""
+    """The pictures of one tar; `bounds` holds the first byte and the end of each."""
 
-    names: list[str]
-    bounds: list[tuple[int, int]]
-    labels: list[str | int]
-    left_out: LeftOut
+    names: list[str] = field(default_factory=list)
+    bounds: array[int] = field(default_factory=lambda: array("q"))
+    labels: list[str | int] = field(default_factory=list)
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 class WebDataset:
@@ -69,9 +71,9 @@ class WebDataset:
         with ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="index") as pool:
             found = list(pool.map(lambda shard: _indexed(shard, options), self._shards))
         self._names = [name for shard in found for name in shard.names]
-        self._bounds_N2 = np.array(
-            [bounds for shard in found for bounds in shard.bounds], np.int64
-        ).reshape(-1, 2)
+        self._bounds_N2 = np.concatenate(
+            [np.array(shard.bounds, np.int64).reshape(-1, 2) for shard in found]
+        )
         self._shard_N = np.repeat(np.arange(len(found)), [len(shard.names) for shard in found])
         self.classes, self.labels_N = _labels(found, options)
         left_out = LeftOut()
@@ -105,14 +107,14 @@ def _labels(
 ) -> tuple[tuple[str, ...] | None, NDArray[np.int64]]:
     labels = [label for shard in shards for label in shard.labels]
     if options.class_depth == 0:
-        return ("all",), np.zeros(len(labels), np.int64)
+        return ONE_CLASS, np.zeros(len(labels), np.int64)
     return coded(labels)
 
 
 def _indexed(place: str, options: SourceOptions) -> _Shard:
     wanted = (options.label_column or "").lower()
     texts = (".cls", ".json", *([f".{wanted}"] if wanted else []))
-    shard = _Shard([], [], [], LeftOut())
+    shard = _Shard()
     for sample in _samples(place, texts):
         key = sample["__key__"]
         files = {name: each for name, each in sample.items() if isinstance(each, Member)}
@@ -123,14 +125,15 @@ def _indexed(place: str, options: SourceOptions) -> _Shard:
             continue
         chosen = files[picture[1:]]
         shard.names.append(chosen.name)
-        shard.bounds.append((chosen.offset, chosen.offset + chosen.size))
+        shard.bounds.extend((chosen.offset, chosen.offset + chosen.size))
         label = _label(key, files, wanted, options.class_depth)
         if label is None:
             raise UserError(
                 f"{place}: sample {key} has no label: no .cls, no label in .json and no folder; "
                 "give --label-column, or --class-depth 0 for one class"
             )
-        shard.labels.append(label)
+        # A million labels are few different texts.
+        shard.labels.append(sys.intern(label) if isinstance(label, str) else label)
     return shard
 
 
