@@ -12,8 +12,11 @@ import torch
 from data_sets import SIZE, batches, everything
 from stored_pictures import CLASSES, save_all
 
+from ahpa_scale.data.parts import prepare_part
 from ahpa_scale.data.prepare import prepare
+from ahpa_scale.data.settings import Part
 from ahpa_scale.data.sources import SourceOptions, StoredSource, open_source
+from ahpa_scale.errors import UserError
 
 #: More by hand: AHPA_SAME_PICTURES=2000 pytest tests/test_same_pictures.py
 COUNT = int(os.environ.get("AHPA_SAME_PICTURES", "60"))
@@ -80,3 +83,19 @@ def test_what_machines_see_is_compared_by_class(places, kind):
     assert digests == opened(places, kind, shuffle_seed=5, limit=3).digests(1)
     for label, text in enumerate(digests.values()):
         assert text.startswith(f"{len(range(label, COUNT, 3))} pictures, digest ")
+
+
+def test_parts_of_a_tar_are_the_whole_and_other_tars_do_not_join(
+    places, wanted, vae_path, tmp_path
+):
+    options = {"size": SIZE, "vae_path": vae_path, "progress": False, "batch_size": 16}
+    out = str(tmp_path / "set")
+    assert prepare_part(places["tar"], out, Part(1, 2), **options) is None
+    fewer = places["tar"].replace("..002", "..001")
+    with pytest.raises(UserError, match=r"belongs to|made of other files"):
+        prepare_part(fewer, out, Part(0, 2), **options)
+    prepare_part(places["tar"], out, Part(0, 2), **options)
+    # Other batches, other roundings.
+    found = everything(batches(out), "moments").float()
+    assert torch.allclose(found, wanted["moments"].float(), rtol=0.01, atol=0.01)
+    assert torch.equal(everything(batches(out), "label"), wanted["label"])

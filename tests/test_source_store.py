@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fault_proxy import KINDS as KINDS_OF_FAULTS
+from fault_proxy import Faults
 from s3_server import BUCKET, S3Server, s3_server
 from stored_pictures import CLASSES, labels, opened, plain, save_all
 
@@ -113,3 +115,14 @@ def test_copies_of_remote_files_go_with_their_source(places, tmp_path, monkeypat
         assert source.read(0).image_HWC.shape == (16, 16, 3)
         del source
         assert not [path for path in Path(tmp_path).rglob("*") if path.is_file()], kind
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "mds", "npz"])
+def test_pictures_come_whole_from_a_store_that_fails_now_and_then(places, proxy, kind):
+    local, remote = places[kind]
+    proxy.set(Faults(share=0.2), seed=1)
+    there, here = opened(remote), opened(local)
+    for position in range(COUNT):
+        found, wanted = there.read(position), here.read(position)
+        np.testing.assert_array_equal(found.image_HWC, wanted.image_HWC)
+    assert sum(proxy.counts[kind] for kind in KINDS_OF_FAULTS) > 0
