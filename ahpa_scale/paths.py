@@ -30,7 +30,7 @@ _COLON_MISSING = re.compile(rf"({'|'.join(STORES)})//(.*)", re.IGNORECASE)
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]")
 _VARIABLE = re.compile(r"\$(?:\w+|\{\w+\})")
 _ESCAPED = re.compile(r"%[0-9A-Fa-f]{2}")
-_HUB_SET = re.compile(r"hf:(?!//)", re.IGNORECASE)
+_HUB_SET = re.compile(r"hf:(?!//)")
 _HUB = re.compile(r"(?:hf://|https?://(?:www\.)?huggingface\.co/)([\w.-]+/[\w.-]+)", re.IGNORECASE)
 
 

@@ -46,6 +46,16 @@ def test_a_second_split_has_the_firsts_numbers(card, vae_path, tmp_path):
     assert labels(source) == {"bee/4.png": "bee", "cow/5.png": "cow"}
 
 
+def test_a_prepared_set_of_pictures_is_a_source_with_its_classes(card, vae_path, tmp_path):
+    root = Path(card).parent / "train"
+    options = {"vae_path": vae_path, "size": SIZE, "progress": False}
+    prepare(str(root), str(tmp_path / "set"), kind="images", **options)
+    again = opened(tmp_path / "set")
+    assert again.classes == ("ant", "bee", "cow")
+    assert sorted(labels(again).values()) == ["ant", "bee", "cow"]
+    assert "has no column that can be the image" in refused(card)
+
+
 def test_a_class_that_the_first_lacks_is_an_error(card, tmp_path):
     line = refused(save(tmp_path / "val", "ant/1.png", "cows/5.png"), classes_from=card)
     assert line.endswith("the class cows, which is none of the 3 known classes: did you mean cow?")

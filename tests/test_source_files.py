@@ -189,4 +189,6 @@ def test_metadata_of_a_folder_is_read_or_refused(tmp_path):
     assert "metadata.csv, line 3 has 1 fields" in refused(tmp_path)
     (tmp_path / "metadata.csv").unlink()
     assert "has no metadata.jsonl or metadata.csv" in refused(tmp_path, label_column="label")
+    both = refused(tmp_path, class_depth=1, label_column="label")
+    assert both == "labels come from --class-depth or from --label-column: give one of them"
     assert "--image-column is for tables" in refused(tmp_path, image_column="a")

@@ -33,12 +33,14 @@ def open_source(place: str, options: SourceOptions) -> StoredSource:
         UnreachableError: a store or the hub does not answer.
         OSError: the disk or the store refused.
     """
+    if options.class_depth is not None and options.label_column is not None:
+        raise UserError("labels come from --class-depth or from --label-column: give one of them")
     return StoredSource(_collection(place, options), options)
 
 
 def _collection(place: str, options: SourceOptions) -> Collection:
     name = place.lower()
-    if name.startswith(hf.PREFIX) and not name.startswith(f"{hf.PREFIX}//"):
+    if place.startswith(hf.PREFIX) and not place.startswith(f"{hf.PREFIX}//"):
         return hf.open_named(place, _of_columns(place, options))
     if _PACKED.search(name):
         raise UserError(

@@ -99,10 +99,6 @@ def metadata_of(place: str, options: SourceOptions) -> dict[str, str | int] | No
     names are to be the classes.
     """
     if options.class_depth is not None:
-        if options.label_column is not None:
-            raise UserError(
-                f"{place}: the label comes from --class-depth or from --label-column: give one"
-            )
         return None
     there = [name for name in NAMES if storage.exists(storage.join(place, name))]
     if len(there) > 1:

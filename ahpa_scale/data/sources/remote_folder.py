@@ -40,7 +40,7 @@ class RemoteFolder:
     stamp = ""
 
     def __init__(self, place: str, options: SourceOptions, sizes: dict[str, int]) -> None:
-        self.place, self._sizes = place, sizes
+        self.place = place
         folder = place.rstrip("/").rpartition("/")[2]
         self.description = f"folder {folder}"
         metadata = metadata_of(place, options)
@@ -63,6 +63,7 @@ class RemoteFolder:
                 metadata, self._names
             )
             self.left_out = with_unnamed(self.left_out, unnamed)
+        self._sizes_N = np.array([sizes.get(name, -1) for name in self._names], np.int64)
 
     def name(self, position: int) -> str:
         """Path of a picture below the folder."""
@@ -70,7 +71,7 @@ class RemoteFolder:
 
     def size_of(self, position: int) -> int:
         """Bytes of a picture; -1 if it is not there."""
-        return self._sizes.get(self._names[position], -1)
+        return int(self._sizes_N[position])
 
     def open(self, position: int) -> BinaryIO:
         """Fetches the picture."""
