@@ -97,7 +97,7 @@ image:
 # For Linux, x86_64 and ARM, Python 3.11 and later. Versions change only where they must.
 lock: $(STAMP)
 	for torch in default new; do \
-	  $(BIN)/uv pip compile pyproject.toml --extra gcs --extra azure --extra hf --extra webdataset --extra eval \
+	  $(BIN)/uv pip compile pyproject.toml --extra gcs --extra azure --extra hf --extra webdataset --extra heic --extra eval \
 	    $$(test $$torch = default || echo --override requirements/$$torch.txt) \
 	    --universal --python-version 3.11 --generate-hashes \
 	    --no-header --no-annotate --no-emit-index-url --quiet $(UPGRADE) \

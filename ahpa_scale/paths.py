@@ -30,6 +30,7 @@ _COLON_MISSING = re.compile(rf"({'|'.join(STORES)})//(.*)", re.IGNORECASE)
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]")
 _VARIABLE = re.compile(r"\$(?:\w+|\{\w+\})")
 _ESCAPED = re.compile(r"%[0-9A-Fa-f]{2}")
+_HUB_SET = re.compile(r"hf:(?!//)")
 _HUB = re.compile(r"(?:hf://|https?://(?:www\.)?huggingface\.co/)([\w.-]+/[\w.-]+)", re.IGNORECASE)
 
 
@@ -87,6 +88,15 @@ def local(place: str | os.PathLike[str]) -> str:
 def data(place: str | os.PathLike[str]) -> str:
     """Like `resolve`, for prepared data that are read."""
     return resolve(place, DATA_STORES)
+
+
+def source(place: str | os.PathLike[str]) -> str:
+    """Like `resolve`, for pictures that are read: `hf:NAME[:SPLIT]` stays unchanged."""
+    text = os.fspath(place)
+    if _HUB_SET.match(text):
+        _refuse_odd_characters(text)
+        return text
+    return resolve(place)
 
 
 def vae(place: str | os.PathLike[str]) -> str:

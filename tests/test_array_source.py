@@ -69,8 +69,8 @@ def test_arrays_that_do_not_belong_together_are_refused(change, words):
     ("options", "words"),
     [
         ({"size": 2 * SIZE}, "16 pixels"),
-        ({"limit": 3}, "limit is for folders"),
-        ({"features": "somewhere"}, "features is for folders"),
+        ({"limit": 3}, "limit is for stored pictures"),
+        ({"features": "somewhere"}, "features is for stored pictures"),
         ({"grid": 2 * GRID}, "grid of 2"),
         ({"num_samples": 3}, "num_samples"),
     ],

@@ -30,7 +30,7 @@ def root(tmp_path) -> Path:
 
 
 def names(root: Path) -> dict[str, list[str]]:
-    listing = Listing(root, classes=True)
+    listing = Listing(root, depth=1)
     return dict(zip(listing.classes, listing.names, strict=True))
 
 
@@ -48,17 +48,17 @@ def test_hidden_files_and_editors_copies_are_left_out_and_the_rest_is_counted(ro
     ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(root / "ant/1.png", root / name)
-    for name in ("ant/1.png~", "ant/a.txt", "bee/b.TXT", "bee/LICENSE", "ant/c.gif", "loose.png"):
+    for name in ("ant/1.png~", "ant/a.txt", "bee/b.TXT", "bee/LICENSE", "ant/c.svg", "loose.png"):
         (root / name).write_bytes(b"x")
     (root / "ant" / "odd.\x1b[31m").write_bytes(b"x")
     assert names(root) == PLAIN
-    told = Listing(root, classes=True).left_out.split(", ")
-    wanted = ["6 hidden", "2 .txt", "1 .png~", "1 without a suffix", "1 .gif"]
+    told = Listing(root, depth=1).left_out.split(", ")
+    wanted = ["6 hidden", "2 .txt", "1 .png~", "1 without a suffix", "1 .svg"]
     assert sorted(told) == sorted([*wanted, "1 .png beside the class folders", "1 .\\x1b[31m"])
-    assert Listing(root / "bee", classes=False).names == [["3.png"]]
+    assert Listing(root / "bee", depth=0).names == [["3.png"]]
     shutil.rmtree(root / "ant")
     save(root / "ant" / "1.png")
-    assert Listing(root / "ant", classes=False).left_out is None
+    assert Listing(root / "ant", depth=0).left_out is None
 
 
 def test_links_are_followed_once(root, tmp_path):
@@ -84,7 +84,7 @@ def test_links_are_followed_once(root, tmp_path):
     # Links to nothing are listed, so that their reader rejects them by name.
     wanted = ["bee/3.png", "bee/gone", "bee/gone.png", "bee/itself.png", "bee/one.png"]
     assert found["bee"] == wanted
-    told = Listing(root, classes=True).left_out
+    told = Listing(root, depth=1).left_out
     assert told == "7 links to folders that are read already, 1 .txt"
 
 

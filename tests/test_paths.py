@@ -28,7 +28,7 @@ from ahpa_scale.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 YAML = ROOT / "yamls" / "demo-ahpa.yaml"
-READERS = (paths.local, paths.resolve, paths.data, paths.vae)
+READERS = (paths.local, paths.resolve, paths.data, paths.source, paths.vae)
 
 #: Text in the configuration and in commands that names no place.
 NO_PATHS = {
@@ -41,6 +41,7 @@ NO_PATH_OPTIONS = {
     *("kind", "scaling", "level", "prior_dtype", "device", "shard_size", "preset", "names"),
     *("levels", "source", "widths", "arguments", "master_addr", "every", "until", "idle"),
     *("weights", "method", "overrides", "classes", "format", "precision", "layout", "features"),
+    *("image_column", "label_column"),
 }
 #: No one means a folder by these, whatever the option.
 SLIPS = ("", "  ", "s3:/bucket/x", "S3:bucket", "gs//bucket/x", "s3:///x", "s3://", "file://host/x")
@@ -245,7 +246,8 @@ def parameters() -> Iterator[tuple[tuple[str, ...], str, Any, Any]]:
 
 def is_place(declared: Any) -> bool:
     several = options.ANY_OF_SEVERAL
-    return declared.callback in (options.LOCAL, options.ANY, several, options.DATA, options.VAE)
+    readers = (options.LOCAL, options.ANY, options.DATA, options.VAE, options.SOURCE)
+    return declared.callback in (*readers, several)
 
 
 PLACES = [(words, name) for words, name, declared, _ in parameters() if is_place(declared)]

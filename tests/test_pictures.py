@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -198,11 +199,13 @@ def ghostscript(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("kind", ["EPS", "GIF", "TIFF", "PPM"])
+@pytest.mark.parametrize("kind", ["EPS", "PCX", "TGA", "PPM"])
 def test_no_other_decoder_is_reached_by_a_wrong_name(tmp_path, ghostscript, kind, suffix):
     path = tmp_path / f"strange{suffix}"
     noise(8, 8).save(path, format=kind)
-    with pytest.raises(UnreadablePictureError, match="it holds no BMP, JPEG, PNG or WEBP picture"):
+    with pytest.raises(
+        UnreadablePictureError, match="it holds no AVIF, BMP, GIF, HEIC, JPEG, PNG, TIFF or WEBP"
+    ):
         open_image(path)
     assert not ghostscript.exists()
 
@@ -295,6 +298,7 @@ def test_an_error_of_the_machine_is_not_the_pictures(tmp_path, monkeypatch):
 
 def corpus() -> list[bytes]:
     """Small files of every format and mode."""
+    pillow_heif.register_heif_opener()
     image, exif = noise(20, 24), Image.Exif()
     exif[ORIENTATION] = 6
     text = PngImagePlugin.PngInfo()
@@ -313,6 +317,18 @@ def corpus() -> list[bytes]:
         (image.convert("RGBA"), "WEBP", {"lossless": True}),
         (image, "WEBP", moving),
         (image, "BMP", {}),
+        (image, "GIF", {}),
+        (image.convert("P"), "GIF", moving),
+        (image, "TIFF", {"exif": exif}),
+        (
+            noise(20, 24),
+            "TIFF",
+            {"compression": "tiff_lzw", "save_all": True, "append_images": [noise(9, 9)]},
+        ),
+        (image.convert("CMYK"), "TIFF", {"compression": "jpeg"}),
+        (image, "AVIF", {"exif": exif}),
+        (image.convert("RGBA"), "AVIF", {}),
+        (image, "HEIF", {}),
         (image.convert("P"), "BMP", {}),
     ]
     found = []

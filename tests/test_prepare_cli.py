@@ -64,7 +64,7 @@ def test_help_is_immediate():
         (["--scaling", "none"], "scaling must be one of config, channel"),
         (["--prior-dtype", "float8"], "prior_dtype must be one of float16, bfloat16"),
         (["--size", "0"], "size must be at least 1"),
-        (["--shuffle-seed", "1"], "shuffle_seed is for folders"),
+        (["--shuffle-seed", "1"], "shuffle_seed is for stored pictures"),
         (["--features", "folder"], "can only be 'oracle'"),
         (["--out", "az://bucket/set"], "local folder, s3:// or gs://"),
     ],
@@ -85,7 +85,8 @@ def test_a_broken_picture_is_one_line_and_leaves_nothing(vae_path, tmp_path):
     common = ["--vae", vae_path, "--out", tmp_path / "set", "--no-progress"]
     (tmp_path / "pictures" / "ant").mkdir(parents=True)
     (tmp_path / "pictures" / "ant" / "bad.png").write_bytes(b"no picture")
-    line = refused("prepare", tmp_path / "pictures", *common, "--size", "32")
+    common += ["--class-depth", "1", "--size", "32"]
+    line = refused("prepare", tmp_path / "pictures", *common)
     assert "1 of 1 pictures cannot be read" in line
     assert "bad.png" in line
     assert os.listdir(tmp_path) == ["pictures"]
@@ -268,7 +269,7 @@ def test_train_vae_makes_a_vae_that_prepare_takes(tmp_path):
         Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(path)
     arguments = ["--steps", "2", "--batch-size", "4", "--widths", "8,16", "--no-progress"]
     line = refused("train-vae", tmp_path / "pictures", "--out", vae, *arguments)
-    assert "give size with a folder" in line
+    assert "give size with stored pictures" in line
     done = run("train-vae", tmp_path / "pictures", "--size", "16", "--out", vae, *arguments)
     assert done.returncode == 0, done.stderr
     assert "dB" in done.stdout

@@ -18,7 +18,7 @@ from ahpa_scale.data.card import read_card
 from ahpa_scale.data.parts import prepare_part
 from ahpa_scale.data.prepare import prepare
 from ahpa_scale.data.settings import Part
-from ahpa_scale.data.sources import FolderSource
+from ahpa_scale.data.sources import FolderSource, StoredSource
 from ahpa_scale.data.vae_training import VAETraining, train_vae
 from ahpa_scale.errors import UserError
 from ahpa_scale.evaluation.picture_sets.folder import Folder
@@ -37,7 +37,7 @@ def spoil(root: Path) -> dict[str, str]:
     return {
         "ant/cut.jpg": "Truncated",
         "bee/empty.png": "0 bytes",
-        "bee/deeper/text.webp": "no BMP, JPEG, PNG or WEBP",
+        "bee/deeper/text.webp": "it holds no AVIF, BMP, GIF",
         "cow/gone.bmp": "No such file",
         "cow/pipe.png": "a named pipe",
     }
@@ -143,14 +143,14 @@ def test_too_many_are_one_line_and_leave_nothing(spoiled, tmp_path):
 def test_a_source_that_goes_away_ends_with_a_line(vae_path, tmp_path, monkeypatch):
     root = tmp_path / "pictures"
     save_pictures(root)
-    read = FolderSource.read
+    read = StoredSource.read
 
-    def lose(source: FolderSource, position: int) -> object:
+    def lose(source: StoredSource, position: int) -> object:
         if position == 20 and root.exists():
             root.rename(tmp_path / "moved")
         return read(source, position)
 
-    monkeypatch.setattr(FolderSource, "read", lose)
+    monkeypatch.setattr(StoredSource, "read", lose)
     with pytest.raises(UserError, match=r"of 48 pictures cannot be read.*No such file"):
         prepare(str(root), str(tmp_path / "set"), vae_path=vae_path, workers=1, **OPTIONS)
     assert os.listdir(tmp_path) == ["moved"]

@@ -26,39 +26,6 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an ea
 Progress = Annotated[bool, typer.Option(help="Show rate and time left of long work.")]
 Limit = Annotated[Number, typer.Option(help="At most this many pictures.")]
 
-Preset = Annotated[
-    Text,
-    typer.Option(
-        help="Settings of the sampler by name, as in 'fast': docs/sampling.md lists them.",
-        show_default="the run's own",
-    ),
-]
-Method = Annotated[
-    Text,
-    typer.Option(
-        help="euler, heun, sde, dopri5 (steps for each sample) or dopri5_batch (as published).",
-        show_default="the run's",
-    ),
-]
-Steps = Annotated[Number, typer.Option(help="Steps of the sampler.", show_default="the run's")]
-GuidanceScale = Annotated[
-    Optional[float],  # noqa: UP045
-    typer.Option(help="Classifier-free guidance; 1: none.", show_default="the run's"),
-]
-GuidanceInterval = Annotated[
-    Optional[tuple[float, float]],  # noqa: UP045
-    typer.Option(
-        help="Guide at noise levels between these two only, as in 0 0.7.", show_default="the run's"
-    ),
-]
-TimeShift = Annotated[
-    Optional[float],  # noqa: UP045
-    typer.Option(
-        help="Above 1: smaller steps at high noise (euler, heun).", show_default="the run's"
-    ),
-]
-Seed = Annotated[Number, typer.Option(help="Seed of the noise.", show_default="the run's")]
-
 Callback = Callable[[typer.CallbackParam, str | None], str | None]
 ListCallback = Callable[[typer.CallbackParam, list[str]], list[str]]
 
@@ -92,8 +59,74 @@ LOCAL = _read_by(paths.local)
 ANY = _read_by(paths.resolve)
 ANY_OF_SEVERAL = _each(paths.resolve)
 DATA = _read_by(paths.data)
+SOURCE = _read_by(paths.source)
 VAE = _read_by(paths.vae)
 
+
+Exif = Annotated[
+    Optional[bool],  # noqa: UP045
+    typer.Option(
+        "--exif/--no-exif",
+        help="Turn pictures as EXIF says, and colours of ICC profiles to sRGB; ADM does neither.",
+        show_default="exif",
+    ),
+]
+LeastSide = Annotated[
+    Number, typer.Option(help="Reject pictures whose shorter side has fewer pixels.")
+]
+ClassesFrom = Annotated[
+    Text,
+    typer.Option(
+        help="Prepared data set, folder or URL, whose classes these are, in its order.",
+        callback=ANY,
+    ),
+]
+ClassDepth = Annotated[
+    Number,
+    typer.Option(
+        help="Whose name is the class: the first folder's (1), the second's (2); 0: one class.",
+        show_default="metadata.csv or .jsonl, or else 1",
+    ),
+]
+ImageColumn = Annotated[
+    Text, typer.Option(help="Column or ending of the pictures.", show_default="found")
+]
+LabelColumn = Annotated[
+    Text, typer.Option(help="Column, ending or JSON key of the labels.", show_default="found")
+]
+
+Preset = Annotated[
+    Text,
+    typer.Option(
+        help="Settings of the sampler by name, as in 'fast': docs/sampling.md lists them.",
+        show_default="the run's own",
+    ),
+]
+Method = Annotated[
+    Text,
+    typer.Option(
+        help="euler, heun, sde, dopri5 (steps for each sample) or dopri5_batch (as published).",
+        show_default="the run's",
+    ),
+]
+Steps = Annotated[Number, typer.Option(help="Steps of the sampler.", show_default="the run's")]
+GuidanceScale = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(help="Classifier-free guidance; 1: none.", show_default="the run's"),
+]
+GuidanceInterval = Annotated[
+    Optional[tuple[float, float]],  # noqa: UP045
+    typer.Option(
+        help="Guide at noise levels between these two only, as in 0 0.7.", show_default="the run's"
+    ),
+]
+TimeShift = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(
+        help="Above 1: smaller steps at high noise (euler, heun).", show_default="the run's"
+    ),
+]
+Seed = Annotated[Number, typer.Option(help="Seed of the noise.", show_default="the run's")]
 
 Guide = Annotated[
     Text,

@@ -14,7 +14,11 @@ from ahpa_scale.commands import options
 def prepare(
     source: Annotated[
         str,
-        typer.Argument(help="Folder of class sub-folders, or 'demo'.", callback=options.LOCAL),
+        typer.Argument(
+            help="Folder of class folders, *.tar, *.parquet, .npz, MDS, idx, hf:NAME[:SPLIT]; or "
+            "'demo'.",
+            callback=options.SOURCE,
+        ),
     ],
     out: Annotated[
         str,
@@ -52,12 +56,18 @@ def prepare(
     batch_size: Annotated[int, typer.Option(help="Pictures per encoder call.")] = 64,
     limit: options.Limit = None,
     rejects: Annotated[
-        float, typer.Option(help="Share of a folder's pictures that may be unreadable.")
+        float, typer.Option(help="Share of the pictures that may be unreadable.")
     ] = 0.01,
     shuffle_seed: Annotated[
         options.Number,
-        typer.Option(help="Order of a folder's pictures (default: 0)."),
+        typer.Option(help="Order of stored pictures (default: 0)."),
     ] = None,
+    exif: options.Exif = None,
+    least_side: options.LeastSide = None,
+    classes_from: options.ClassesFrom = None,
+    class_depth: options.ClassDepth = None,
+    image_column: options.ImageColumn = None,
+    label_column: options.LabelColumn = None,
     preset: Annotated[
         options.Text,
         typer.Option(help="Demo only: easy, medium or hard (default: easy)."),

@@ -16,11 +16,11 @@ def train_vae(
     out: Annotated[str, typer.Option(help="Diffusers folder to write.", callback=options.LOCAL)],
     source: Annotated[
         str,
-        typer.Argument(help="Folder of class sub-folders, or 'demo'.", callback=options.LOCAL),
+        typer.Argument(help="Pictures as for prepare, or 'demo'.", callback=options.SOURCE),
     ] = "demo",
     size: Annotated[
         options.Number,
-        typer.Option(help="Folders only: side of the cropped pictures, in pixels."),
+        typer.Option(help="All but the demo: side of the cropped pictures, in pixels."),
     ] = None,
     widths: Annotated[
         str, typer.Option(help="Encoder widths, one per resolution, fine to coarse.")
@@ -38,8 +38,8 @@ def train_vae(
     """Train a small autoencoder, for pictures that no published one fits."""
     block_out_channels = _numbers(widths, "widths")
     if (source == "demo") != (size is None):
-        raise UserError("give size with a folder, and only then")
-    from ahpa_scale.data.sources import FolderSource
+        raise UserError("give size with stored pictures, and only then")
+    from ahpa_scale.data.sources import SourceOptions, open_source
     from ahpa_scale.data.vae_training import VAETraining
     from ahpa_scale.data.vae_training import train_vae as train
 
@@ -53,7 +53,7 @@ def train_vae(
         seed=seed,
         device=device,
     )
-    pictures = source if size is None else FolderSource(source, size=size)
+    pictures = source if size is None else open_source(source, SourceOptions(size=size))
     report = train(
         out, pictures, settings, overwrite=overwrite, progress=progress, tell=options.remark
     )

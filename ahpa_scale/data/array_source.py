@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ahpa_scale.data.settings import PrepareSettings
+from ahpa_scale.data.settings import STORED_OPTIONS, PrepareSettings
 from ahpa_scale.data.sources import Picture
 from ahpa_scale.errors import UserError
 
@@ -92,9 +92,9 @@ class ArraySource:
         Raises:
             UserError: an option is not for arrays, or the size is not that of the pictures.
         """
-        for name in ("limit", "shuffle_seed", "features"):
+        for name in ("limit", "features", *STORED_OPTIONS):
             if options.get(name) is not None:
-                raise UserError(f"{name} is for folders, and the pictures are arrays")
+                raise UserError(f"{name} is for stored pictures, and these are arrays")
         if options.get("size", self.size) != self.size:
             raise UserError(f"the pictures have {self.size} pixels a side, not {options['size']}")
         return PrepareSettings(source=self.description, out=out, **{**options, "size": self.size})

@@ -68,12 +68,12 @@ def unpack_idx(
     if limit is not None and limit < 1:
         raise UserError(f"limit must be at least 1, not {limit}")
     source = storage.local_path(folder)
-    splits = {split: _read_split(source, stem) for split, stem in SPLITS.items()}
+    splits = {split: read_split(source, stem) for split, stem in SPLITS.items()}
     for split, (_, labels_N) in splits.items():
         _check_classes(labels_N, limit, split)
     with naming(out), storage.atomic_folder(out) as room:
         for split, (images_NHW, labels_N) in splits.items():
-            framed_NHW = _framed(images_NHW[:limit], side)
+            framed_NHW = framed(images_NHW[:limit], side)
             _write_split(room / split, framed_NHW, labels_N[:limit], NAMES[names])
     return {split: len(labels_N[:limit]) for split, (_, labels_N) in splits.items()}
 
@@ -94,8 +94,8 @@ def load_idx(
         UserError: a file is missing or damaged, or the side is smaller than the pictures.
     """
     source = storage.local_path(folder)
-    splits = {split: _read_split(source, stem) for split, stem in SPLITS.items()}
-    return {split: (_framed(images, side), labels) for split, (images, labels) in splits.items()}
+    splits = {split: read_split(source, stem) for split, stem in SPLITS.items()}
+    return {split: (framed(images, side), labels) for split, (images, labels) in splits.items()}
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
@@ -129,7 +129,12 @@ def _read_array(stream: gzip.GzipFile | BinaryIO, path: Path) -> NDArray[np.uint
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
-def _read_split(folder: Path, stem: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def read_split(folder: Path, stem: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Pictures uint8 [N, H, W] and labels uint8 [N] of a split, 'train' or 't10k'.
+
+    Raises:
+        UserError: a file is missing or damaged, or they don't belong together.
+    """
     images_NHW = read_idx(_find(folder, f"{stem}-images-idx3-ubyte"))
     labels_N = read_idx(_find(folder, f"{stem}-labels-idx1-ubyte"))
     if images_NHW.ndim != 3 or labels_N.ndim != 1 or len(images_NHW) != len(labels_N):
@@ -155,7 +160,12 @@ def _check_classes(labels_N: NDArray[np.uint8], limit: int | None, split: str) -
         raise UserError(f"limit {limit} leaves a class of {split} without pictures; use {needed}")
 
 
-def _framed(images_NHW: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+def framed(images_NHW: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Pictures padded to a side with black, as equally on all sides as possible.
+
+    Raises:
+        UserError: the side is smaller than the pictures.
+    """
     height, width = images_NHW.shape[1:]
     if side < max(height, width):
         raise UserError(f"side {side} is smaller than the pictures, {height}x{width}")

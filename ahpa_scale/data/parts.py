@@ -34,7 +34,7 @@ from ahpa_scale.data.prepare import (
 )
 from ahpa_scale.data.reading import report
 from ahpa_scale.data.settings import Part, PrepareSettings
-from ahpa_scale.data.sources import FolderSource, Picture, Source
+from ahpa_scale.data.sources import Picture, Source, StoredSource
 from ahpa_scale.errors import UserError
 from ahpa_scale.models.vae import FrozenVAE
 
@@ -133,7 +133,7 @@ class _Identity:
 
     Attributes:
         options: digest of the card and the options.
-        pictures: per class of a folder, the number and digest of the files that this machine sees.
+        pictures: per class, the number and digest of the pictures that this machine sees.
     """
 
     options: str
@@ -141,11 +141,17 @@ class _Identity:
 
     @classmethod
     def of(cls, settings: PrepareSettings, card: DatasetCard, pictures: Source) -> _Identity:
-        content = [card.to_json(), settings.scaling, settings.shuffle_seed, repr(settings.demo)]
+        content: list[Any] = [
+            card.to_json(),
+            settings.scaling,
+            settings.shuffle_seed,
+            repr(settings.demo),
+        ]
+        content += [settings.class_depth, settings.image_column, settings.label_column]
         options = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-        if not isinstance(pictures, FolderSource):
+        if not isinstance(pictures, StoredSource):
             return cls(options, {})
-        return cls(options, pictures.listing.digests(settings.workers))
+        return cls(options, pictures.digests(settings.workers))
 
     def check(self, told: _Identity, where: str) -> None:
         """Refuses a part that was made from something else.

@@ -29,10 +29,17 @@ from ahpa_scale.data.card import (
 )
 from ahpa_scale.data.encode import BatchEncoder
 from ahpa_scale.data.index import INDEX_LIMIT, INDEX_NAME, index_digest, parse_index
+from ahpa_scale.data.pictures.files import shown
 from ahpa_scale.data.pictures.rejects import REJECTS_NAME, Rejects
 from ahpa_scale.data.reading import batches, report
 from ahpa_scale.data.settings import DEMO, PrepareSettings
-from ahpa_scale.data.sources import DemoSource, FolderSource, Source
+from ahpa_scale.data.sources import (
+    DecodeOptions,
+    DemoSource,
+    Source,
+    SourceOptions,
+    open_source,
+)
 from ahpa_scale.data.writing import ShardWriter
 from ahpa_scale.disk_errors import naming
 from ahpa_scale.errors import UserError
@@ -163,15 +170,22 @@ def plan(
 def _open_source(settings: PrepareSettings, grid: int) -> Source:
     size, limit = settings.size, settings.limit
     if settings.source != DEMO:
-        seed = settings.shuffle_seed or 0
-        return FolderSource(
-            settings.source,
+        how = DecodeOptions(exif=settings.exif is not False, least_side=settings.least_side or 1)
+        options = SourceOptions(
             size=size,
             grid=grid,
             features=settings.features,
-            shuffle_seed=seed,
+            shuffle_seed=settings.shuffle_seed or 0,
             limit=limit,
+            decode=how,
+            classes_from=settings.classes_from,
+            class_depth=settings.class_depth,
+            image_column=settings.image_column,
+            label_column=settings.label_column,
         )
+        source = open_source(settings.source, options)
+        _refuse_one_class(settings, source.classes)
+        return source
     demo = settings.demo
     return DemoSource(
         demo.preset,
@@ -182,6 +196,17 @@ def _open_source(settings: PrepareSettings, grid: int) -> Source:
         start=demo.start,
         oracle=settings.features is not None,
     )
+
+
+def _refuse_one_class(settings: PrepareSettings, classes: Sequence[str]) -> None:
+    """Labels of one class teach nothing, and most often a folder above that of the classes was
+    named.
+    """
+    if len(classes) == 1 and settings.class_depth is None:
+        raise UserError(
+            f"{settings.source} has one class only, {shown(classes[0])}: if that is meant, give "
+            "--class-depth 0; if deeper folders are the classes, --class-depth 2"
+        )
 
 
 def _chosen_levels(names: Sequence[str] | None, vae: FrozenVAE) -> tuple[LevelInfo, ...]:

@@ -11,7 +11,7 @@ from itertools import islice
 from ahpa_scale.data.pictures.decode import UnreadablePictureError
 from ahpa_scale.data.pictures.rejects import Rejects
 from ahpa_scale.data.settings import PrepareSettings
-from ahpa_scale.data.sources import FolderSource, Picture, Source
+from ahpa_scale.data.sources import Picture, Source, StoredSource
 
 
 def batches(
@@ -35,6 +35,7 @@ def batches(
             while waiting and len(batch) < settings.batch_size:
                 try:
                     batch.append(waiting.popleft().result())
+                    rejects.firsts += batch[-1].is_first
                 except UnreadablePictureError as error:
                     rejects.add(error)
                 waiting.extend(pool.submit(pictures.read, p) for p in islice(positions, 1))
@@ -46,7 +47,10 @@ def batches(
 
 def report(pictures: Source, rejects: Rejects, out: str, tell: Callable[[str], None]) -> None:
     """Tell what was left out of the source."""
-    remarks = pictures.remarks(rejects) if isinstance(pictures, FolderSource) else []
-    for line in (rejects.summary(out), *remarks):
+    remarks = pictures.remarks(rejects) if isinstance(pictures, StoredSource) else []
+    firsts = None
+    if rejects.firsts:
+        firsts = f"{rejects.firsts} pictures are animated or have several pages: the first is taken"
+    for line in (rejects.summary(out), firsts, *remarks):
         if line is not None:
             tell(line)

@@ -71,6 +71,11 @@ def chosen_part(index: int | None, count: int | None) -> Part | None:
     return Part(index, count)
 
 
+#: Options of pictures that are stored, and not drawn.
+STORED_OPTIONS = (
+    *("shuffle_seed", "exif", "least_side", "classes_from", "class_depth"),
+    *("image_column", "label_column"),
+)
 DEMO_OPTIONS = tuple(option.name for option in fields(DemoChoice))
 
 
@@ -79,7 +84,7 @@ class PrepareSettings:
     """What to prepare and where to.
 
     Attributes:
-        source: folder with one sub-folder per class, or 'demo'.
+        source: pictures that `ahpa_scale.data.sources.open_source` opens, or 'demo'.
         out: local folder, or s3:// or gs:// URL.
         vae_path: diffusers folder, hub id, or 'demo'.
         size: side of the cropped pictures, in pixels.
@@ -91,9 +96,11 @@ class PrepareSettings:
         features: folder of `.npy` features of another encoder, or 'oracle' for the demo.
         batch_size: pictures per encoder call.
         limit: at most this many pictures.
-        rejects: share of a folder's pictures that may be left out as unreadable; one picture always
-            may, unless the share is 0.
-        shuffle_seed: order of a folder's pictures; None is 0.
+        rejects: share of the pictures that may be left out as unreadable; one picture always may,
+            unless the share is 0.
+        shuffle_seed: order of stored pictures; None is 0.
+        exif, least_side: as for DecodeOptions; None is its default.
+        classes_from, class_depth, image_column, label_column: as for SourceOptions.
         preset, num_samples, seed, start: the demo pictures; None is DemoChoice's default.
         overwrite: replace a complete data set that is there already.
         device: torch device of the encoder.
@@ -116,6 +123,12 @@ class PrepareSettings:
     limit: int | None = None
     rejects: float = REJECTS
     shuffle_seed: int | None = None
+    exif: bool | None = None
+    least_side: int | None = None
+    classes_from: str | None = None
+    class_depth: int | None = None
+    image_column: str | None = None
+    label_column: str | None = None
     preset: str | None = None
     num_samples: int | None = None
     seed: int | None = None
@@ -136,10 +149,11 @@ class PrepareSettings:
                 raise UserError(
                     f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}"
                 )
-        for name in ("size", "grid", "batch_size", "limit", "num_samples", "workers"):
+        at_least_one = ("size", "grid", "batch_size", "limit", "num_samples", "workers")
+        for name in (*at_least_one, "least_side"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("start", "seed"):
+        for name in ("start", "seed", "class_depth"):
             if getattr(self, name) is not None and getattr(self, name) < 0:
                 raise UserError(f"{name} must be at least 0, not {getattr(self, name)}")
         if not 0 <= self.rejects < 1:
@@ -163,11 +177,11 @@ class PrepareSettings:
 
     def _check_source_options(self) -> None:
         demo = self.source == DEMO
-        foreign = ("shuffle_seed",) if demo else DEMO_OPTIONS
+        foreign = STORED_OPTIONS if demo else DEMO_OPTIONS
         for name in foreign:
             if getattr(self, name) is not None:
                 raise UserError(
-                    f"{name} is for {'folders' if demo else 'the demo source'}, "
+                    f"{name} is for {'stored pictures' if demo else 'the demo source'}, "
                     f"and the source is {self.source}"
                 )
         if self.features is not None and demo != (self.features == ORACLE):

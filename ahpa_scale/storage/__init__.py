@@ -25,6 +25,7 @@ from ahpa_scale.storage.patience import (
     patience_seconds,
     patiently,
 )
+from ahpa_scale.storage.ranges import open_forwards, read_range
 from ahpa_scale.storage.remote import RefusedError, clear_errors, open_store
 from ahpa_scale.storage.urls import is_remote, join, local_path, scheme
 from ahpa_scale.unreachable import UnreachableError
@@ -43,9 +44,11 @@ __all__ = [
     "is_remote",
     "join",
     "local_path",
+    "open_forwards",
     "patience_seconds",
     "put_file",
     "read_bytes",
+    "read_range",
     "read_text",
     "remove",
     "scheme",

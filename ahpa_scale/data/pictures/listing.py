@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter, deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ahpa_scale.data.pictures.decode import SUFFIXES
@@ -20,6 +18,18 @@ _NOT_OURS = {"@eadir", "__macosx", "#recycle", "$recycle.bin", "lost+found", "th
 _SHOWN_KINDS = 8
 
 
+class LeftOut(Counter[str]):
+    """How many files of each kind were not looked at."""
+
+    def told(self) -> str | None:
+        """The most common kinds, for the user; None if there were none."""
+        most = self.most_common(_SHOWN_KINDS)
+        others = self.total() - sum(count for _, count in most)
+        words = [f"{count} {shown(kind)}" for kind, count in most]
+        words += [f"{others} others"] * bool(others)
+        return ", ".join(words) or None
+
+
 class Listing:
     """The pictures of a folder, found by their names: nothing is opened.
 
@@ -29,42 +39,35 @@ class Listing:
 
     Args:
         root: the folder.
-        classes: whether its sub-folders are classes; if so, pictures beside them are left out.
+        depth: how deep the folders are whose names are the classes: 1 for sub-folders. Pictures
+            beside them are left out. 0: there are no classes.
 
     Raises:
         UserError: a folder cannot be listed, or a class is missing, empty or there twice.
     """
 
-    def __init__(self, root: Path, *, classes: bool) -> None:
+    def __init__(self, root: Path, *, depth: int) -> None:
         self.root = root
-        self._left_out: Counter[str] = Counter()
-        folders = self._class_folders() if classes else [str(root)]
-        self.classes = tuple(os.path.relpath(folder, root) for folder in folders)
+        self._left_out = LeftOut()
+        folders = [str(root)]
+        for _ in range(depth):
+            folders = self._class_folders(folders)
+        named = [os.path.basename(folder) if depth else "" for folder in folders]
+        self.classes = tuple(sorted(set(named)))
         #: Per class, paths of its pictures below the root, sorted.
-        self.names = self._find(folders)
-        for folder, names in zip(folders, self.names, strict=True):
-            if classes and not names:
+        self.names: list[list[str]] = [[] for _ in self.classes]
+        for name, found in zip(named, self._find(folders), strict=True):
+            self.names[self.classes.index(name)] += found
+        for label, paths in enumerate(self.names):
+            paths.sort()
+            if depth and not paths:
+                folder = folders[named.index(self.classes[label])]
                 raise UserError(f"class folder {shown(folder)} has no pictures ({KINDS})")
 
     @property
     def left_out(self) -> str | None:
         """How many files of each kind were not looked at; None if there were none."""
-        most = self._left_out.most_common(_SHOWN_KINDS)
-        others = self._left_out.total() - sum(count for _, count in most)
-        words = [f"{count} {shown(kind)}" for kind, count in most]
-        words += [f"{others} others"] * bool(others)
-        return ", ".join(words) or None
-
-    def digests(self, threads: int) -> dict[str, str]:
-        """Per class, how many pictures it has and a digest of their names and sizes."""
-        digests = {}
-        with ThreadPoolExecutor(threads) as pool:
-            for label, names in zip(self.classes, self.names, strict=True):
-                told = hashlib.sha256()
-                for name, size in zip(names, pool.map(self.size_of, names), strict=True):
-                    told.update(os.fsencode(name) + b"\0%d\0" % size)
-                digests[label] = f"{len(names)} pictures, digest {told.hexdigest()[:8]}"
-        return digests
+        return self._left_out.told()
 
     def size_of(self, name: str) -> int:
         """Bytes of a picture; -1 if there is nothing to read."""
@@ -73,16 +76,16 @@ class Listing:
         except OSError:
             return -1
 
-    def _class_folders(self) -> list[str]:
+    def _class_folders(self, parents: Sequence[str]) -> list[str]:
         folders: dict[str, str] = {}
-        for entry in self._entries(str(self.root)):
+        for entry in (entry for parent in parents for entry in self._entries(parent)):
             target = os.path.realpath(entry.path)
             if not _is_folder(entry):
-                if _is_broken(entry) and not _suffix(entry.name):
+                if _is_broken(entry) and not suffix_of(entry.name):
                     raise UserError(
                         f"{shown(entry.path)} may be a class, but links to nothing: mend it"
                     )
-                self._leave_out(f"{_suffix(entry.name)} beside the class folders")
+                self._leave_out(f"{suffix_of(entry.name)} beside the class folders")
             elif Path(os.path.realpath(self.root)).is_relative_to(target):
                 self._leave_out("links to folders that are read already")
             elif target in folders:
@@ -98,7 +101,8 @@ class Listing:
                 folders[target] = entry.path
         if not folders:
             raise UserError(
-                f"{self.root} has no sub-folders: put the pictures of each class into its own"
+                f"{shown(parents[0])} has no sub-folders: put the pictures of each class into its "
+                "own"
             )
         return list(folders.values())
 
@@ -128,7 +132,7 @@ class Listing:
                     if _is_picture(entry):
                         pictures[label].append(os.path.relpath(entry.path, self.root))
                     else:
-                        self._leave_out(_suffix(entry.name) or "without a suffix")
+                        self._leave_out(suffix_of(entry.name) or "without a suffix")
                 elif entry.is_symlink():
                     links.append((label, entry.path, os.path.realpath(entry.path)))
                 elif (place := os.path.join(target, entry.name)) not in seen:
@@ -143,7 +147,7 @@ class Listing:
                 entries = sorted(there, key=lambda entry: entry.name)
         except OSError as error:
             raise UserError(f"cannot list {shown(folder)}: {error.strerror}") from error
-        looked_at = [entry for entry in entries if not _is_hidden(entry.name)]
+        looked_at = [entry for entry in entries if not is_hidden(entry.name)]
         self._leave_out("hidden", len(entries) - len(looked_at))
         return looked_at
 
@@ -159,11 +163,12 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _is_picture(entry: os.DirEntry[str]) -> bool:
     """Judged by name; a broken link without a suffix may have led to a folder of pictures."""
-    suffix = _suffix(entry.name)
+    suffix = suffix_of(entry.name)
     return suffix in SUFFIXES or (not suffix and _is_broken(entry))
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether desktops don't show a file or folder of this name, or make it themselves."""
     return name.startswith(".") or name.lower() in _NOT_OURS
 
 
@@ -176,5 +181,6 @@ def _is_unicode(name: str) -> bool:
     return not any("\ud800" <= each <= "\udfff" for each in name)
 
 
-def _suffix(name: str) -> str:
+def suffix_of(name: str) -> str:
+    """The ending of a file's name, in lower case, with its dot."""
     return os.path.splitext(name)[1].lower()

@@ -18,6 +18,9 @@ _LIMIT = 1 << 30
 class Rejects:
     """The pictures of one pass that cannot be read.
 
+    Attributes:
+        firsts: pictures whose further frames or pages were left out.
+
     Args:
         total: number of pictures in the pass.
         share: share of them that may be unreadable. One is always allowed, unless this is 0.
@@ -29,6 +32,7 @@ class Rejects:
         self._share, self._advice = share, advice
         self._most = max(1, int(share * total)) if share else 0
         self._reasons: dict[str, str] = {}
+        self.firsts = 0
 
     def __len__(self) -> int:
         return len(self._reasons)

@@ -40,7 +40,7 @@ class Folder:
 
     def __init__(self, root: str, size: int | None = None) -> None:
         self.place, self._root = root, storage.local_path(root)
-        listing = Listing(self._root, classes=False)
+        listing = Listing(self._root, depth=0)
         (self._names,) = listing.names
         self.num_pictures = len(self._names)
         if self.num_pictures < 2:
