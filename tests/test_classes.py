@@ -74,6 +74,12 @@ def test_numbers_are_classes_by_their_place_or_by_their_name():
         labels_of(None, labels_N, ("ant", "bee"), "x")
 
 
+@pytest.mark.parametrize("name", ["", " ", "\udcff", "x" * 1001])
+def test_what_a_card_cannot_hold_is_no_class(name):
+    with pytest.raises(UserError, match=r"x has a class .*: a name is UTF-8 text"):
+        labels_of(("ant", name), np.array([0, 1]), None, "x")
+
+
 @given(names=NAMES)
 @settings(max_examples=50)
 def test_names_are_coded_and_found_again(names):

@@ -20,6 +20,7 @@ from ahpa_scale.errors import UserError
 ONE_CLASS = ("all",)
 #: Most classes; a card has no more.
 _MOST = 10**6
+_LONGEST = 1000
 
 
 def known_classes(place: str | None) -> tuple[str, ...] | None:
@@ -64,7 +65,8 @@ def labels_of(
         place: the source, for messages.
 
     Raises:
-        UserError: a label is no number of a class, or a class is none of those to have.
+        UserError: a label is no number of a class, a name is no text, or a class is none of those
+            to have.
     """
     least, most = int(labels_N.min()), int(labels_N.max())
     limit = _MOST if classes is None else len(classes)
@@ -73,6 +75,12 @@ def labels_of(
             f"{place} has a picture of label {least if least < 0 else most}, and labels are 0 to "
             f"{limit - 1}: leave pictures without a label out"
         )
+    for name in classes or ():
+        # Bytes that are not UTF-8 become lone surrogates.
+        lone = any("\ud800" <= each <= "\udfff" for each in name)
+        if not name.strip() or len(name) > _LONGEST or lone:
+            problem = f"{place} has a class {shown(name[:80])!r}"
+            raise UserError(f"{problem}: a name is UTF-8 text of 1 to {_LONGEST} letters")
     if wanted is None:
         return classes or tuple(str(label) for label in range(most + 1)), labels_N
     if classes is None and not all(map(_is_number, wanted)):
