@@ -23,7 +23,7 @@ from ahpa_scale.config.diagnosis import Diagnosis
 from ahpa_scale.config.errors import choices
 from ahpa_scale.config.schema import Config
 from ahpa_scale.data.card import DatasetCard, read_card
-from ahpa_scale.data.prepare import check_device
+from ahpa_scale.data.planning import check_device
 from ahpa_scale.data.stream import build_loader
 from ahpa_scale.errors import UserError
 from ahpa_scale.evaluation.figures import draw_recoverability

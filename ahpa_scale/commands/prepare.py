@@ -83,6 +83,13 @@ def prepare(
     ] = None,
     overwrite: options.Overwrite = False,
     device: options.Device = "cpu",
+    devices: Annotated[
+        options.Text,
+        typer.Option(
+            help="Several, a process on each: kind and number, such as cuda:8 or cpu:2; instead of "
+            "--device."
+        ),
+    ] = None,
     shard_size: Annotated[str, typer.Option(help="Bytes per shard, such as 64mb.")] = "64mb",
     parts: Annotated[
         options.Number,

@@ -11,6 +11,7 @@ from ahpa_scale.data.card import KINDS, PRIOR_DTYPES
 from ahpa_scale.errors import UserError
 
 DEMO = "demo"
+_DEVICES = re.compile(r"(cpu|cuda):[1-9]\d{0,2}", re.ASCII)
 #: Share of all pictures that may be unreadable before a pass fails.
 REJECTS = 0.01
 ORACLE = "oracle"
@@ -104,6 +105,7 @@ class PrepareSettings:
         preset, num_samples, seed, start: the demo pictures; None is DemoChoice's default.
         overwrite: replace a complete data set that is there already.
         device: torch device of the encoder.
+        devices: several, a process on each: kind and number, such as 'cuda:8' or 'cpu:2'.
         shard_size: bytes of a shard, or text such as '64mb'.
         workers: threads that read and crop.
         progress: whether to draw a progress bar on stderr.
@@ -135,6 +137,7 @@ class PrepareSettings:
     start: int | None = None
     overwrite: bool = False
     device: str = "cpu"
+    devices: str | None = None
     shard_size: int | str = "64mb"
     workers: int = 4
     progress: bool = True
@@ -167,7 +170,19 @@ class PrepareSettings:
             raise UserError("kind 'images' stores no levels: leave levels out")
         if storage.scheme(self.out) not in ("", "s3", "gs"):
             raise UserError(f"data sets go to a local folder, s3:// or gs://, not {self.out}")
+        if self.devices is not None and not _DEVICES.fullmatch(self.devices):
+            raise UserError(
+                f"devices is {self.devices!r}: give a kind and how many, such as cuda:8 or cpu:2"
+            )
         self._check_source_options()
+
+    @property
+    def all_devices(self) -> list[str]:
+        """A torch device for each process."""
+        if self.devices is None:
+            return [self.device]
+        kind, _, number = self.devices.partition(":")
+        return [kind if kind == "cpu" else f"{kind}:{each}" for each in range(int(number))]
 
     @property
     def demo(self) -> DemoChoice:

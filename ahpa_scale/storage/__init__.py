@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from ahpa_scale.disk_errors import naming
 from ahpa_scale.errors import UserError
 from ahpa_scale.storage.disk import local_files, move_into_place, new_file_beside, sync_folder
-from ahpa_scale.storage.folders import atomic_folder, entries, is_free
+from ahpa_scale.storage.folders import atomic_folder, entries, is_free, kept_room
 from ahpa_scale.storage.patience import (
     PATIENCE,
     Progress,
@@ -43,6 +43,7 @@ __all__ = [
     "is_free",
     "is_remote",
     "join",
+    "kept_room",
     "local_path",
     "open_forwards",
     "patience_seconds",
