@@ -37,7 +37,17 @@ NO_PATHS = {
     "sampling.preset",
 }
 NO_PATH_OPTIONS = {
-    *("kind", "scaling", "level", "prior_dtype", "device", "shard_size", "preset", "names"),
+    *(
+        "kind",
+        "scaling",
+        "level",
+        "codec",
+        "prior_dtype",
+        "device",
+        "shard_size",
+        "preset",
+        "names",
+    ),
     *("levels", "source", "widths", "arguments", "master_addr", "every", "until", "idle"),
     *("weights", "method", "overrides", "classes", "format", "precision", "layout", "features"),
 }

@@ -12,7 +12,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import safetensors.torch as safetensors
@@ -20,8 +20,11 @@ from safetensors import SafetensorError
 
 from ahpa_scale import storage, typed_json
 from ahpa_scale.data.card import CARD_NAME, DatasetCard, read_card
+from ahpa_scale.data.codec_file import CODEC_NAME
+from ahpa_scale.data.codec_making import MadeCodec, share_codec
 from ahpa_scale.data.encode import BatchEncoder
 from ahpa_scale.data.index import INDEX_LIMIT, INDEX_NAME, parse_index
+from ahpa_scale.data.level_sample import Sampled
 from ahpa_scale.data.pictures.files import shown
 from ahpa_scale.data.pictures.rejects import REJECTS_NAME, Rejects
 from ahpa_scale.data.prepare import (
@@ -34,7 +37,7 @@ from ahpa_scale.data.prepare import (
 )
 from ahpa_scale.data.reading import report
 from ahpa_scale.data.settings import Part, PrepareSettings
-from ahpa_scale.data.sources import FolderSource, Picture, Source
+from ahpa_scale.data.sources import FolderSource, Source
 from ahpa_scale.errors import UserError
 from ahpa_scale.models.vae import FrozenVAE
 
@@ -44,21 +47,6 @@ _STATISTICS = "statistics.safetensors"
 _PART_LIMIT = 1 << 26
 #: Most bytes of the statistics.
 _STATISTICS_LIMIT = 4 << 30
-
-
-class _Share:
-    """The pictures of one part, as a source."""
-
-    def __init__(self, whole: Source, span: range) -> None:
-        self.whole, self.span = whole, span
-        self.classes, self.description = whole.classes, whole.description
-        self.external_channels = whole.external_channels
-
-    def __len__(self) -> int:
-        return len(self.span)
-
-    def read(self, position: int) -> Picture:
-        return self.whole.read(self.span[position])
 
 
 def prepare_part(
@@ -99,15 +87,20 @@ def prepare_part(
     parts = [Part(index, part.count) for index in range(part.count)]
     # Check all parts: one of another preparation would keep the set from being finished.
     made = [_made(out, each, identity) for each in parts]
+    vae = vae.to(settings.device)
+    level_codec = share_codec(settings, card, vae, pictures, asdict(identity))
+    if level_codec.info is not None:
+        identity = replace(identity, codec=level_codec.info.digest)
+    card = level_codec.on_card(card)
     if not made[part.index]:
-        share = _Share(pictures, part.span(len(pictures)))
-        rejects = _write(settings, card, vae.to(settings.device), share, part, identity)
+        share = Sampled(pictures, part.span(len(pictures)))
+        rejects = _write(settings, card, vae, share, part, identity, level_codec)
         report(share, rejects, storage.join(out, part.folder), tell)
     if storage.exists(storage.join(out, CARD_NAME)):
         return read_card(out)
     if not all(_made(out, each, identity) for each in parts):
         return None
-    written = _merge(settings, card, vae, parts)
+    written = _merge(settings, card, vae, parts, level_codec)
     whole = finish(out, card, written)
     report(pictures, written.rejects, out, tell)
     return whole
@@ -123,7 +116,9 @@ def _check_place(out: str, part: Part) -> None:
     folder = storage.local_path(out)
     ending = part.folder.partition("-of-")[2]
     others = storage.entries(folder) if folder.is_dir() else ()
-    if folder.is_file() or any(f"-of-{ending}" not in each.name for each in others):
+    if folder.is_file() or any(
+        f"-of-{ending}" not in each.name and CODEC_NAME not in each.name for each in others
+    ):
         raise FileExistsError(f"{folder} holds something else: choose another place")
 
 
@@ -134,10 +129,12 @@ class _Identity:
     Attributes:
         options: digest of the card and the options.
         pictures: per class of a folder, the number and digest of the files that this machine sees.
+        codec: digest of the levels' codec; empty while it is not known, and with pooled levels.
     """
 
     options: str
     pictures: dict[str, str]
+    codec: str = ""
 
     @classmethod
     def of(cls, settings: PrepareSettings, card: DatasetCard, pictures: Source) -> _Identity:
@@ -160,7 +157,9 @@ class _Identity:
                     f"{where} was made of other files: class {shown(name)} had {there}, and this "
                     f"machine sees {here}; give all machines the same files, or remove its folder"
                 )
-        if told != self:
+        if self.codec and told.codec != self.codec:
+            raise UserError(f"{where} was encoded with another {CODEC_NAME}: remove its folder")
+        if told.options != self.options:
             raise UserError(
                 f"{where} belongs to a preparation with other options, pictures, VAE or torch: "
                 "remove its folder, or choose another out"
@@ -185,9 +184,10 @@ def _write(
     settings: PrepareSettings,
     card: DatasetCard,
     vae: FrozenVAE,
-    share: _Share,
+    share: Sampled,
     part: Part,
     identity: _Identity,
+    made: MadeCodec,
 ) -> Rejects:
     place = storage.join(settings.out, part.folder)
 
@@ -202,16 +202,25 @@ def _write(
         # An earlier attempt that was interrupted may have left it.
         storage.remove(storage.join(place, REJECTS_NAME))
         with tempfile.TemporaryDirectory(prefix="ahpa-scale-") as room:
-            return complete(place, write_shards(settings, card, vae, share, (room, place)))
+            return complete(
+                place, write_shards(settings, card, vae, share, (room, place), made.codec)
+            )
     with storage.atomic_folder(place, marker=PART_NAME) as folder:
-        return complete(str(folder), write_shards(settings, card, vae, share, str(folder)))
+        return complete(
+            str(folder), write_shards(settings, card, vae, share, str(folder), made.codec)
+        )
 
 
 def _merge(
-    settings: PrepareSettings, card: DatasetCard, vae: FrozenVAE, parts: Sequence[Part]
+    settings: PrepareSettings,
+    card: DatasetCard,
+    vae: FrozenVAE,
+    parts: Sequence[Part],
+    made: MadeCodec,
 ) -> Written:
     """Writes the whole set's index; two processes at once write the same bytes."""
-    encoder, rejects, shards = BatchEncoder(settings, card, vae), rejects_of(settings, card), []
+    encoder = BatchEncoder(settings, card, vae, made.codec)
+    rejects, shards = rejects_of(settings, card), []
     for part in parts:
         folder = storage.join(settings.out, part.folder)
         if rejects.add_part(folder) == len(part.span(card.num_samples)):

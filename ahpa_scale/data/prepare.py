@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures -> frozen VAE -> MDS shards with latent moments and pooled encoder levels.
+"""Pictures -> frozen VAE -> MDS shards with latent moments and reduced encoder levels.
 
 Shapes: B batch, H W picture sides, C channels, g the token grid's side.
 """
@@ -27,6 +27,8 @@ from ahpa_scale.data.card import (
     VaeInfo,
     write_card,
 )
+from ahpa_scale.data.codec_file import CODEC_NAME
+from ahpa_scale.data.codec_making import MadeCodec, make_codec
 from ahpa_scale.data.encode import BatchEncoder
 from ahpa_scale.data.index import INDEX_LIMIT, INDEX_NAME, index_digest, parse_index
 from ahpa_scale.data.pictures.rejects import REJECTS_NAME, Rejects
@@ -36,6 +38,7 @@ from ahpa_scale.data.sources import DemoSource, FolderSource, Source
 from ahpa_scale.data.writing import ShardWriter
 from ahpa_scale.disk_errors import naming
 from ahpa_scale.errors import UserError
+from ahpa_scale.method.level_codec import LevelCodec
 from ahpa_scale.models.vae import FrozenVAE
 from ahpa_scale.models.vae_config import LatentScaling
 from ahpa_scale.progress import progress_bar
@@ -84,14 +87,17 @@ def prepare(
     vae = FrozenVAE.from_pretrained(settings.vae_path)
     card, pictures = plan(settings, vae, given)
     vae = vae.to(settings.device)
+    made = make_codec(settings, card, vae, pictures)
+    card = made.on_card(card)
     if storage.is_remote(out):
-        card, rejects = _write_remote(settings, card, vae, pictures)
+        card, rejects = _write_remote(settings, card, vae, pictures, made)
     else:
         with (
             naming(out),
             storage.atomic_folder(out, replace=settings.overwrite, marker=CARD_NAME) as folder,
         ):
-            written = write_shards(settings, card, vae, pictures, str(folder))
+            written = write_shards(settings, card, vae, pictures, str(folder), made.codec)
+            made.write(str(folder))
             card, rejects = finish(str(folder), card, written), written.rejects
     report(pictures, rejects, out, tell)
     return card
@@ -150,7 +156,7 @@ def plan(
         vae=VaeInfo(settings.vae_path, vae.identity, vae.downsample, vae.latent_channels),
         scaling=LatentScaling.from_config(vae.config),
         levels=_chosen_levels(settings.levels, vae),
-        prior_dtype=settings.prior_dtype,
+        prior_dtype=settings.stored_dtype,
         external_channels=pictures.external_channels,
         source=pictures.description,
         fingerprint="",
@@ -198,7 +204,11 @@ def _chosen_levels(names: Sequence[str] | None, vae: FrozenVAE) -> tuple[LevelIn
 
 
 def _write_remote(
-    settings: PrepareSettings, card: DatasetCard, vae: FrozenVAE, pictures: Source
+    settings: PrepareSettings,
+    card: DatasetCard,
+    vae: FrozenVAE,
+    pictures: Source,
+    made: MadeCodec,
 ) -> tuple[DatasetCard, Rejects]:
     """Upload shards as they fill, then the index, then the card.
 
@@ -207,10 +217,11 @@ def _write_remote(
     out = settings.out
     old = _shard_names(out) if storage.exists(storage.join(out, CARD_NAME)) else set()
     # From here on the old set is incomplete, and must not look complete.
-    for name in (CARD_NAME, PRIOR_STATISTICS, REJECTS_NAME):
+    for name in (CARD_NAME, CODEC_NAME, PRIOR_STATISTICS, REJECTS_NAME):
         storage.remove(storage.join(out, name))
     with tempfile.TemporaryDirectory(prefix="ahpa-scale-") as room:
-        written = write_shards(settings, card, vae, pictures, (room, out))
+        written = write_shards(settings, card, vae, pictures, (room, out), made.codec)
+    made.write(out)
     card = finish(out, card, written)
     for name in old - _shard_names(out):
         storage.remove(storage.join(out, name))
@@ -223,9 +234,10 @@ def write_shards(
     vae: FrozenVAE,
     pictures: Source,
     out: str | tuple[str, str],
+    level_codec: LevelCodec | None,
 ) -> Written:
     """Encode and write every readable picture; `card` counts all pictures, of other parts too."""
-    encoder = BatchEncoder(settings, card, vae)
+    encoder = BatchEncoder(settings, card, vae, level_codec)
     rejects = rejects_of(settings, card)
     room, url = (out, None) if isinstance(out, str) else out
     writer = ShardWriter(
