@@ -38,7 +38,17 @@ NO_PATHS = {
     "evaluation.features",
 }
 NO_PATH_OPTIONS = {
-    *("kind", "scaling", "level", "prior_dtype", "device", "shard_size", "preset", "names"),
+    *(
+        "kind",
+        "scaling",
+        "level",
+        "codec",
+        "prior_dtype",
+        "device",
+        "shard_size",
+        "preset",
+        "names",
+    ),
     *("levels", "source", "widths", "arguments", "master_addr", "every", "until", "idle"),
     *(
         "weights",

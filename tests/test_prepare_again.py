@@ -95,7 +95,10 @@ def test_what_was_begun_goes_on_only_with_the_same(whole, tmp_path):
     options = {"size": 32, "vae_path": "demo", "progress": False, "num_samples": COUNT}
     with pytest.raises(UserError, match=r"other options.*remove .*\.set\.partial-kept, or choose"):
         prepare("demo", str(out), **{**options, "num_samples": 8})
-    with pytest.raises(UserError, match="another shard_size, batch_size or device"):
+    with pytest.raises(
+        UserError,
+        match="was begun with shard_size 40kb, batch_size 4, cpu, and this is shard_size 64mb, batch_size 64",
+    ):
         prepare("demo", str(out), scaling="channel", **options)
     done = run(CLI, *WORDS, "--out", out, "--overwrite")
     assert done.returncode == 0, done.stderr

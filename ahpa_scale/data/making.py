@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ahpa_scale.data.card import DatasetCard
+from ahpa_scale.data.codec_making import MadeCodec
 from ahpa_scale.data.encode import BatchEncoder
 from ahpa_scale.data.pictures.rejects import Rejects
-from ahpa_scale.data.settings import Part, PrepareSettings
+from ahpa_scale.data.settings import PrepareSettings
 from ahpa_scale.data.shard_maker import ShardMaker
 from ahpa_scale.data.shard_plan import ShardPlan
 from ahpa_scale.data.sources import Source
-from ahpa_scale.data.team import make_together
+from ahpa_scale.data.team import Team, make_together
 from ahpa_scale.data.workplace import Note, Workplace
 from ahpa_scale.models.vae import FrozenVAE
 from ahpa_scale.progress import progress_bar
@@ -47,7 +48,8 @@ def make_shards(
     pictures: Source,
     plan: ShardPlan,
     workplace: Workplace,
-    part: Part | None = None,
+    made: MadeCodec,
+    team: Team,
 ) -> Written:
     """Makes the shards that are not done yet, on all devices.
 
@@ -59,7 +61,8 @@ def make_shards(
         pictures: the source, or a part's share of it.
         plan: which pictures each shard holds.
         workplace: takes the shards.
-        part: the part that the shards belong to.
+        made: the codec of the levels.
+        team: what other processes must know.
 
     Raises:
         UserError: too many pictures can't be read.
@@ -80,21 +83,24 @@ def make_shards(
             bar.update(len(plan.positions(number)))
         if len(devices) == 1 or len(left) <= 1:
             spans = ((number, plan.positions(number)) for number in left)
-            ShardMaker(settings, card, vae, pictures, workplace).make(spans, told)
+            maker = ShardMaker(settings, card, vae, pictures, workplace, made.codec)
+            maker.make(spans, told)
         else:
-            make_together(settings, devices, plan, part, workplace.folder, left, told)
-    return gather(settings, card, vae, plan, workplace)
+            make_together(settings, devices, plan, workplace.folder, team, left, told)
+    return _gather(settings, card, vae, plan, workplace, made)
 
 
-def gather(
+def _gather(
     settings: PrepareSettings,
     card: DatasetCard,
     vae: FrozenVAE,
     plan: ShardPlan,
     workplace: Workplace,
+    made: MadeCodec,
 ) -> Written:
     """What all shards of a workplace say together, in their order."""
-    encoder, rejects = BatchEncoder(settings, card, vae), rejects_of(settings, card)
+    encoder = BatchEncoder(settings, card, vae, made.codec)
+    rejects = rejects_of(settings, card)
     notes = []
     for number in range(plan.shards):
         note = workplace.note(number)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ahpa_scale.data.card import DatasetCard
+from ahpa_scale.data.codec_file import CODEC_NAME
 from ahpa_scale.data.pictures.files import shown
 from ahpa_scale.data.settings import PrepareSettings
 from ahpa_scale.data.sources import Source, StoredSource
@@ -22,10 +23,12 @@ class Origin:
     Attributes:
         options: digest of the card and the options.
         pictures: per class, the number and digest of the pictures that this machine sees.
+        codec: digest of the levels' codec; empty while it is not known, and with pooled levels.
     """
 
     options: str
     pictures: dict[str, str]
+    codec: str = ""
 
     @classmethod
     def of(cls, settings: PrepareSettings, card: DatasetCard, pictures: Source) -> Origin:
@@ -60,7 +63,9 @@ class Origin:
                     f"{where} was made of other files: class {shown(name)} had {there}, and this "
                     f"machine sees {here}; give all machines the same files, or {advice}"
                 )
-        if told != self:
+        if self.codec and told.codec != self.codec:
+            raise UserError(f"{where} was encoded with another {CODEC_NAME}: {advice}")
+        if told.options != self.options:
             raise UserError(
                 f"{where} belongs to a preparation with other options, pictures, VAE or torch: "
                 f"{advice}, or choose another out"

@@ -18,6 +18,8 @@ from safetensors import SafetensorError
 
 from ahpa_scale import storage, typed_json
 from ahpa_scale.data.card import CARD_NAME, DatasetCard, read_card
+from ahpa_scale.data.codec_file import CODEC_NAME
+from ahpa_scale.data.codec_making import MadeCodec, share_codec
 from ahpa_scale.data.encode import BatchEncoder
 from ahpa_scale.data.index import INDEX_LIMIT, INDEX_NAME, parse_index
 from ahpa_scale.data.making import Written, make_shards, rejects_of
@@ -27,8 +29,9 @@ from ahpa_scale.data.planning import check_device, open_all
 from ahpa_scale.data.prepare import finish
 from ahpa_scale.data.reading import report
 from ahpa_scale.data.settings import Part, PrepareSettings
-from ahpa_scale.data.shard_plan import ShardPlan
+from ahpa_scale.data.shard_plan import ShardPlan, layout
 from ahpa_scale.data.sources.some import SomeOf
+from ahpa_scale.data.team import Team
 from ahpa_scale.data.workplace import working_for, write_index
 from ahpa_scale.disk_errors import naming
 from ahpa_scale.errors import UserError
@@ -75,22 +78,27 @@ def prepare_part(
     for device in devices:
         check_device(device)
     settings = replace(settings, device=devices[0])
-    card, pictures, vae = open_all(settings, None)
+    card, pictures, vae = open_all(settings)
     if part.count > len(pictures):
         raise UserError(f"{len(pictures)} pictures make no {part.count} parts")
     origin = Origin.of(settings, card, pictures)
     parts = [Part(index, part.count) for index in range(part.count)]
     # Check all parts: one of another preparation would keep the set from being finished.
     made = [_made(out, each, origin) for each in parts]
+    team = Team(part, asdict(origin), out)
+    level_codec = share_codec(settings, card, vae, pictures, team.identity, out)
+    if level_codec.info is not None:
+        origin = replace(origin, codec=level_codec.info.digest)
+    card = level_codec.on_card(card)
     if not made[part.index]:
         share = SomeOf(pictures, part.span(len(pictures)))
-        rejects = _write(settings, devices, card, vae, share, part, origin)
+        rejects = _write(settings, devices, card, vae, share, origin, level_codec, team)
         report(share, rejects, storage.join(out, part.folder), tell)
     if storage.exists(storage.join(out, CARD_NAME)):
         return read_card(out)
     if not all(_made(out, each, origin) for each in parts):
         return None
-    written = _merge(settings, card, vae, parts)
+    written = _merge(settings, card, vae, parts, level_codec)
     whole = finish(out, card, written)
     report(pictures, written.rejects, out, tell)
     return whole
@@ -106,7 +114,9 @@ def _check_place(out: str, part: Part) -> None:
     folder = storage.local_path(out)
     ending = part.folder.partition("-of-")[2]
     others = storage.entries(folder) if folder.is_dir() else ()
-    if folder.is_file() or any(f"-of-{ending}" not in each.name for each in others):
+    if folder.is_file() or any(
+        f"-of-{ending}" not in each.name and CODEC_NAME not in each.name for each in others
+    ):
         raise FileExistsError(f"{folder} holds something else: choose another place")
 
 
@@ -130,10 +140,12 @@ def _write(
     card: DatasetCard,
     vae: FrozenVAE,
     share: SomeOf,
-    part: Part,
     origin: Origin,
+    made: MadeCodec,
+    team: Team,
 ) -> Rejects:
-    place = storage.join(settings.out, part.folder)
+    assert team.part is not None
+    place = storage.join(settings.out, team.part.folder)
     plan = ShardPlan.of(settings, card, len(share))
 
     def complete(folder: str) -> Rejects:
@@ -145,16 +157,22 @@ def _write(
         return written.rejects
 
     with naming(place), working_for(place) as workplace:
-        workplace.begin(origin, plan, anew=False)
-        written = make_shards(settings, devices, card, vae, share, plan, workplace, part)
+        if not workplace.goes_on(origin, layout(settings), anew=False):
+            workplace.begin(origin, layout(settings))
+        written = make_shards(settings, devices, card, vae, share, plan, workplace, made, team)
         return workplace.publish(place, written.names, complete, replace=False, marker=PART_NAME)
 
 
 def _merge(
-    settings: PrepareSettings, card: DatasetCard, vae: FrozenVAE, parts: Sequence[Part]
+    settings: PrepareSettings,
+    card: DatasetCard,
+    vae: FrozenVAE,
+    parts: Sequence[Part],
+    made: MadeCodec,
 ) -> Written:
     """Writes the whole set's index; two processes at once write the same bytes."""
-    encoder, rejects, shards = BatchEncoder(settings, card, vae), rejects_of(settings, card), []
+    encoder = BatchEncoder(settings, card, vae, made.codec)
+    rejects, shards = rejects_of(settings, card), []
     for part in parts:
         folder = storage.join(settings.out, part.folder)
         if rejects.add_part(folder) == len(part.span(card.num_samples)):

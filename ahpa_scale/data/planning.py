@@ -12,7 +12,7 @@ from ahpa_scale import __version__
 from ahpa_scale.data.array_source import ArraySource
 from ahpa_scale.data.card import DatasetCard, LevelInfo, VaeInfo
 from ahpa_scale.data.pictures.files import shown
-from ahpa_scale.data.settings import DEMO, Part, PrepareSettings
+from ahpa_scale.data.settings import DEMO, PrepareSettings
 from ahpa_scale.data.sources import (
     DecodeOptions,
     DemoSource,
@@ -20,7 +20,6 @@ from ahpa_scale.data.sources import (
     SourceOptions,
     open_source,
 )
-from ahpa_scale.data.sources.some import SomeOf
 from ahpa_scale.errors import UserError
 from ahpa_scale.models.vae import FrozenVAE
 from ahpa_scale.models.vae_config import LatentScaling
@@ -40,15 +39,13 @@ def check_device(name: str) -> None:
 
 
 def open_all(
-    settings: PrepareSettings, part: Part | None, given: ArraySource | None = None
+    settings: PrepareSettings, given: ArraySource | None = None
 ) -> tuple[DatasetCard, Source, FrozenVAE]:
-    """The card, without the values that are known only after the pass; the opened source, or a
-    part's share of it; and the VAE on the settings' device.
+    """The card, without the values that are known only after the pass; the opened source; and the
+    VAE on the settings' device.
     """
     vae = FrozenVAE.from_pretrained(settings.vae_path)
     card, pictures = plan_set(settings, vae, given)
-    if part is not None:
-        pictures = SomeOf(pictures, part.span(len(pictures)))
     return card, pictures, vae.to(settings.device)
 
 
@@ -77,7 +74,7 @@ def plan_set(
         vae=VaeInfo(settings.vae_path, vae.identity, vae.downsample, vae.latent_channels),
         scaling=LatentScaling.from_config(vae.config),
         levels=_chosen_levels(settings.levels, vae),
-        prior_dtype=settings.prior_dtype,
+        prior_dtype=settings.stored_dtype,
         external_channels=pictures.external_channels,
         source=pictures.description,
         fingerprint="",

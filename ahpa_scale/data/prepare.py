@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures -> frozen VAE -> MDS shards with latent moments and pooled encoder levels."""
+"""Pictures -> frozen VAE -> MDS shards with latent moments and reduced encoder levels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 from uuid import uuid4
 
@@ -13,6 +13,7 @@ import safetensors.torch as safetensors
 from ahpa_scale import storage
 from ahpa_scale.data.array_source import ArraySource
 from ahpa_scale.data.card import CARD_NAME, PRIOR_STATISTICS, DatasetCard, write_card
+from ahpa_scale.data.codec_making import share_codec
 from ahpa_scale.data.index import INDEX_NAME, index_digest
 from ahpa_scale.data.making import Written, make_shards
 from ahpa_scale.data.origin import Origin
@@ -20,8 +21,9 @@ from ahpa_scale.data.pictures.rejects import REJECTS_NAME
 from ahpa_scale.data.planning import check_device, open_all
 from ahpa_scale.data.reading import report
 from ahpa_scale.data.settings import PrepareSettings
-from ahpa_scale.data.shard_plan import ShardPlan
-from ahpa_scale.data.workplace import working_for, write_index
+from ahpa_scale.data.shard_plan import ShardPlan, layout
+from ahpa_scale.data.team import Team
+from ahpa_scale.data.workplace import Workplace, working_for, write_index
 from ahpa_scale.disk_errors import naming
 
 
@@ -55,24 +57,37 @@ def prepare(
     for device in devices:
         check_device(device)
     settings = replace(settings, device=devices[0])
-    card, pictures, vae = open_all(settings, None, given)
+    card, pictures, vae = open_all(settings, given)
     # Pictures in memory are gone after an interruption, and no other process has them.
     origin = Origin.of(settings, card, pictures) if given is None else Origin(uuid4().hex, {})
-    plan = ShardPlan.of(settings, card, len(pictures))
-
-    def complete(folder: str) -> DatasetCard:
-        write_index(folder, written.notes)
-        return finish(folder, card, written)
-
     with naming(out), working_for(out) as workplace:
-        _make_room(settings)
-        workplace.begin(origin, plan, anew=settings.overwrite or given is not None)
-        written = make_shards(settings, devices, card, vae, pictures, plan, workplace)
+        _begin(settings, origin, workplace, anew=settings.overwrite or given is not None)
+        team = Team(None, asdict(origin), workplace.folder)
+        made = share_codec(settings, card, vae, pictures, team.identity, team.codec_place)
+        card = made.on_card(card)
+        plan = ShardPlan.of(settings, card, len(pictures))
+        written = make_shards(settings, devices, card, vae, pictures, plan, workplace, made, team)
+
+        def complete(folder: str) -> DatasetCard:
+            write_index(folder, written.notes)
+            made.write(folder)
+            return finish(folder, card, written)
+
         whole = workplace.publish(
             out, written.names, complete, replace=settings.overwrite, marker=CARD_NAME
         )
     report(pictures, written.rejects, out, tell)
     return whole
+
+
+def _begin(settings: PrepareSettings, origin: Origin, workplace: Workplace, *, anew: bool) -> None:
+    if workplace.goes_on(origin, layout(settings), anew=anew):
+        return
+    if workplace.is_remote:
+        # The old set becomes incomplete now, and must not look complete.
+        for name in (CARD_NAME, INDEX_NAME, PRIOR_STATISTICS, REJECTS_NAME):
+            storage.remove(storage.join(settings.out, name))
+    workplace.begin(origin, layout(settings))
 
 
 def _check_target(settings: PrepareSettings) -> None:
@@ -88,13 +103,6 @@ def _check_target(settings: PrepareSettings) -> None:
         raise FileExistsError(
             f"{folder} holds something else than a data set: choose another place"
         )
-
-
-def _make_room(settings: PrepareSettings) -> None:
-    """In a store the old set becomes incomplete now, and must not look complete."""
-    if storage.is_remote(settings.out):
-        for name in (CARD_NAME, INDEX_NAME, PRIOR_STATISTICS, REJECTS_NAME):
-            storage.remove(storage.join(settings.out, name))
 
 
 def finish(out: str, card: DatasetCard, written: Written) -> DatasetCard:

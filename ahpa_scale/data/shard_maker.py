@@ -6,6 +6,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from streaming import MDSWriter
@@ -18,6 +19,7 @@ from ahpa_scale.data.reading import Batch, batches
 from ahpa_scale.data.settings import PrepareSettings
 from ahpa_scale.data.sources import Source
 from ahpa_scale.data.workplace import ROOM, Note, Workplace
+from ahpa_scale.method.level_codec import LevelCodec
 from ahpa_scale.models.vae import FrozenVAE
 
 #: Tells of pictures that were read, and of those that can't be: names and reasons.
@@ -33,6 +35,7 @@ class ShardMaker:
         vae: the frozen autoencoder, on that device.
         pictures: the source.
         workplace: takes the shards.
+        level_codec: reduces the encoder's levels; None for pooled ones.
     """
 
     def __init__(
@@ -42,9 +45,11 @@ class ShardMaker:
         vae: FrozenVAE,
         pictures: Source,
         workplace: Workplace,
+        level_codec: LevelCodec | None,
     ) -> None:
-        self._settings, self._card, self._vae = settings, card, vae
-        self._pictures, self._workplace = pictures, workplace
+        self._settings, self._pictures, self._workplace = settings, pictures, workplace
+        self._encoder = partial(BatchEncoder, settings, card, vae, level_codec)
+        self._columns = codec.columns(card)
 
     def make(self, shards: Iterable[tuple[int, range]], told: Told) -> None:
         """Makes the shards that it is given; `told` hears of every batch.
@@ -57,7 +62,7 @@ class ShardMaker:
         try:
             for batch in batches(self._pictures, shards, self._settings):
                 if shard is None:
-                    shard = _Shard(self._settings, self._card, self._vae, self._workplace)
+                    shard = _Shard(self._encoder(), self._columns, self._workplace)
                 shard.add(batch)
                 told(len(batch.pictures), {each.name: each.reason for each in batch.rejects})
                 if batch.is_last:
@@ -70,14 +75,13 @@ class ShardMaker:
 
 class _Shard:
     def __init__(
-        self, settings: PrepareSettings, card: DatasetCard, vae: FrozenVAE, workplace: Workplace
+        self, encoder: BatchEncoder, columns: dict[str, str], workplace: Workplace
     ) -> None:
-        self._workplace = workplace
-        self._encoder = BatchEncoder(settings, card, vae)
+        self._encoder, self._workplace = encoder, workplace
         place = None if workplace.is_remote else workplace.folder
         self._room = tempfile.mkdtemp(prefix=ROOM, dir=place)
         self._writer = MDSWriter(
-            out=self._room, columns=codec.columns(card), hashes=[SHARD_HASH], size_limit=None
+            out=self._room, columns=columns, hashes=[SHARD_HASH], size_limit=None
         )
         self._rejects: dict[str, str] = {}
         self._count = self._firsts = 0

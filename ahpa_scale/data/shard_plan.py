@@ -5,7 +5,6 @@ number of processes nor on an interruption.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 
@@ -27,23 +26,17 @@ class ShardPlan:
     Attributes:
         pictures: of the source.
         per_shard: of a shard.
-        batch_size: of an encoder call: a picture's last bits depend on those beside it.
-        device: kind of the encoder's device, for the same reason.
     """
 
     pictures: int
     per_shard: int
-    batch_size: int
-    device: str
 
     @classmethod
     def of(cls, settings: PrepareSettings, card: DatasetCard, pictures: int) -> ShardPlan:
         """The plan of a preparation."""
         most = _bytes(settings.shard_size)
         per_shard = max(1, int((most - _header_bytes(card)) / _sample_bytes(card)))
-        return cls(
-            pictures, per_shard, settings.batch_size, settings.all_devices[0].partition(":")[0]
-        )
+        return cls(pictures, per_shard)
 
     @property
     def shards(self) -> int:
@@ -55,9 +48,13 @@ class ShardPlan:
         first = shard * self.per_shard
         return range(first, min(first + self.per_shard, self.pictures))
 
-    def digest(self) -> str:
-        """Identifies the plan."""
-        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+
+def layout(settings: PrepareSettings) -> str:
+    """What shards of one set must have in common besides their origin: their size, and what a
+    picture's last bits depend on, the pictures beside it in a batch and the kind of device.
+    """
+    device = settings.all_devices[0].partition(":")[0]
+    return f"shard_size {settings.shard_size}, batch_size {settings.batch_size}, {device}"
 
 
 def _header_bytes(card: DatasetCard) -> int:

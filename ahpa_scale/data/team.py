@@ -13,7 +13,7 @@ import pickle
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -28,12 +28,27 @@ class TeamError(RuntimeError):
     """A process failed or was killed. What is done stays, so the same command goes on."""
 
 
+@dataclass(frozen=True)
+class Team:
+    """What each process must know of the whole set.
+
+    Attributes:
+        part: the part of it that the shards belong to; None: all of it.
+        identity: of the preparation, as its codec tells it.
+        codec_place: folder or URL that keeps the codec.
+    """
+
+    part: Part | None
+    identity: dict[str, Any]
+    codec_place: str
+
+
 def make_together(
     settings: PrepareSettings,
     devices: Sequence[str],
     plan: ShardPlan,
-    part: Part | None,
     place: str,
+    team: Team,
     shards: Sequence[int],
     told: Callable[[int, dict[str, str]], None],
 ) -> None:
@@ -43,8 +58,8 @@ def make_together(
         settings: of the preparation.
         devices: a torch device for each process.
         plan: the shards.
-        part: the part of the set that they belong to; None: all of it.
         place: folder or URL of the workplace.
+        team: what each process must know.
         shards: numbers of those to make.
         told: hears of pictures that were read, and of those that can't be.
 
@@ -53,30 +68,30 @@ def make_together(
         TeamError: a process failed otherwise.
     """
     context = multiprocessing.get_context("spawn")
-    left, team = iter(shards), {}
+    left, running = iter(shards), {}
     try:
         for device in devices:
             ours, theirs = context.Pipe()
             chosen = replace(settings, device=device, devices=None, progress=False)
-            work = (chosen, plan, part, place, theirs, len(devices))
+            work = (chosen, plan, place, team, theirs, len(devices))
             process = context.Process(target=_work, args=work, daemon=True)
             process.start()
             theirs.close()
-            team[ours] = process
-        while team:
-            for ready in wait(list(team)):
+            running[ours] = process
+        while running:
+            for ready in wait(list(running)):
                 assert isinstance(ready, Connection)
                 try:
                     _answer(ready, left, told)
                 except EOFError:
-                    process = team.pop(ready)
+                    process = running.pop(ready)
                     process.join()
                     if process.exitcode:
                         raise TeamError(_ended(process.exitcode)) from None
     finally:
-        for process in team.values():
+        for process in running.values():
             process.terminate()
-        for process in team.values():
+        for process in running.values():
             process.join()
 
 
@@ -100,15 +115,15 @@ def _ended(code: int) -> str:
 def _work(
     settings: PrepareSettings,
     plan: ShardPlan,
-    part: Part | None,
     place: str,
+    team: Team,
     parent: Connection,
     processes: int,
 ) -> None:
     # Its parent is gone if the pipe is closed; another command may be at work by now.
     with suppress(EOFError, BrokenPipeError):
         try:
-            _make(settings, plan, part, place, parent, processes)
+            _make(settings, plan, place, team, parent, processes)
         except (EOFError, BrokenPipeError):
             raise
         except BaseException as error:
@@ -118,20 +133,26 @@ def _work(
 def _make(
     settings: PrepareSettings,
     plan: ShardPlan,
-    part: Part | None,
     place: str,
+    team: Team,
     parent: Connection,
     processes: int,
 ) -> None:
     import torch
 
+    from ahpa_scale.data.codec_making import share_codec
     from ahpa_scale.data.planning import open_all
     from ahpa_scale.data.shard_maker import ShardMaker
+    from ahpa_scale.data.sources.some import SomeOf
     from ahpa_scale.data.workplace import Workplace
 
     if settings.device == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
-    card, pictures, vae = open_all(settings, part)
+    card, pictures, vae = open_all(settings)
+    made = share_codec(settings, card, vae, pictures, team.identity, team.codec_place)
+    card = made.on_card(card)
+    if team.part is not None:
+        pictures = SomeOf(pictures, team.part.span(len(pictures)))
     if len(pictures) != plan.pictures:
         raise UserError(f"{settings.source} changed: it had {plan.pictures} pictures just now")
 
@@ -146,7 +167,8 @@ def _make(
     def told(count: int, rejects: dict[str, str]) -> None:
         parent.send((_READ, count, rejects))
 
-    ShardMaker(settings, card, vae, pictures, Workplace(place)).make(shards(), told)
+    maker = ShardMaker(settings, card, vae, pictures, Workplace(place), made.codec)
+    maker.make(shards(), told)
 
 
 def _sendable(error: BaseException) -> Any:

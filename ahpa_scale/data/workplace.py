@@ -24,9 +24,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ahpa_scale import storage, typed_json
+from ahpa_scale.data.codec_file import CODEC_NAME
 from ahpa_scale.data.index import INDEX_NAME, Shard
 from ahpa_scale.data.origin import Origin
-from ahpa_scale.data.shard_plan import ShardPlan
 from ahpa_scale.errors import UserError
 
 T = TypeVar("T")
@@ -61,7 +61,7 @@ class _Begun:
     __pydantic_config__ = typed_json.STRICT
 
     origin: Origin
-    plan: str
+    layout: str
 
 
 class Workplace:
@@ -80,36 +80,38 @@ class Workplace:
         """Whether it is a store."""
         return storage.is_remote(self.folder)
 
-    def begin(self, origin: Origin, plan: ShardPlan, *, anew: bool) -> None:
-        """Notes what is made here, or goes on with it.
+    def goes_on(self, origin: Origin, layout: str, *, anew: bool) -> bool:
+        """Whether the same is begun here already.
 
         Args:
             origin: what it is made from.
-            plan: its shards.
+            layout: of its shards.
             anew: remove what was made from something else.
 
         Raises:
-            UserError: something else was begun here.
+            UserError: something else is begun here.
         """
         where = storage.join(self._notes, _PLAN)
-        begun = _Begun(origin, plan.digest())
-        if storage.exists(where):
-            content = storage.read_bytes(where, _LIMIT)
-            told = typed_json.parse_as(_Begun, content, where, _LIMIT)
-            if told == begun:
-                return
-            if not anew:
-                self._refuse(begun, told)
+        if not storage.exists(where):
+            return False
+        content, wanted = storage.read_bytes(where, _LIMIT), _Begun(origin, layout)
+        told = typed_json.parse_as(_Begun, content, where, _LIMIT)
+        if told != wanted and not anew:
+            advice = f"remove {self._notes if self.is_remote else self.folder}"
+            origin.check(told.origin, self.folder, advice)
+            raise UserError(
+                f"{self.folder} was begun with {told.layout}, and this is {layout}: give the same, "
+                f"or {advice}"
+            )
+        if told != wanted:
             self.clear()
-        storage.write_text(where, json.dumps(asdict(begun)))
+        return told == wanted
 
-    def _refuse(self, begun: _Begun, told: _Begun) -> None:
-        advice = f"remove {self._notes if self.is_remote else self.folder}"
-        begun.origin.check(told.origin, self.folder, advice)
-        raise UserError(
-            f"{self.folder} was begun with another shard_size, batch_size or device: give the same "
-            f"ones, or {advice}"
-        )
+    def begin(self, origin: Origin, layout: str) -> None:
+        """Notes what is made here. A codec of something else is gone then."""
+        storage.remove(storage.join(self.folder, CODEC_NAME))
+        told = json.dumps(asdict(_Begun(origin, layout)))
+        storage.write_text(storage.join(self._notes, _PLAN), told)
 
     def done(self) -> set[int]:
         """The shards that are done."""
