@@ -97,7 +97,7 @@ def test_what_was_begun_goes_on_only_with_the_same(whole, tmp_path):
         prepare("demo", str(out), **{**options, "num_samples": 8})
     with pytest.raises(
         UserError,
-        match="was begun with shard_size 40kb, batch_size 4, cpu, and this is shard_size 64mb, batch_size 64",
+        match="was begun with shard_size 40kb, batch_size 4, cpu, and this is shard_size 64mb",
     ):
         prepare("demo", str(out), scaling="channel", **options)
     done = run(CLI, *WORDS, "--out", out, "--overwrite")
