@@ -61,3 +61,19 @@ def same_on_every_cpu() -> Iterator[None]:
         yield
     finally:
         _everywhere_alike.reset(token)
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Float32 products and convolutions without TensorFloat-32, which Composer turns on for the
+    one, and torch for the other.
+    """
+    products = torch.get_float32_matmul_precision()
+    convolutions = torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions

@@ -252,6 +252,8 @@ def _prepare(data: DataFolder, split: str, out: Path, count: int | None = None) 
         vae_path=data.vae,
         grid=data.grid,
         scaling=data.recipe.scaling,
+        # What the recorded rows were trained on.
+        codec="pooled",
         progress=True,
         workers=1,
     )

@@ -79,6 +79,15 @@ def prepared(pictures, vae_path, tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
+def pooled(pictures, vae_path, tmp_path_factory) -> str:
+    """The same with mean-pooled levels, as they were before there were codecs."""
+    out = str(tmp_path_factory.mktemp("pooled") / "set")
+    options = {"size": SIZE, "batch_size": 10, "scaling": "channel", "codec": "pooled"}
+    prepare(str(pictures), out, vae_path=vae_path, progress=False, **options)
+    return out
+
+
+@pytest.fixture(scope="session")
 def demo_data(tmp_path_factory) -> Callable[[int], Path]:
     """Makes folders of the demo's data, of so many samples; a test may damage its own. Each size is
     prepared once for all of pytest's processes.

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from benchmarks import alignment_cost, checkpoint_stall, loop_overhead
+from benchmarks import alignment_cost, checkpoint_stall, level_codec, loop_overhead
 
 KEYS = (
     "AWS_ACCESS_KEY_ID",
@@ -25,6 +25,19 @@ def test_every_alignment_is_timed_against_none(capsys: pytest.CaptureFixture[str
     assert list(rows) == list(alignment_cost.VARIANTS)
     assert rows["none"][0] == "1.000"
     assert all(float(row[0]) > 0 for row in rows.values())
+
+
+def test_every_codec_is_measured_against_mean_pooling(capsys: pytest.CaptureFixture[str]):
+    level_codec.main(["--pictures", "40", "--size", "32"])
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in lines if re.match(r"(pooled|detail|residual) ", line)]
+    assert [row[:3] for row in (rows[0], rows[-1])] == [
+        ["pooled", "all", "float16"],
+        ["pooled", "64", "int8"],
+    ]
+    ratios = [line for line in lines if re.match(r"residual, 64, int8", line)]
+    assert len(ratios) == 2  # over pooling as it was, and over pooling with PCA and int8
+    assert all(float(ratio) > 5 for ratio in ratios[0].split()[3:])
 
 
 @pytest.mark.parametrize("align", [[], ["--align"]], ids=["plain", "aligned"])

@@ -71,7 +71,11 @@ def test_a_run_aligns_with_it_by_its_name_in_the_yaml(blur, run, prepared):
     assert trainer.state.timestamp.batch.value == 2
     assert torch.isfinite(trainer.state.loss["total"])
     assert blur.made == ["blur.1", "blur.2"] * 2
-    assert [list(head.parameters())[-1].numel() for head in heads] == [24, 4, 4]
+    assert [list(head.parameters())[-1].numel() for head in heads] == [
+        card.prior_channels["encoder.mid_block"],
+        4,
+        4,
+    ]
     assert not any(map(torch.equal, before, heads[1].parameters()))
     trainer.close()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cached priors and online encoding are the same training, up to the cache's half precision."""
+"""Cached priors and online encoding are the same training, up to the cache's rounding."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 
 from ahpa_scale.algorithms.ahpa import AHPA
 from ahpa_scale.data.card import DatasetCard, read_card
+from ahpa_scale.data.codec_file import read_codec
 from ahpa_scale.data.prepare import prepare
 from ahpa_scale.data.stream import build_loader
 from ahpa_scale.method import HeadSettings, RouterSettings
@@ -20,20 +21,25 @@ from ahpa_scale.models.vae import FrozenVAE
 def data_sets(tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("online")
     common = {"size": 32, "num_samples": 64, "vae_path": "demo", "progress": False}
-    for kind in ("latents", "images"):
-        prepare("demo", str(folder / kind), kind=kind, **common)
-    prepare("demo", str(folder / "bfloat16"), kind="latents", prior_dtype="bfloat16", **common)
-    return {kind: str(folder / kind) for kind in ("latents", "images", "bfloat16")}
+    for codec in ("residual", "pooled"):
+        for kind in ("latents", "images"):
+            prepare("demo", str(folder / codec / kind), kind=kind, codec=codec, **common)
+    bfloat16 = {"codec": "pooled", "prior_dtype": "bfloat16", **common}
+    prepare("demo", str(folder / "pooled" / "bfloat16"), kind="latents", **bfloat16)
+    return {f"{path.parent.name} {path.name}": str(path) for path in folder.glob("*/*")}
 
 
 def aligned_generator(
-    card: DatasetCard, vae: FrozenVAE | None, cpu_bf16: bool = False
+    url: str, card: DatasetCard, vae: FrozenVAE | None, cpu_bf16: bool = False
 ) -> DiffusionGenerator:
     torch.manual_seed(0)
+    codec = read_codec(url, card)
     channels, side, _ = card.latent_shape
     dit = build_dit("tiny/2", input_size=side, in_channels=channels, num_classes=8, depth=3)
-    generator = DiffusionGenerator(dit, scaling=card.scaling, vae=vae, cpu_bf16=cpu_bf16)
-    levels = {level.name: level.channels for level in card.levels}
+    generator = DiffusionGenerator(
+        dit, scaling=card.scaling, vae=vae, codec=codec, cpu_bf16=cpu_bf16
+    )
+    levels = card.prior_channels
     # One loss per level, so that each of them is compared and none hides in a mean.
     groups = {name.replace(".", "_"): [name] for name in [*levels, "latent"]}
     plug_in = AHPA(
@@ -47,7 +53,7 @@ def losses(
     url: str, vae: FrozenVAE | None, cpu_bf16: bool
 ) -> tuple[dict[str, float], torch.Tensor]:
     card = read_card(url)
-    generator = aligned_generator(card, vae, cpu_bf16)
+    generator = aligned_generator(url, card, vae, cpu_bf16)
     levels = None if card.kind == "latents" else ()
     batch = next(iter(build_loader(url, batch_size=32, shuffle=False, levels=levels)))
     loss = generator.loss(generator(batch), batch)
@@ -58,11 +64,11 @@ def losses(
 
 
 @pytest.mark.parametrize("cpu_bf16", [False, True], ids=["float32", "bfloat16 autocast"])
-@pytest.mark.parametrize("cache", ["latents", "bfloat16"])
+@pytest.mark.parametrize("cache", ["residual latents", "pooled latents", "pooled bfloat16"])
 def test_cached_and_online_alignment_agree(cache: str, cpu_bf16: bool, data_sets: dict[str, str]):
     vae = FrozenVAE.from_pretrained("demo")
     cached, cached_GT = losses(data_sets[cache], None, cpu_bf16)
-    online, online_GT = losses(data_sets["images"], vae, cpu_bf16)
+    online, online_GT = losses(data_sets[f"{cache.split()[0]} images"], vae, cpu_bf16)
     assert abs(cached["alignment"]) > 1e-3
     assert cached["alignment"] == pytest.approx(online["alignment"], rel=1e-3)
     assert cached["flow"] == pytest.approx(online["flow"], rel=1e-3)
@@ -71,7 +77,8 @@ def test_cached_and_online_alignment_agree(cache: str, cpu_bf16: bool, data_sets
 
 def test_online_encoding_never_becomes_part_of_the_model(data_sets: dict[str, str]):
     vae = FrozenVAE.from_pretrained("demo")
-    card = read_card(data_sets["images"])
-    plain, online = aligned_generator(card, None), aligned_generator(card, vae)
+    url = data_sets["residual images"]
+    card = read_card(url)
+    plain, online = aligned_generator(url, card, None), aligned_generator(url, card, vae)
     assert list(online.state_dict()) == list(plain.state_dict())
     assert len(list(online.parameters())) == len(list(plain.parameters()))

@@ -38,9 +38,29 @@ NO_PATHS = {
     "evaluation.features",
 }
 NO_PATH_OPTIONS = {
-    *("kind", "scaling", "level", "prior_dtype", "device", "shard_size", "preset", "names"),
+    *(
+        "kind",
+        "scaling",
+        "level",
+        "codec",
+        "prior_dtype",
+        "device",
+        "shard_size",
+        "preset",
+        "names",
+    ),
     *("levels", "source", "widths", "arguments", "master_addr", "every", "until", "idle"),
-    *("weights", "method", "overrides", "classes", "format", "precision", "layout", "features"),
+    *(
+        "weights",
+        "method",
+        "overrides",
+        "devices",
+        "classes",
+        "format",
+        "precision",
+        "layout",
+        "features",
+    ),
     *("image_column", "label_column"),
 }
 #: No one means a folder by these, whatever the option.

@@ -62,7 +62,7 @@ def test_help_is_immediate():
     [
         (["--kind", "latent"], "kind must be one of latents, images, not 'latent'"),
         (["--scaling", "none"], "scaling must be one of config, channel"),
-        (["--prior-dtype", "float8"], "prior_dtype must be one of float16, bfloat16"),
+        (["--prior-dtype", "float8"], "prior_dtype must be one of int8, float16, bfloat16"),
         (["--size", "0"], "size must be at least 1"),
         (["--shuffle-seed", "1"], "shuffle_seed is for stored pictures"),
         (["--features", "folder"], "can only be 'oracle'"),

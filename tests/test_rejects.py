@@ -15,6 +15,7 @@ from data_sets import COUNT, GRID, SIZE, batches, everything, save_features, sav
 from job import run
 
 from ahpa_scale.data.card import read_card
+from ahpa_scale.data.codec_file import CODEC_NAME
 from ahpa_scale.data.parts import prepare_part
 from ahpa_scale.data.prepare import prepare
 from ahpa_scale.data.settings import Part
@@ -67,7 +68,8 @@ def assert_same_values(found: str, wanted: str) -> None:
     assert torch.equal(everything(first, "label"), everything(second, "label"))
     for key in second[0].keys() - {"index", "epoch", "label"}:
         mine, theirs = (everything(each, key).float() for each in (first, second))
-        assert torch.allclose(mine, theirs, rtol=0.01, atol=0.01), key
+        # A step of int8 is a hundredth of the largest value, and last bits decide which one.
+        assert torch.allclose(mine, theirs, rtol=0.01, atol=0.06), key
 
 
 def good_order(root: Path, rejected: dict[str, str]) -> list[str]:
@@ -209,7 +211,7 @@ def test_parts_of_machines_that_see_other_files_do_not_join(vae_path, tmp_path, 
     ) as caught:
         make(root, out, 1, 2, vae_path)
     assert "\n" not in str(caught.value)
-    assert os.listdir(out) == ["part-00000-of-00002"]
+    assert sorted(os.listdir(out)) == [CODEC_NAME, "part-00000-of-00002"]
 
 
 def test_a_vae_is_trained_without_what_cannot_be_read(tmp_path):

@@ -20,6 +20,7 @@ from streaming.base.format.mds.reader import MDSReader
 
 from ahpa_scale.data import codec
 from ahpa_scale.data.card import read_card
+from ahpa_scale.data.codec_file import CODEC_NAME
 from ahpa_scale.data.index import index_digest
 from ahpa_scale.data.prepare import prepare
 from ahpa_scale.data.stream import build_loader
@@ -152,12 +153,14 @@ def rewrite(folder: Path, card: Any, **told: Any) -> None:
     shards = json.loads((folder / "index.json").read_text())["shards"]
     readers = [MDSReader.from_json(str(folder), None, shard) for shard in shards]
     kept = [reader[i] for reader in readers for i in range(len(reader))]
-    told_card = (folder / "dataset.json").read_bytes()
+    others = ("dataset.json", CODEC_NAME)
+    stay = {name: (folder / name).read_bytes() for name in others if (folder / name).exists()}
     shutil.rmtree(folder)
     with MDSWriter(out=str(folder), columns=codec.columns(card), hashes=["xxh64"]) as writer:
         for sample in kept:
             writer.write({**sample, **{name: make(sample[name]) for name, make in told.items()}})
-    (folder / "dataset.json").write_bytes(told_card)
+    for name, content in stay.items():
+        (folder / name).write_bytes(content)
     change_card(folder, {"fingerprint": index_digest((folder / "index.json").read_bytes())})
 
 
@@ -176,9 +179,9 @@ def spoiled(value: Any) -> Any:
         ({"prior.encoder.mid_block": spoiled}, "its prior.encoder.mid_block holds"),
     ],
 )
-def test_what_no_preparation_writes_is_named_with_its_sample(prepared, tmp_path, told, problem):
-    folder = Path(shutil.copytree(prepared, tmp_path / "set"))
-    rewrite(folder, read_card(prepared), **told)
+def test_what_no_preparation_writes_is_named_with_its_sample(pooled, tmp_path, told, problem):
+    folder = Path(shutil.copytree(pooled, tmp_path / "set"))
+    rewrite(folder, read_card(pooled), **told)
     with pytest.raises(UserError, match=rf"sample \d+ in shard\.00000\.mds: {problem}"):
         list(build_loader(str(folder), batch_size=4))
 

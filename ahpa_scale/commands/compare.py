@@ -80,7 +80,7 @@ def compare(
 def _compare(wanted: Comparison) -> None:
     import torch
 
-    from ahpa_scale.data.prepare import check_device
+    from ahpa_scale.data.planning import check_device
     from ahpa_scale.evaluation.feature_sets import GROUPS
     from ahpa_scale.evaluation.measures import as_row
     from ahpa_scale.evaluation.measures import compare as compared

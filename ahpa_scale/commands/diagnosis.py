@@ -23,7 +23,8 @@ from ahpa_scale.config.diagnosis import Diagnosis
 from ahpa_scale.config.errors import choices
 from ahpa_scale.config.schema import Config
 from ahpa_scale.data.card import DatasetCard, read_card
-from ahpa_scale.data.prepare import check_device
+from ahpa_scale.data.codec_file import read_codec
+from ahpa_scale.data.planning import check_device
 from ahpa_scale.data.stream import build_loader
 from ahpa_scale.errors import UserError
 from ahpa_scale.evaluation.figures import draw_recoverability
@@ -54,7 +55,7 @@ def diagnose(wanted: Diagnosis, out: str) -> RecoverabilityMap:
     brought = bring(config, card, wanted.data, told_data(place), _tell)
     card = brought.card
     check_data(unaligned(config, card), card)
-    generator = _load(config, card, place)
+    generator = _load(config, card, place, wanted)
     levels = wanted.levels or _levels_of(wanted.source, card, generator.dit.depth)
     _check_levels(levels, card, generator.dit.depth)
     with tempfile.TemporaryDirectory(prefix="ahpa-scale-") as room:
@@ -74,12 +75,14 @@ def diagnose(wanted: Diagnosis, out: str) -> RecoverabilityMap:
     return recoverability_map
 
 
-def _load(config: Config, card: DatasetCard, place: str) -> DiffusionGenerator:
-    vae = None
+def _load(config: Config, card: DatasetCard, place: str, wanted: Diagnosis) -> DiffusionGenerator:
+    vae = codec = None
     if card.kind == "images":
         vae = FrozenVAE.from_pretrained(config.vae.path)
         check_vae_weights(config, card, vae.identity)
-    generator = build_generator(config, card, vae)
+        vae, codec = vae.to(wanted.device), read_codec(wanted.data, card)
+        codec = None if codec is None else codec.to(wanted.device)
+    generator = build_generator(config, card, vae, codec)
     load_backbone(generator.dit, place)
     return generator
 

@@ -45,7 +45,19 @@ def prepare(
         Optional[list[str]],  # noqa: UP045
         typer.Option(help="Encoder level to store; repeat for more (default: all)."),
     ] = None,
-    prior_dtype: Annotated[str, typer.Option(help="'float16' or 'bfloat16'.")] = "float16",
+    codec: Annotated[
+        str,
+        typer.Option(help="How levels come to the token grid: 'residual', 'detail' or 'pooled'."),
+    ] = "residual",
+    level_dims: Annotated[
+        options.Number,
+        typer.Option(help="Dimensions per token for each group of levels (default: 64)."),
+    ] = None,
+    sample: Annotated[int, typer.Option(help="Pictures that the codec is fitted to.")] = 512,
+    prior_dtype: Annotated[
+        options.Text,
+        typer.Option(help="'int8', 'float16' or 'bfloat16' (default: int8; float16 if pooled)."),
+    ] = None,
     features: Annotated[
         options.Text,
         typer.Option(
@@ -83,6 +95,13 @@ def prepare(
     ] = None,
     overwrite: options.Overwrite = False,
     device: options.Device = "cpu",
+    devices: Annotated[
+        options.Text,
+        typer.Option(
+            help="Several, a process on each: kind and number, such as cuda:8 or cpu:2; instead of "
+            "--device."
+        ),
+    ] = None,
     shard_size: Annotated[str, typer.Option(help="Bytes per shard, such as 64mb.")] = "64mb",
     parts: Annotated[
         options.Number,
@@ -92,6 +111,12 @@ def prepare(
         options.Number,
         typer.Option(help="Which part, from 0."),
     ] = None,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report", help="Only try codecs on the sample and print a table; write nothing."
+        ),
+    ] = False,
     workers: Annotated[int, typer.Option(help="Threads that read and crop pictures.")] = 4,
     progress: options.Progress = True,
 ) -> None:
@@ -100,11 +125,18 @@ def prepare(
     given["vae_path"] = given.pop("vae")
     given["levels"] = tuple(given.pop("level") or ()) or None
     count, index = given.pop("parts"), given.pop("part")
+    only_report = given.pop("report")
     from ahpa_scale.data.settings import PrepareSettings, chosen_part
 
     # Wrong options are refused before the slow imports.
-    PrepareSettings(**given)
+    settings = PrepareSettings(**given)
     chosen = chosen_part(index, count)
+    if only_report:
+        from ahpa_scale.data.codec_report import codec_report, report_lines
+
+        for line in report_lines(codec_report(settings), settings.sample):
+            console.tell(line)
+        return
     if chosen is None:
         from ahpa_scale.data.prepare import prepare as prepare_all
 

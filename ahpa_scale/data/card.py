@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from ahpa_scale import storage, typed_json
+from ahpa_scale.data.codec_info import CodecInfo
 from ahpa_scale.errors import UserError
 from ahpa_scale.level_names import EXTERNAL
 from ahpa_scale.models.vae_config import LatentScaling
@@ -27,7 +28,7 @@ FORMAT = 1
 KINDS = ("latents", "images")
 #: Hash algorithm that the shard index uses.
 SHARD_HASH = "xxh64"
-PRIOR_DTYPES = ("float16", "bfloat16")
+PRIOR_DTYPES = ("int8", "float16", "bfloat16")
 
 #: Most bytes of the statistics file. 5 levels with 1024 channels take 21 million.
 _STATISTICS_LIMIT = 2 << 30
@@ -85,16 +86,17 @@ class DatasetCard:
         classes: class names; the label is the position.
         image_size: side of the square pictures, in pixels.
         latent_shape: (C, H, W) of the latent.
-        grid: tokens per side that stored priors are pooled to.
+        grid: tokens per side of stored priors.
         vae: the autoencoder.
         scaling: how latents are normalised for training.
         levels: stored encoder levels, fine to coarse (kind 'images': those of the VAE).
-        prior_dtype: 'float16' or 'bfloat16'.
+        prior_dtype: number format of the encoder's levels, one of PRIOR_DTYPES.
         external_channels: channels of `prior.external`, or None if it is not stored.
         source: where the pictures came from, as text for the user.
         fingerprint: digest of the shard index; sets with equal fingerprints hold the same bytes.
         version: version of the package that wrote the set.
         torch: version of torch that encoded it, empty if not known. Another one gives other bits.
+        codec: how levels were reduced; None: they are mean-pooled.
     """
 
     __pydantic_config__ = typed_json.STRICT
@@ -114,6 +116,7 @@ class DatasetCard:
     fingerprint: _Digest
     version: _Text
     torch: _Text = ""
+    codec: CodecInfo | None = None
 
     @property
     def num_classes(self) -> int:
@@ -131,6 +134,8 @@ class DatasetCard:
         the encoder's levels of a set of kind 'images'.
         """
         channels = {level.name: level.channels for level in self.levels}
+        if self.codec is not None:
+            channels = {level.name: level.dims for level in self.codec.levels}
         external = {} if self.external_channels is None else {EXTERNAL: self.external_channels}
         return {**channels, **external}
 
@@ -249,5 +254,9 @@ def _check_sense(card: DatasetCard, where: str) -> None:
         problem = "latent_shape, vae and scaling differ in the latent's channels"
     elif len(set(names)) != len(names) or EXTERNAL in names:
         problem = "a level comes twice, or is called external"
+    elif card.codec is None and card.prior_dtype == "int8":
+        problem = "levels of int8 without a codec"
+    elif card.codec is not None and names != [level.name for level in card.codec.levels]:
+        problem = "levels and codec differ"
     if problem is not None:
         raise UserError(f"{where} is not a card of a data set: {problem}")

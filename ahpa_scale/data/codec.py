@@ -17,9 +17,16 @@ from torch import Tensor
 
 from ahpa_scale.data.card import DatasetCard
 from ahpa_scale.errors import UserError
-from ahpa_scale.level_names import PRIOR_PREFIX
+from ahpa_scale.level_names import EXTERNAL, PRIOR_PREFIX
+from ahpa_scale.method.level_codec import LevelCodec
 
-STORED_AS = {"float16": "float16", "bfloat16": "uint16"}
+STORED_AS = {"int8": "int8", "float16": "float16", "bfloat16": "uint16"}
+
+
+def prior_dtype(card: DatasetCard, level: str) -> str:
+    """Number format of a level's column. Features that came with the pictures pass no codec."""
+    coded = level != EXTERNAL or card.prior_dtype != "int8"
+    return card.prior_dtype if coded else "float16"
 
 
 def columns(card: DatasetCard) -> dict[str, str]:
@@ -35,7 +42,8 @@ def columns(card: DatasetCard) -> dict[str, str]:
         encodings["moments"] = f"ndarray:float16:{2 * channels},{height},{width}"
     for level in card.prior_columns:
         shape = f"{card.prior_channels[level]},{card.grid},{card.grid}"
-        encodings[PRIOR_PREFIX + level] = f"ndarray:{STORED_AS[card.prior_dtype]}:{shape}"
+        stored = STORED_AS[prior_dtype(card, level)]
+        encodings[PRIOR_PREFIX + level] = f"ndarray:{stored}:{shape}"
     return encodings
 
 
@@ -62,8 +70,22 @@ def encode_prior(map_BCgg: Tensor, name: str, dtype: str) -> NDArray[Any]:
     return bits.numpy()
 
 
-def decode(column: str, value: Any, prior_dtype: str) -> Tensor:
+def encode_values(value_BKgg: Tensor, level: str, codec: LevelCodec) -> NDArray[Any]:
+    """One level's values through a codec, as its column stores them.
+
+    Raises:
+        UserError: a value is not finite.
+    """
+    _check_finite(value_BKgg, f"level {level}")
+    if codec.dtype != "int8":
+        return encode_prior(value_BKgg, level, codec.dtype)
+    return codec.quantise(level, value_BKgg).cpu().contiguous().numpy()
+
+
+def decode(column: str, value: Any, card: DatasetCard, codec: LevelCodec | None = None) -> Tensor:
     """One stored value as a writable tensor: uint8 picture [3, S, S] or array [C, H, W].
+
+    `codec` is needed for levels of int8.
 
     Raises:
         UserError: a stored picture is no PNG.
@@ -76,8 +98,15 @@ def decode(column: str, value: Any, prior_dtype: str) -> Tensor:
         return torch.from_numpy(np.array(value.convert("RGB"))).permute(2, 0, 1).contiguous()
     # Columns of picture data sets are read-only arrays, but torch needs writable memory.
     array = torch.from_numpy(value if value.flags.writeable else np.array(value))
-    if column.startswith(PRIOR_PREFIX) and prior_dtype == "bfloat16":
+    if not column.startswith(PRIOR_PREFIX):
+        return array
+    level = column.removeprefix(PRIOR_PREFIX)
+    dtype = prior_dtype(card, level)
+    if dtype == "bfloat16":
         return array.view(torch.bfloat16)
+    if dtype == "int8":
+        assert codec is not None
+        return codec.restore(level, array)
     return array
 
 
@@ -96,7 +125,11 @@ def flaw(column: str, value: Any, card: DatasetCard) -> str | None:
         size = "x".join(map(str, value.size))
         sound = value.format == "PNG" and value.size == sides
         return None if sound else f"its picture is {value.format} of {size}"
-    half = card.prior_dtype == "float16" or not column.startswith(PRIOR_PREFIX)
+    prior = column.startswith(PRIOR_PREFIX)
+    dtype = prior_dtype(card, column.removeprefix(PRIOR_PREFIX)) if prior else "float16"
+    if dtype == "int8":
+        return None
+    half = dtype == "float16"
     # An exponent of all ones means infinity or NaN.
     exponent = np.uint16(0x7C00 if half else 0x7F80)
     if bool(((value.view(np.uint16) & exponent) == exponent).any()):

@@ -21,6 +21,8 @@ from ahpa_scale.data.settings import PrepareSettings
 from ahpa_scale.data.sources import Picture
 from ahpa_scale.data.statistics import ChannelStatistics, PriorStatistics
 from ahpa_scale.level_names import EXTERNAL, LATENT, PRIOR_PREFIX
+from ahpa_scale.method.level_codec import LevelCodec
+from ahpa_scale.models.level_targets import encode_levels
 from ahpa_scale.models.vae import FrozenVAE
 from ahpa_scale.models.vae_config import LatentScaling
 
@@ -32,10 +34,18 @@ class BatchEncoder:
         settings: settings of the preparation.
         card: the card, without the values that are known only after the pass.
         vae: the frozen autoencoder, on the settings' device.
+        codec: reduces the encoder's levels; None for pooled ones.
     """
 
-    def __init__(self, settings: PrepareSettings, card: DatasetCard, vae: FrozenVAE) -> None:
+    def __init__(
+        self,
+        settings: PrepareSettings,
+        card: DatasetCard,
+        vae: FrozenVAE,
+        codec: LevelCodec | None = None,
+    ) -> None:
         self._card = card
+        self._codec = None if codec is None else codec.to(settings.device)
         self._vae = vae
         self._device = settings.device
         self._channels = ChannelStatistics() if settings.scaling == "channel" else None
@@ -101,7 +111,7 @@ class BatchEncoder:
         images_BHWC = torch.from_numpy(np.stack([picture.image_HWC for picture in batch]))
         images_BCHW = images_BHWC.permute(0, 3, 1, 2).to(self._device)
         levels = card.level_names if card.kind == "latents" else ()
-        encoded = self._vae.encode(images_BCHW, levels=levels, grid=card.grid)
+        encoded = encode_levels(self._vae, images_BCHW, levels, card.grid, self._codec)
         if self._channels is not None:
             self._channels.update(encoded.mean_BCHW, encoded.std_BCHW)
         if card.kind != "latents":
@@ -113,7 +123,12 @@ class BatchEncoder:
         return stored
 
     def _prior(self, name: str, map_BCgg: Tensor) -> dict[str, NDArray[Any]]:
-        column = codec.encode_prior(map_BCgg, name, self._card.prior_dtype)
+        if self._codec is not None and name != EXTERNAL:
+            column = codec.encode_values(map_BCgg, name, self._codec)
+            map_BCgg = self._codec.rounded(name, map_BCgg)
+        else:
+            dtype = codec.prior_dtype(self._card, name)
+            column = codec.encode_prior(map_BCgg, name, dtype)
         if self._card.kind == "latents":
             self._priors.update(name, map_BCgg)
         return {PRIOR_PREFIX + name: column}

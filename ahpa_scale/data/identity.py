@@ -23,6 +23,7 @@ _WORDS = {
     "grid": "token grid",
     "levels": "levels",
     "prior_dtype": "number format of priors",
+    "codec": "codec of levels",
     "external_channels": "channels of features",
     "num_samples": "number of pictures",
     "fingerprint": "fingerprint",
@@ -37,6 +38,7 @@ _LONGEST = 40
 def identity(card: DatasetCard) -> dict[str, Any]:
     """The fields that identify the set, ready for JSON."""
     told = {name: getattr(card, name) for name in (*_WORDS, _TORCH)}
+    told |= {"codec": None if card.codec is None else card.codec.digest[:16]}
     told |= {"vae": card.vae.identity, "scaling": asdict(card.scaling), "levels": card.level_names}
     plain: dict[str, Any] = json.loads(json.dumps(told))  # lists for tuples, as JSON reads them
     return plain

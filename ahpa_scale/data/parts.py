@@ -8,11 +8,9 @@ statistics, and last the card. Pictures keep the order of a preparation in one p
 
 from __future__ import annotations
 
-import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from typing import Any
 
 import safetensors.torch as safetensors
@@ -20,21 +18,22 @@ from safetensors import SafetensorError
 
 from ahpa_scale import storage, typed_json
 from ahpa_scale.data.card import CARD_NAME, DatasetCard, read_card
+from ahpa_scale.data.codec_file import CODEC_NAME
+from ahpa_scale.data.codec_making import MadeCodec, share_codec
 from ahpa_scale.data.encode import BatchEncoder
 from ahpa_scale.data.index import INDEX_LIMIT, INDEX_NAME, parse_index
-from ahpa_scale.data.pictures.files import shown
-from ahpa_scale.data.pictures.rejects import REJECTS_NAME, Rejects
-from ahpa_scale.data.prepare import (
-    Written,
-    check_device,
-    finish,
-    plan,
-    rejects_of,
-    write_shards,
-)
+from ahpa_scale.data.making import Written, make_shards, rejects_of
+from ahpa_scale.data.origin import Origin
+from ahpa_scale.data.pictures.rejects import Rejects
+from ahpa_scale.data.planning import check_device, open_all
+from ahpa_scale.data.prepare import finish
 from ahpa_scale.data.reading import report
 from ahpa_scale.data.settings import Part, PrepareSettings
-from ahpa_scale.data.sources import Picture, Source, StoredSource
+from ahpa_scale.data.shard_plan import ShardPlan, layout
+from ahpa_scale.data.sources.some import SomeOf
+from ahpa_scale.data.team import Team
+from ahpa_scale.data.workplace import working_for, write_index
+from ahpa_scale.disk_errors import naming
 from ahpa_scale.errors import UserError
 from ahpa_scale.models.vae import FrozenVAE
 
@@ -44,21 +43,6 @@ _STATISTICS = "statistics.safetensors"
 _PART_LIMIT = 1 << 26
 #: Most bytes of the statistics.
 _STATISTICS_LIMIT = 4 << 30
-
-
-class _Share:
-    """The pictures of one part, as a source."""
-
-    def __init__(self, whole: Source, span: range) -> None:
-        self.whole, self.span = whole, span
-        self.classes, self.description = whole.classes, whole.description
-        self.external_channels = whole.external_channels
-
-    def __len__(self) -> int:
-        return len(self.span)
-
-    def read(self, position: int) -> Picture:
-        return self.whole.read(self.span[position])
 
 
 def prepare_part(
@@ -90,24 +74,31 @@ def prepare_part(
     if settings.overwrite:
         raise UserError("overwrite is for sets made in one piece: with parts, choose another out")
     _check_place(out, part)
-    check_device(settings.device)
-    vae = FrozenVAE.from_pretrained(settings.vae_path)
-    card, pictures = plan(settings, vae, None)
+    devices = settings.all_devices
+    for device in devices:
+        check_device(device)
+    settings = replace(settings, device=devices[0])
+    card, pictures, vae = open_all(settings)
     if part.count > len(pictures):
         raise UserError(f"{len(pictures)} pictures make no {part.count} parts")
-    identity = _Identity.of(settings, card, pictures)
+    origin = Origin.of(settings, card, pictures)
     parts = [Part(index, part.count) for index in range(part.count)]
     # Check all parts: one of another preparation would keep the set from being finished.
-    made = [_made(out, each, identity) for each in parts]
+    made = [_made(out, each, origin) for each in parts]
+    team = Team(part, asdict(origin), out)
+    level_codec = share_codec(settings, card, vae, pictures, team.identity, out)
+    if level_codec.info is not None:
+        origin = replace(origin, codec=level_codec.info.digest)
+    card = level_codec.on_card(card)
     if not made[part.index]:
-        share = _Share(pictures, part.span(len(pictures)))
-        rejects = _write(settings, card, vae.to(settings.device), share, part, identity)
+        share = SomeOf(pictures, part.span(len(pictures)))
+        rejects = _write(settings, devices, card, vae, share, origin, level_codec, team)
         report(share, rejects, storage.join(out, part.folder), tell)
     if storage.exists(storage.join(out, CARD_NAME)):
         return read_card(out)
-    if not all(_made(out, each, identity) for each in parts):
+    if not all(_made(out, each, origin) for each in parts):
         return None
-    written = _merge(settings, card, vae, parts)
+    written = _merge(settings, card, vae, parts, level_codec)
     whole = finish(out, card, written)
     report(pictures, written.rejects, out, tell)
     return whole
@@ -123,57 +114,13 @@ def _check_place(out: str, part: Part) -> None:
     folder = storage.local_path(out)
     ending = part.folder.partition("-of-")[2]
     others = storage.entries(folder) if folder.is_dir() else ()
-    if folder.is_file() or any(f"-of-{ending}" not in each.name for each in others):
+    if folder.is_file() or any(
+        f"-of-{ending}" not in each.name and CODEC_NAME not in each.name for each in others
+    ):
         raise FileExistsError(f"{folder} holds something else: choose another place")
 
 
-@dataclass(frozen=True)
-class _Identity:
-    """What parts of one set must have in common.
-
-    Attributes:
-        options: digest of the card and the options.
-        pictures: per class, the number and digest of the pictures that this machine sees.
-    """
-
-    options: str
-    pictures: dict[str, str]
-
-    @classmethod
-    def of(cls, settings: PrepareSettings, card: DatasetCard, pictures: Source) -> _Identity:
-        content: list[Any] = [
-            card.to_json(),
-            settings.scaling,
-            settings.shuffle_seed,
-            repr(settings.demo),
-        ]
-        content += [settings.class_depth, settings.image_column, settings.label_column]
-        options = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-        if not isinstance(pictures, StoredSource):
-            return cls(options, {})
-        return cls(options, pictures.digests(settings.workers))
-
-    def check(self, told: _Identity, where: str) -> None:
-        """Refuses a part that was made from something else.
-
-        Raises:
-            UserError: it was; the message names the difference if it is known.
-        """
-        for name in {**told.pictures, **self.pictures}:
-            there, here = (each.pictures.get(name, "no pictures") for each in (told, self))
-            if there != here:
-                raise UserError(
-                    f"{where} was made of other files: class {shown(name)} had {there}, and this "
-                    f"machine sees {here}; give all machines the same files, or remove its folder"
-                )
-        if told != self:
-            raise UserError(
-                f"{where} belongs to a preparation with other options, pictures, VAE or torch: "
-                "remove its folder, or choose another out"
-            )
-
-
-def _made(out: str, part: Part, identity: _Identity) -> bool:
+def _made(out: str, part: Part, origin: Origin) -> bool:
     """Whether a part is complete.
 
     Raises:
@@ -183,41 +130,49 @@ def _made(out: str, part: Part, identity: _Identity) -> bool:
     if not storage.exists(where):
         return False
     content = storage.read_bytes(where, _PART_LIMIT)
-    identity.check(typed_json.parse_as(_Identity, content, where, _PART_LIMIT), where)
+    origin.check(typed_json.parse_as(Origin, content, where, _PART_LIMIT), where)
     return True
 
 
 def _write(
     settings: PrepareSettings,
+    devices: Sequence[str],
     card: DatasetCard,
     vae: FrozenVAE,
-    share: _Share,
-    part: Part,
-    identity: _Identity,
+    share: SomeOf,
+    origin: Origin,
+    made: MadeCodec,
+    team: Team,
 ) -> Rejects:
-    place = storage.join(settings.out, part.folder)
+    assert team.part is not None
+    place = storage.join(settings.out, team.part.folder)
+    plan = ShardPlan.of(settings, card, len(share))
 
-    def complete(folder: str, written: Written) -> Rejects:
+    def complete(folder: str) -> Rejects:
+        write_index(folder, written.notes)
         written.rejects.write(folder)
         state = safetensors.save(written.encoder.state())
         storage.write_bytes(storage.join(folder, _STATISTICS), state)
-        storage.write_text(storage.join(folder, PART_NAME), json.dumps(asdict(identity)))
+        storage.write_text(storage.join(folder, PART_NAME), json.dumps(asdict(origin)))
         return written.rejects
 
-    if storage.is_remote(place):
-        # An earlier attempt that was interrupted may have left it.
-        storage.remove(storage.join(place, REJECTS_NAME))
-        with tempfile.TemporaryDirectory(prefix="ahpa-scale-") as room:
-            return complete(place, write_shards(settings, card, vae, share, (room, place)))
-    with storage.atomic_folder(place, marker=PART_NAME) as folder:
-        return complete(str(folder), write_shards(settings, card, vae, share, str(folder)))
+    with naming(place), working_for(place) as workplace:
+        if not workplace.goes_on(origin, layout(settings), anew=False):
+            workplace.begin(origin, layout(settings))
+        written = make_shards(settings, devices, card, vae, share, plan, workplace, made, team)
+        return workplace.publish(place, written.names, complete, replace=False, marker=PART_NAME)
 
 
 def _merge(
-    settings: PrepareSettings, card: DatasetCard, vae: FrozenVAE, parts: Sequence[Part]
+    settings: PrepareSettings,
+    card: DatasetCard,
+    vae: FrozenVAE,
+    parts: Sequence[Part],
+    made: MadeCodec,
 ) -> Written:
     """Writes the whole set's index; two processes at once write the same bytes."""
-    encoder, rejects, shards = BatchEncoder(settings, card, vae), rejects_of(settings, card), []
+    encoder = BatchEncoder(settings, card, vae, made.codec)
+    rejects, shards = rejects_of(settings, card), []
     for part in parts:
         folder = storage.join(settings.out, part.folder)
         if rejects.add_part(folder) == len(part.span(card.num_samples)):
@@ -230,7 +185,7 @@ def _merge(
             shards.append(shard)
     whole = json.dumps({"version": 2, "shards": shards}, sort_keys=True)
     storage.write_text(storage.join(settings.out, INDEX_NAME), whole)
-    return Written(encoder, rejects)
+    return Written(encoder, rejects, ())
 
 
 def _add_statistics(encoder: BatchEncoder, where: str) -> None:

@@ -1,64 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures -> frozen VAE -> MDS shards with latent moments and pooled encoder levels.
-
-Shapes: B batch, H W picture sides, C channels, g the token grid's side.
-"""
+"""Pictures -> frozen VAE -> MDS shards with latent moments and reduced encoder levels."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from difflib import get_close_matches
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from typing import Any
+from uuid import uuid4
 
 import safetensors.torch as safetensors
-import torch
 
-from ahpa_scale import __version__, storage
-from ahpa_scale.data import codec
+from ahpa_scale import storage
 from ahpa_scale.data.array_source import ArraySource
-from ahpa_scale.data.card import (
-    CARD_NAME,
-    PRIOR_STATISTICS,
-    SHARD_HASH,
-    DatasetCard,
-    LevelInfo,
-    VaeInfo,
-    write_card,
-)
-from ahpa_scale.data.encode import BatchEncoder
-from ahpa_scale.data.index import INDEX_LIMIT, INDEX_NAME, index_digest, parse_index
-from ahpa_scale.data.pictures.files import shown
-from ahpa_scale.data.pictures.rejects import REJECTS_NAME, Rejects
-from ahpa_scale.data.reading import batches, report
-from ahpa_scale.data.settings import DEMO, PrepareSettings
-from ahpa_scale.data.sources import (
-    DecodeOptions,
-    DemoSource,
-    Source,
-    SourceOptions,
-    open_source,
-)
-from ahpa_scale.data.writing import ShardWriter
+from ahpa_scale.data.card import CARD_NAME, PRIOR_STATISTICS, DatasetCard, write_card
+from ahpa_scale.data.codec_making import share_codec
+from ahpa_scale.data.index import INDEX_NAME, index_digest
+from ahpa_scale.data.making import Written, make_shards
+from ahpa_scale.data.origin import Origin
+from ahpa_scale.data.pictures.rejects import REJECTS_NAME
+from ahpa_scale.data.planning import check_device, open_all
+from ahpa_scale.data.reading import report
+from ahpa_scale.data.settings import PrepareSettings
+from ahpa_scale.data.shard_plan import ShardPlan, layout
+from ahpa_scale.data.team import Team
+from ahpa_scale.data.workplace import Workplace, working_for, write_index
 from ahpa_scale.disk_errors import naming
-from ahpa_scale.errors import UserError
-from ahpa_scale.models.vae import FrozenVAE
-from ahpa_scale.models.vae_config import LatentScaling
-from ahpa_scale.progress import progress_bar
-
-
-@dataclass(frozen=True)
-class Written:
-    """The results of a pass over the pictures, besides the shards.
-
-    Attributes:
-        encoder: holds the pictures' statistics.
-        rejects: pictures that could not be read.
-    """
-
-    encoder: BatchEncoder
-    rejects: Rejects
 
 
 def prepare(
@@ -87,21 +53,41 @@ def prepare(
     else:
         settings = PrepareSettings(source=source, out=out, **options)
     _check_target(settings)
-    check_device(settings.device)
-    vae = FrozenVAE.from_pretrained(settings.vae_path)
-    card, pictures = plan(settings, vae, given)
-    vae = vae.to(settings.device)
-    if storage.is_remote(out):
-        card, rejects = _write_remote(settings, card, vae, pictures)
-    else:
-        with (
-            naming(out),
-            storage.atomic_folder(out, replace=settings.overwrite, marker=CARD_NAME) as folder,
-        ):
-            written = write_shards(settings, card, vae, pictures, str(folder))
-            card, rejects = finish(str(folder), card, written), written.rejects
-    report(pictures, rejects, out, tell)
-    return card
+    devices = settings.all_devices
+    for device in devices:
+        check_device(device)
+    settings = replace(settings, device=devices[0])
+    card, pictures, vae = open_all(settings, given)
+    # Pictures in memory are gone after an interruption, and no other process has them.
+    origin = Origin.of(settings, card, pictures) if given is None else Origin(uuid4().hex, {})
+    with naming(out), working_for(out) as workplace:
+        _begin(settings, origin, workplace, anew=settings.overwrite or given is not None)
+        team = Team(None, asdict(origin), workplace.folder)
+        made = share_codec(settings, card, vae, pictures, team.identity, team.codec_place)
+        card = made.on_card(card)
+        plan = ShardPlan.of(settings, card, len(pictures))
+        written = make_shards(settings, devices, card, vae, pictures, plan, workplace, made, team)
+
+        def complete(folder: str) -> DatasetCard:
+            write_index(folder, written.notes)
+            made.write(folder)
+            return finish(folder, card, written)
+
+        whole = workplace.publish(
+            out, written.names, complete, replace=settings.overwrite, marker=CARD_NAME
+        )
+    report(pictures, written.rejects, out, tell)
+    return whole
+
+
+def _begin(settings: PrepareSettings, origin: Origin, workplace: Workplace, *, anew: bool) -> None:
+    if workplace.goes_on(origin, layout(settings), anew=anew):
+        return
+    if workplace.is_remote:
+        # The old set becomes incomplete now, and must not look complete.
+        for name in (CARD_NAME, INDEX_NAME, PRIOR_STATISTICS, REJECTS_NAME):
+            storage.remove(storage.join(settings.out, name))
+    workplace.begin(origin, layout(settings))
 
 
 def _check_target(settings: PrepareSettings) -> None:
@@ -119,168 +105,6 @@ def _check_target(settings: PrepareSettings) -> None:
         )
 
 
-def check_device(name: str) -> None:
-    """Check that torch can use a device here.
-
-    Raises:
-        UserError: it cannot; the message says why.
-    """
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"device {name!r} cannot be used here: {reason}") from error
-
-
-def plan(
-    settings: PrepareSettings, vae: FrozenVAE, given: ArraySource | None
-) -> tuple[DatasetCard, Source]:
-    """The card, without the values that are known only after the pass, and the opened source."""
-    if settings.size % vae.downsample:
-        near = max(1, round(settings.size / vae.downsample)) * vae.downsample
-        raise UserError(
-            f"size {settings.size} is no multiple of the VAE's downsampling {vae.downsample}: "
-            f"the nearest is {near}"
-        )
-    side = settings.size // vae.downsample
-    grid = settings.grid if settings.grid is not None else max(1, side // 2)
-    if grid > side:
-        raise UserError(f"grid {grid} is finer than the latent of {side}x{side}")
-    pictures = _open_source(settings, grid) if given is None else given.on_grid(grid)
-    card = DatasetCard(
-        kind=settings.kind,
-        num_samples=len(pictures),
-        classes=pictures.classes,
-        image_size=settings.size,
-        latent_shape=(vae.latent_channels, side, side),
-        grid=grid,
-        vae=VaeInfo(settings.vae_path, vae.identity, vae.downsample, vae.latent_channels),
-        scaling=LatentScaling.from_config(vae.config),
-        levels=_chosen_levels(settings.levels, vae),
-        prior_dtype=settings.prior_dtype,
-        external_channels=pictures.external_channels,
-        source=pictures.description,
-        fingerprint="",
-        version=__version__,
-        torch=torch.__version__.partition("+")[0],
-    )
-    return card, pictures
-
-
-def _open_source(settings: PrepareSettings, grid: int) -> Source:
-    size, limit = settings.size, settings.limit
-    if settings.source != DEMO:
-        how = DecodeOptions(exif=settings.exif is not False, least_side=settings.least_side or 1)
-        options = SourceOptions(
-            size=size,
-            grid=grid,
-            features=settings.features,
-            shuffle_seed=settings.shuffle_seed or 0,
-            limit=limit,
-            decode=how,
-            classes_from=settings.classes_from,
-            class_depth=settings.class_depth,
-            image_column=settings.image_column,
-            label_column=settings.label_column,
-        )
-        source = open_source(settings.source, options)
-        _refuse_one_class(settings, source.classes)
-        return source
-    demo = settings.demo
-    return DemoSource(
-        demo.preset,
-        size=size,
-        grid=grid,
-        num_samples=demo.num_samples if limit is None else min(limit, demo.num_samples),
-        seed=demo.seed,
-        start=demo.start,
-        oracle=settings.features is not None,
-    )
-
-
-def _refuse_one_class(settings: PrepareSettings, classes: Sequence[str]) -> None:
-    """Labels of one class teach nothing, and most often a folder above that of the classes was
-    named.
-    """
-    if len(classes) == 1 and settings.class_depth is None:
-        raise UserError(
-            f"{settings.source} has one class only, {shown(classes[0])}: if that is meant, give "
-            "--class-depth 0; if deeper folders are the classes, --class-depth 2"
-        )
-
-
-def _chosen_levels(names: Sequence[str] | None, vae: FrozenVAE) -> tuple[LevelInfo, ...]:
-    known = [level.name for level in vae.levels]
-    for name in names or ():
-        if name not in known:
-            near = get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise UserError(f"the VAE has no level {name!r}: did you mean {near}?")
-    return tuple(
-        LevelInfo(level.name, level.channels)
-        for level in vae.levels
-        if names is None or level.name in names
-    )
-
-
-def _write_remote(
-    settings: PrepareSettings, card: DatasetCard, vae: FrozenVAE, pictures: Source
-) -> tuple[DatasetCard, Rejects]:
-    """Upload shards as they fill, then the index, then the card.
-
-    The local disk holds only the shard being filled and those being uploaded.
-    """
-    out = settings.out
-    old = _shard_names(out) if storage.exists(storage.join(out, CARD_NAME)) else set()
-    # From here on the old set is incomplete, and must not look complete.
-    for name in (CARD_NAME, PRIOR_STATISTICS, REJECTS_NAME):
-        storage.remove(storage.join(out, name))
-    with tempfile.TemporaryDirectory(prefix="ahpa-scale-") as room:
-        written = write_shards(settings, card, vae, pictures, (room, out))
-    card = finish(out, card, written)
-    for name in old - _shard_names(out):
-        storage.remove(storage.join(out, name))
-    return card, written.rejects
-
-
-def write_shards(
-    settings: PrepareSettings,
-    card: DatasetCard,
-    vae: FrozenVAE,
-    pictures: Source,
-    out: str | tuple[str, str],
-) -> Written:
-    """Encode and write every readable picture; `card` counts all pictures, of other parts too."""
-    encoder = BatchEncoder(settings, card, vae)
-    rejects = rejects_of(settings, card)
-    room, url = (out, None) if isinstance(out, str) else out
-    writer = ShardWriter(
-        room, url, columns=codec.columns(card), hashes=[SHARD_HASH], size_limit=settings.shard_size
-    )
-    bar = progress_bar(total=len(pictures), unit="picture", desc="prepare", shown=settings.progress)
-    try:
-        with bar:
-            count = 0
-            for batch in batches(pictures, settings, rejects):
-                for sample in encoder.samples(batch):
-                    writer.write(sample)
-                count += len(batch)
-                bar.update(count + len(rejects) - bar.n)
-        writer.finish()
-    except BaseException:
-        # The writer's own context manager would write an index of the incomplete set here.
-        writer.cancel_future_jobs()
-        if writer.failure is not None:
-            raise writer.failure from None
-        raise
-    return Written(encoder, rejects)
-
-
-def rejects_of(settings: PrepareSettings, card: DatasetCard) -> Rejects:
-    """An empty list of rejects, for all pictures that the set is planned to have."""
-    advice = "mend them, or allow more with --rejects"
-    return Rejects(card.num_samples, settings.rejects, advice)
-
-
 def finish(out: str, card: DatasetCard, written: Written) -> DatasetCard:
     """Write the rejects and the priors' statistics, then the card, which completes the set."""
     written.rejects.write(out)
@@ -296,11 +120,3 @@ def finish(out: str, card: DatasetCard, written: Written) -> DatasetCard:
     )
     write_card(out, card)
     return card
-
-
-def _shard_names(out: str) -> set[str]:
-    where = storage.join(out, INDEX_NAME)
-    return {
-        shard.raw_data.basename
-        for shard in parse_index(storage.read_bytes(where, INDEX_LIMIT), where).shards
-    }

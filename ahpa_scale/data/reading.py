@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 
 from ahpa_scale.data.pictures.decode import UnreadablePictureError
@@ -14,33 +15,58 @@ from ahpa_scale.data.settings import PrepareSettings
 from ahpa_scale.data.sources import Picture, Source, StoredSource
 
 
-def batches(
-    pictures: Source, settings: PrepareSettings, rejects: Rejects
-) -> Iterator[list[Picture]]:
-    """Whole batches in order, read by threads because decoding releases the GIL. Unreadable
-    pictures are skipped and added to the rejects.
+@dataclass(frozen=True)
+class Batch:
+    """Pictures of one shard, in order.
 
-    Raises:
-        UserError: more pictures are unreadable than allowed.
+    Attributes:
+        shard: its number.
+        pictures: those that could be read.
+        rejects: those that could not.
+        is_last: whether the shard ends with it.
     """
-    ahead = 2 * settings.batch_size
-    positions = iter(range(len(pictures)))
+
+    shard: int
+    pictures: list[Picture]
+    rejects: list[UnreadablePictureError]
+    is_last: bool
+
+
+def batches(
+    pictures: Source, shards: Iterable[tuple[int, range]], settings: PrepareSettings
+) -> Iterator[Batch]:
+    """Batches of all shards in order, read by threads because decoding releases the GIL. While one
+    shard is encoded, the next one is read already.
+
+    Args:
+        pictures: the source.
+        shards: number and positions of each shard; asked for the next one in time.
+        settings: threads and batch size.
+    """
+    positions = (
+        (shard, position, position == span[-1]) for shard, span in shards for position in span
+    )
     pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="read")
+    waiting: deque[tuple[int, bool, Future[Picture]]] = deque()
+
+    def read(number: int) -> None:
+        for shard, position, is_last in islice(positions, number):
+            waiting.append((shard, is_last, pool.submit(pictures.read, position)))
+
     try:
-        waiting: deque[Future[Picture]] = deque(
-            pool.submit(pictures.read, position) for position in islice(positions, ahead)
-        )
+        read(2 * settings.batch_size)
+        found: list[Picture] = []
+        rejects: list[UnreadablePictureError] = []
         while waiting:
-            batch: list[Picture] = []
-            while waiting and len(batch) < settings.batch_size:
-                try:
-                    batch.append(waiting.popleft().result())
-                    rejects.firsts += batch[-1].is_first
-                except UnreadablePictureError as error:
-                    rejects.add(error)
-                waiting.extend(pool.submit(pictures.read, p) for p in islice(positions, 1))
-            if batch:
-                yield batch
+            shard, is_last, future = waiting.popleft()
+            try:
+                found.append(future.result())
+            except UnreadablePictureError as error:
+                rejects.append(error)
+            read(1)
+            if is_last or len(found) == settings.batch_size:
+                yield Batch(shard, found, rejects, is_last)
+                found, rejects = [], []
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -8,12 +8,16 @@ from dataclasses import dataclass, fields
 
 from ahpa_scale import storage
 from ahpa_scale.data.card import KINDS, PRIOR_DTYPES
+from ahpa_scale.data.codec_info import CODECS, POOLED, RESIDUAL
 from ahpa_scale.errors import UserError
 
 DEMO = "demo"
+_DEVICES = re.compile(r"(cpu|cuda):[1-9]\d{0,2}", re.ASCII)
 #: Share of all pictures that may be unreadable before a pass fails.
 REJECTS = 0.01
 ORACLE = "oracle"
+#: Dimensions of a token that a group of levels gets. Three groups on 16x16 tokens take 48 KiB.
+LEVEL_DIMS = 64
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,11 @@ STORED_OPTIONS = (
     *("image_column", "label_column"),
 )
 DEMO_OPTIONS = tuple(option.name for option in fields(DemoChoice))
+#: Options that count something, from 1.
+_COUNTS = (
+    *("size", "grid", "batch_size", "limit", "num_samples", "workers"),
+    *("level_dims", "sample", "least_side"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +101,10 @@ class PrepareSettings:
         kind: 'latents' stores moments and maps, 'images' the pictures for online encoding.
         scaling: 'config' takes the VAE's published factors, 'channel' measures the pictures.
         levels: encoder levels to store; None stores all.
-        prior_dtype: 'float16' or 'bfloat16'.
+        codec: how a level is brought to the token grid, one of CODECS.
+        level_dims: dimensions of a token for each default group of levels; None is LEVEL_DIMS.
+        sample: pictures that the codec is fitted to and measured on.
+        prior_dtype: 'int8', 'float16' or 'bfloat16'; None is int8, and float16 for pooled levels.
         features: folder of `.npy` features of another encoder, or 'oracle' for the demo.
         batch_size: pictures per encoder call.
         limit: at most this many pictures.
@@ -104,6 +116,7 @@ class PrepareSettings:
         preset, num_samples, seed, start: the demo pictures; None is DemoChoice's default.
         overwrite: replace a complete data set that is there already.
         device: torch device of the encoder.
+        devices: several, a process on each: kind and number, such as 'cuda:8' or 'cpu:2'.
         shard_size: bytes of a shard, or text such as '64mb'.
         workers: threads that read and crop.
         progress: whether to draw a progress bar on stderr.
@@ -117,7 +130,10 @@ class PrepareSettings:
     kind: str = "latents"
     scaling: str = "config"
     levels: tuple[str, ...] | None = None
-    prior_dtype: str = "float16"
+    codec: str = RESIDUAL
+    level_dims: int | None = None
+    sample: int = 512
+    prior_dtype: str | None = None
     features: str | None = None
     batch_size: int = 64
     limit: int | None = None
@@ -135,6 +151,7 @@ class PrepareSettings:
     start: int | None = None
     overwrite: bool = False
     device: str = "cpu"
+    devices: str | None = None
     shard_size: int | str = "64mb"
     workers: int = 4
     progress: bool = True
@@ -143,14 +160,15 @@ class PrepareSettings:
         for name, allowed in (
             ("kind", KINDS),
             ("scaling", ("config", "channel")),
+            ("codec", CODECS),
             ("prior_dtype", PRIOR_DTYPES),
         ):
-            if getattr(self, name) not in allowed:
+            optional = name == "prior_dtype" and self.prior_dtype is None
+            if getattr(self, name) not in allowed and not optional:
                 raise UserError(
                     f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}"
                 )
-        at_least_one = ("size", "grid", "batch_size", "limit", "num_samples", "workers")
-        for name in (*at_least_one, "least_side"):
+        for name in _COUNTS:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("start", "seed", "class_depth"):
@@ -163,11 +181,32 @@ class PrepareSettings:
                 f"shard_size {self.shard_size!r} is not below 4gb: write a whole number and b, kb, "
                 "mb or gb, as in '64mb'"
             )
+        if self.codec == POOLED and self.level_dims is not None:
+            raise UserError("codec 'pooled' keeps all channels: leave level_dims out")
+        if self.codec == POOLED and self.prior_dtype == "int8":
+            raise UserError("codec 'pooled' has no int8: choose prior_dtype float16 or bfloat16")
         if self.kind == "images" and self.levels is not None:
             raise UserError("kind 'images' stores no levels: leave levels out")
         if storage.scheme(self.out) not in ("", "s3", "gs"):
             raise UserError(f"data sets go to a local folder, s3:// or gs://, not {self.out}")
+        if self.devices is not None and not _DEVICES.fullmatch(self.devices):
+            raise UserError(
+                f"devices is {self.devices!r}: give a kind and how many, such as cuda:8 or cpu:2"
+            )
         self._check_source_options()
+
+    @property
+    def all_devices(self) -> list[str]:
+        """A torch device for each process."""
+        if self.devices is None:
+            return [self.device]
+        kind, _, number = self.devices.partition(":")
+        return [kind if kind == "cpu" else f"{kind}:{each}" for each in range(int(number))]
+
+    @property
+    def stored_dtype(self) -> str:
+        """Number format of the encoder's levels, default filled in."""
+        return self.prior_dtype or ("float16" if self.codec == POOLED else "int8")
 
     @property
     def demo(self) -> DemoChoice:

@@ -23,6 +23,7 @@ from streaming.base.distributed import get_local_rank
 from ahpa_scale import storage
 from ahpa_scale.data import codec, neighbours
 from ahpa_scale.data.card import DatasetCard, read_card
+from ahpa_scale.data.codec_file import read_codec
 from ahpa_scale.data.columns import ColumnReader
 from ahpa_scale.data.fetching import ShardStream
 from ahpa_scale.data.host_lock import alone_on_host
@@ -33,6 +34,7 @@ from ahpa_scale.data.tracker import shield_tracker
 from ahpa_scale.data.whole import ShardError, check_whole
 from ahpa_scale.data.workers import Loader, begin_worker
 from ahpa_scale.errors import UserError
+from ahpa_scale.method.level_codec import LevelCodec
 
 
 class LatentStream(StreamingDataset):
@@ -48,6 +50,7 @@ class LatentStream(StreamingDataset):
         remote: where the data set is; None if it is read in place.
         local: the cache folder, or the data set itself.
         levels: wanted levels; None for all stored levels.
+        level_codec: the data set's codec, for levels of int8.
         options: options of StreamingDataset.
     """
 
@@ -59,9 +62,11 @@ class LatentStream(StreamingDataset):
         remote: str | None,
         local: str,
         levels: tuple[str, ...] | None = None,
+        level_codec: LevelCodec | None = None,
         **options: Any,
     ) -> None:
         wanted = codec.wanted_columns(card, levels)
+        self._level_codec = level_codec
         self._at_hand: set[int] = set()
         self._failure: BaseException | None = None
         super().__init__(streams=[ShardStream(index, remote, local)], **options)
@@ -169,7 +174,7 @@ class LatentStream(StreamingDataset):
             "label": int(stored.pop("label")),
         }
         for column, value in stored.items():
-            sample[column] = codec.decode(column, value, self.card.prior_dtype)
+            sample[column] = codec.decode(column, value, self.card, self._level_codec)
         return sample
 
     def _dropped(self, sample_id: int) -> bool:
@@ -233,9 +238,11 @@ def build_loader(
     # One rank checks a store for all. A path may be another disk on each host, so each checks it.
     if os.environ.get("RANK" if storage.is_remote(remote) else "LOCAL_RANK", "0") == "0":
         check_whole(remote, index)
+    coded = card.kind == "latents" and levels != ()
     data = _open_stream(
         card,
         levels,
+        level_codec=read_codec(remote, card) if coded else None,
         index=index,
         **places,
         batch_size=batch_size,

@@ -22,7 +22,7 @@ from ahpa_scale import storage
 from ahpa_scale.data.demo.mixture import SIZES, DemoMixture, Pixels, held_out
 from ahpa_scale.data.pictures.decode import UnreadablePictureError
 from ahpa_scale.data.pictures.rejects import Rejects
-from ahpa_scale.data.prepare import check_device
+from ahpa_scale.data.planning import check_device
 from ahpa_scale.data.reading import report as report_rejects
 from ahpa_scale.data.settings import REJECTS
 from ahpa_scale.data.sources import Source

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ahpa_scale.precision import float32_region
+from ahpa_scale.precision import float32_region, full_float32
 
 
 class PairMoments:
@@ -95,10 +95,5 @@ def explained_shares(
 @contextmanager
 def exact_products(tensor: Tensor) -> Iterator[None]:
     """Full float32 matrix products: no autocast and no TensorFloat-32, which Composer turns on."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with float32_region(tensor):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    with full_float32(), float32_region(tensor):
+        yield

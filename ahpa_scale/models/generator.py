@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from composer.models import ComposerModel
@@ -24,12 +24,16 @@ from ahpa_scale.models.attachments import (
 )
 from ahpa_scale.models.backbone import Backbone
 from ahpa_scale.models.flow import Path, get_path, sample_timesteps, velocity_loss
+from ahpa_scale.models.level_targets import encode_targets
 from ahpa_scale.models.noising import noised
 from ahpa_scale.models.prior_sources import LatentSource, PriorSource, SourceContext, fill_priors
 from ahpa_scale.models.randomness import sample_key, uniform
 from ahpa_scale.models.vae import FrozenVAE
 from ahpa_scale.models.vae_config import LatentScaling
 from ahpa_scale.precision import float32_region
+
+if TYPE_CHECKING:
+    from ahpa_scale.method.level_codec import LevelCodec
 
 
 class DiffusionGenerator(ComposerModel):
@@ -48,6 +52,8 @@ class DiffusionGenerator(ComposerModel):
         label_dropout: share of labels replaced by the null class, for classifier-free guidance.
         seed: seed of noise, t, posterior samples and label dropout.
         vae: encodes batches that carry images instead of moments; never part of the state dict.
+        codec: reduces the levels of pictures that are encoded here, as the data set's are; None
+            averages them.
         cpu_bf16: run the forward pass under bfloat16 autocast on the CPU, where Composer's own
             precision setting refuses it; about four times as fast on CPUs with matrix units.
     """
@@ -64,6 +70,7 @@ class DiffusionGenerator(ComposerModel):
         label_dropout: float = 0.1,
         seed: int = 0,
         vae: FrozenVAE | None = None,
+        codec: LevelCodec | None = None,
         cpu_bf16: bool = False,
     ) -> None:
         super().__init__()
@@ -82,6 +89,7 @@ class DiffusionGenerator(ComposerModel):
         # In a tuple, so that nn.Module doesn't adopt it: a frozen VAE belongs in no checkpoint,
         # optimizer or shard.
         self._vae = (vae,)
+        self._codec = codec
         self.register_load_state_dict_pre_hook(refuse_other_attachments)
 
     @property
@@ -232,7 +240,7 @@ class DiffusionGenerator(ComposerModel):
         # by half a percent, and a run that encodes online would differ from one that reads its
         # cache.
         with float32_region(batch["image"]):
-            encoded = self.vae.encode(batch["image"], levels=missing, grid=self.dit.grid)
+            encoded = encode_targets(self.vae, batch["image"], missing, self.dit.grid, self._codec)
         inputs.update({PRIOR_PREFIX + level: prior for level, prior in encoded.priors.items()})
         return encoded.mean_BCHW, encoded.std_BCHW, inputs
 

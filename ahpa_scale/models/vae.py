@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frozen VAE of latent diffusion: posterior moments, encoder levels pooled to a grid, decoding.
+"""The frozen VAE of latent diffusion: posterior moments, encoder levels on a grid, decoding.
 
 Shapes: B batch, C channels, H W height and width, gg the token grid.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -42,6 +42,9 @@ from ahpa_scale.unreachable import UnreachableError, is_unreachable
 #: Repository, folder in it, and a branch, tag or commit.
 _HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:/(\w[\w./-]*))?(?:@(\w[\w./-]*))?")
 
+#: Makes of a level's name and its map [B, C_level, H, W] what is kept of it.
+Reduce = Callable[[str, Tensor], Tensor]
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -50,7 +53,7 @@ class Encoded:
     Attributes:
         mean_BCHW: posterior mean, unscaled.
         std_BCHW: posterior standard deviation, unscaled.
-        priors: level name -> map [B, C_level, g, g].
+        priors: level name -> map [B, C_level, g, g], or what `reduce` made of the level.
     """
 
     mean_BCHW: Tensor
@@ -110,7 +113,11 @@ class FrozenVAE(nn.Module):
 
     @torch.no_grad()
     def encode(
-        self, image_BCHW: Tensor, levels: Sequence[str] = (), grid: int | None = None
+        self,
+        image_BCHW: Tensor,
+        levels: Sequence[str] = (),
+        grid: int | None = None,
+        reduce: Reduce | None = None,
     ) -> Encoded:
         """Posterior moments of pictures and the wanted encoder levels, without a graph.
 
@@ -118,9 +125,11 @@ class FrozenVAE(nn.Module):
             image_BCHW: uint8, or float in [-1, 1]; sides divisible by ``downsample``.
             levels: names out of ``levels``.
             grid: tokens per side the levels are averaged to; None keeps the latent's resolution.
+            reduce: called with each wanted level's name and float32 map, in place of averaging.
 
         Returns:
-            Float32 moments (unscaled) and one map per level, [B, C_level, grid, grid].
+            Float32 moments (unscaled) and one map per level, [B, C_level, grid, grid], or what
+            `reduce` made of it.
 
         Raises:
             UserError: unknown level, or a size or grid that does not fit.
@@ -130,7 +139,7 @@ class FrozenVAE(nn.Module):
             if name not in names:
                 raise UserError(f"unknown VAE level {name!r}: {_nearest(name, names)}")
         size = self._pooled_size(image_BCHW, grid)
-        with _pooled_levels(self.model, levels, size) as priors:
+        with _reduced_levels(self.model, levels, reduce or _pooling(size)) as priors:
             posterior = self.model.encode(self._to_input(image_BCHW)).latent_dist
         moments_BCHW = posterior.parameters.float()
         mean_BCHW, logvar_BCHW = moments_BCHW.chunk(2, dim=1)
@@ -167,24 +176,30 @@ class FrozenVAE(nn.Module):
         return grid, grid
 
 
+def _pooling(size: tuple[int, int]) -> Reduce:
+    def pool(level: str, map_BCHW: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(map_BCHW, size).contiguous()
+
+    return pool
+
+
 @contextmanager
-def _pooled_levels(
-    model: AutoencoderKL, levels: Sequence[str], size: tuple[int, int]
+def _reduced_levels(
+    model: AutoencoderKL, levels: Sequence[str], reduce: Reduce
 ) -> Iterator[dict[str, Tensor]]:
-    """Collect levels during one forward pass; the hook pools them, so that no full map is kept."""
-    pooled: dict[str, Tensor] = {}
+    """Collect levels during one forward pass; the hook reduces them, so no full map is kept."""
+    reduced: dict[str, Tensor] = {}
 
     def tap(name: str) -> torch.utils.hooks.RemovableHandle:
         def hook(module: nn.Module, inputs: object, map_BCHW: Tensor) -> None:
             with torch.autocast(map_BCHW.device.type, enabled=False):
-                small_BCgg = F.adaptive_avg_pool2d(map_BCHW.float(), size)
-            pooled[name] = small_BCgg.contiguous()
+                reduced[name] = reduce(name, map_BCHW.float())
 
         return model.get_submodule(name).register_forward_hook(hook)
 
     handles = [tap(name) for name in levels]
     try:
-        yield pooled
+        yield reduced
     finally:
         for handle in handles:
             handle.remove()

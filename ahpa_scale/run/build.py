@@ -28,9 +28,11 @@ from ahpa_scale.config.errors import ConfigError
 from ahpa_scale.config.schema import Config, parse_duration
 from ahpa_scale.config.targets import Targets
 from ahpa_scale.data.card import DatasetCard
+from ahpa_scale.data.codec_file import read_codec
 from ahpa_scale.data.stream import build_loader
 from ahpa_scale.errors import UserError
 from ahpa_scale.exporter import Board
+from ahpa_scale.method.level_codec import LevelCodec
 from ahpa_scale.models.dit import build_dit
 from ahpa_scale.models.generator import DiffusionGenerator
 from ahpa_scale.models.vae import FrozenVAE
@@ -84,9 +86,12 @@ def build_trainer(
     # All ranks draw the same initial weights. What differs between ranks derives from samples.
     reproducibility.seed_all(config.seed)
     vae = _load_vae(config, card)
+    codec = None
     if vae is not None:
         vae.to(device._device)
-    generator = build_generator(config, card, vae, cpu_bf16=cpu_bf16(config, device))
+        codec = load_codec(config, card, targets)
+        codec = None if codec is None else codec.to(device._device)
+    generator = build_generator(config, card, vae, codec, cpu_bf16=cpu_bf16(config, device))
     if config.model.weights is not None and start.source is None:
         take_initial_weights(config, card, generator.dit)
     if config.parallelism.compile:
@@ -125,9 +130,16 @@ def build_trainer(
 
 
 def build_generator(
-    config: Config, card: DatasetCard, vae: FrozenVAE | None = None, cpu_bf16: bool = False
+    config: Config,
+    card: DatasetCard,
+    vae: FrozenVAE | None = None,
+    codec: LevelCodec | None = None,
+    *,
+    cpu_bf16: bool = False,
 ) -> DiffusionGenerator:
-    """Builds the model. Without a VAE it takes only cached latents."""
+    """Builds the model. Without a VAE it takes only cached latents. The codec is for levels of
+    pictures that it encodes.
+    """
     model, flow = config.model, config.flow
     label_dropout = 0.0 if model.unconditional else model.label_dropout
     dit = build_dit(
@@ -152,6 +164,7 @@ def build_generator(
         label_dropout=label_dropout,
         seed=config.seed,
         vae=vae,
+        codec=codec,
         cpu_bf16=cpu_bf16,
     )
 
@@ -204,6 +217,19 @@ def _load_vae(config: Config, card: DatasetCard) -> FrozenVAE | None:
         raise ConfigError(config.source_of("vae.path"), "vae.path", str(error)) from None
     check_vae_weights(config, card, vae.identity)
     return vae
+
+
+def load_codec(config: Config, card: DatasetCard, targets: Targets) -> LevelCodec | None:
+    """The data set's codec if the run encodes levels online, else None."""
+    if card.kind != "images" or not targets.stored:
+        return None
+    url = config.data.remote or config.data.local
+    assert url is not None, "check_static demands data.local"
+    try:
+        return read_codec(url, card)
+    except UserError as error:
+        key = "data.remote" if config.data.remote else "data.local"
+        raise ConfigError(config.source_of(key), key, str(error)) from None
 
 
 def _build_loader(config: Config, targets: Targets) -> Any:

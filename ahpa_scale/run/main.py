@@ -27,7 +27,9 @@ from ahpa_scale.config.errors import (
 )
 from ahpa_scale.config.load import load_config, to_yaml
 from ahpa_scale.config.schema import Config, parse_duration
+from ahpa_scale.config.targets import Targets
 from ahpa_scale.config.yaml_file import read_yaml
+from ahpa_scale.data.card import DatasetCard
 from ahpa_scale.ending import (
     CLOSING,
     ERROR,
@@ -85,6 +87,7 @@ def _run(argv: Sequence[str], requests: Requests, way_out: WayOut, stack: ExitSt
             check_folders(config)
         card = read_data_card(config)
         targets = check_data(config, card)
+        _say_pooled(card, targets)
         held_out = check_held_out(config, card, _say_once)
         check_reference(config)
         pulse = stack.enter_context(watch_ranks(config)) or Pulse()
@@ -122,6 +125,15 @@ def _run(argv: Sequence[str], requests: Requests, way_out: WayOut, stack: ExitSt
     requests.preparing, way_out.training = False, True
     with exit_on_user_error(shared=False):
         _train(config, trainer, requests)
+
+
+def _say_pooled(card: DatasetCard, targets: Targets) -> None:
+    """Says that levels are mean-pooled, as all were before there were codecs."""
+    if card.codec is None and set(targets.levels) & set(card.level_names):
+        _say_once(
+            "the data set's levels are mean-pooled, and so are the targets; prepare it with "
+            "--codec residual for levels that keep their detail"
+        )
 
 
 def _say_once(text: str) -> None:

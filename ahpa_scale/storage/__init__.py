@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ahpa_scale.disk_errors import naming
 from ahpa_scale.errors import UserError
 from ahpa_scale.storage.disk import local_files, move_into_place, new_file_beside, sync_folder
-from ahpa_scale.storage.folders import atomic_folder, entries, is_free
+from ahpa_scale.storage.folders import atomic_folder, entries, is_free, kept_room
 from ahpa_scale.storage.patience import (
     PATIENCE,
     Progress,
@@ -43,6 +45,7 @@ __all__ = [
     "is_free",
     "is_remote",
     "join",
+    "kept_room",
     "local_path",
     "open_forwards",
     "patience_seconds",
@@ -54,6 +57,7 @@ __all__ = [
     "scheme",
     "sync_folder",
     "write_bytes",
+    "write_new",
     "write_text",
 ]
 
@@ -132,6 +136,31 @@ def write_bytes(url: str | os.PathLike[str], content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_new(url: str | os.PathLike[str], content: bytes) -> None:
+    """As `write_bytes`, but whatever is there already stays, also if it came a moment ago. Stores
+    that know no such condition replace it.
+    """
+    if is_remote(url):
+        try:
+            _ask(url, lambda store, path: store.pipe_file(path, content, mode="create"))
+        except (FileExistsError, RefusedError):
+            if not exists(url):
+                raise
+        return
+    target = local_path(url)
+    # A name of its own, so that the link below can't meet a half-written file.
+    written = target.with_name(f".{target.name}-{uuid.uuid4().hex}")
+    write_bytes(written, content)
+    try:
+        with suppress(FileExistsError):
+            os.link(written, target)
+    except OSError:
+        if not target.exists():  # a file system without links
+            move_into_place(written, target)
+    finally:
+        written.unlink(missing_ok=True)
 
 
 def write_text(url: str | os.PathLike[str], text: str) -> None:

@@ -35,6 +35,16 @@ def entries(folder: Path) -> Iterator[Path]:
             yield path
 
 
+def kept_room(target: str | os.PathLike[str]) -> Path:
+    """A hidden folder for the content of `target` that outlives this process; it may not exist.
+    Nothing here removes it.
+    """
+    final = Path(os.path.realpath(local_path(target)))
+    if is_mount_point(final):
+        return final / f".{_ROOM}kept"
+    return final.parent / f".{final.name}.{_ROOM}kept"
+
+
 @contextmanager
 def atomic_folder(
     target: str | os.PathLike[str], *, replace: bool = False, marker: str | None = None

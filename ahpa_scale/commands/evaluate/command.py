@@ -30,7 +30,7 @@ from ahpa_scale.commands.evaluate.table import Table
 from ahpa_scale.config.evaluation import Evaluation
 from ahpa_scale.config.schema import parse_time
 from ahpa_scale.data.card import DatasetCard, read_card
-from ahpa_scale.data.prepare import check_device
+from ahpa_scale.data.planning import check_device
 from ahpa_scale.errors import UserError
 from ahpa_scale.evaluation.curves import draw_evaluation
 from ahpa_scale.evaluation.feature_sets import FeatureSet

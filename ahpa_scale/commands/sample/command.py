@@ -26,7 +26,7 @@ from ahpa_scale.commands.sample.pictures import (
 from ahpa_scale.commands.sample.ranks import Ranks, ranks
 from ahpa_scale.config.drawing import Drawing
 from ahpa_scale.config.errors import choices
-from ahpa_scale.data.prepare import check_device
+from ahpa_scale.data.planning import check_device
 from ahpa_scale.errors import UserError
 from ahpa_scale.evaluation.samples import ExactDecoder, sample_batches
 from ahpa_scale.interchange.official import Layout, Told

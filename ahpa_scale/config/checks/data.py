@@ -196,6 +196,6 @@ def _check_priors(config: Config, card: DatasetCard, targets: Targets) -> None:
             config,
             "model.name",
             f"{config.model.name} has a grid of {grid}x{grid} tokens, and the data set's "
-            "priors are pooled to "
+            "priors lie on "
             f"{card.grid}x{card.grid}; prepare them for this grid",
         )

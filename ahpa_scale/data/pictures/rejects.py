@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from ahpa_scale import storage, typed_json
 from ahpa_scale.data.pictures.decode import UnreadablePictureError
@@ -43,7 +44,16 @@ class Rejects:
         Raises:
             UserError: too many cannot be read.
         """
-        self._add({_written(error.name): error.reason})
+        self.add_all({error.name: error.reason})
+
+    def add_all(self, reasons: Mapping[str, str]) -> None:
+        """Skips pictures, by name and reason; each counts once.
+
+        Raises:
+            UserError: too many cannot be read.
+        """
+        for name, reason in reasons.items():
+            self._add({_written(name): reason})
 
     def add_part(self, folder: str) -> int:
         """Skips the pictures that another process has listed in its folder as unreadable, if any.
