@@ -45,7 +45,8 @@ def run(image: Image, *words: str, flags: tuple[str, ...] = ()) -> str:
 def test_the_lock_holds_what_the_package_asks_for(lock):
     extras = project()["optional-dependencies"]
     wanted = [*project()["dependencies"]]
-    wanted += [one for name in ("gcs", "azure", "hf", "heic", "webdataset", "eval") for one in extras[name]]
+    for name in ("gcs", "azure", "hf", "heic", "webdataset", "eval"):
+        wanted += extras[name]
     for requirement in map(Requirement, wanted):
         version = locked(lock).get(canonicalize_name(requirement.name))
         assert version is not None, f"{requirement}: make lock"
