@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ahpa_scale.evaluation.networks import Network
     from ahpa_scale.evaluation.picture_sets import PictureSet
 
-_KINDS = "local folder, .npz of pictures or statistics, or prepared pictures"
+_KINDS = "folder, .npz of pictures or statistics, or whatever `prepare` reads"
 
 
 def compare(

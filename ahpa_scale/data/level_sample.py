@@ -82,7 +82,8 @@ def take_sample(
     latents: list[Tensor] = []
     # The pass over all pictures decides whether too many are unreadable. Here one will do.
     rejects = Rejects(len(sample), 1.0)
-    for batch in batches(sample, [(0, range(len(sample)))], settings):
+    every = [(0, range(len(sample)))]
+    for batch in batches(sample, every, batch_size=settings.batch_size, workers=settings.workers):
         rejects.add_all({each.name: each.reason for each in batch.rejects})
         if not batch.pictures:
             continue

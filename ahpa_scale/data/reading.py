@@ -11,7 +11,6 @@ from itertools import islice
 
 from ahpa_scale.data.pictures.decode import UnreadablePictureError
 from ahpa_scale.data.pictures.rejects import Rejects
-from ahpa_scale.data.settings import PrepareSettings
 from ahpa_scale.data.sources import Picture, Source, StoredSource
 
 
@@ -33,7 +32,7 @@ class Batch:
 
 
 def batches(
-    pictures: Source, shards: Iterable[tuple[int, range]], settings: PrepareSettings
+    pictures: Source, shards: Iterable[tuple[int, range]], *, batch_size: int, workers: int
 ) -> Iterator[Batch]:
     """Batches of all shards in order, read by threads because decoding releases the GIL. While one
     shard is encoded, the next one is read already.
@@ -41,12 +40,13 @@ def batches(
     Args:
         pictures: the source.
         shards: number and positions of each shard; asked for the next one in time.
-        settings: threads and batch size.
+        batch_size: most pictures of a batch.
+        workers: threads that read.
     """
     positions = (
         (shard, position, position == span[-1]) for shard, span in shards for position in span
     )
-    pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="read")
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="read")
     waiting: deque[tuple[int, bool, Future[Picture]]] = deque()
 
     def read(number: int) -> None:
@@ -54,7 +54,7 @@ def batches(
             waiting.append((shard, is_last, pool.submit(pictures.read, position)))
 
     try:
-        read(2 * settings.batch_size)
+        read(2 * batch_size)
         found: list[Picture] = []
         rejects: list[UnreadablePictureError] = []
         while waiting:
@@ -64,7 +64,7 @@ def batches(
             except UnreadablePictureError as error:
                 rejects.append(error)
             read(1)
-            if is_last or len(found) == settings.batch_size:
+            if is_last or len(found) == batch_size:
                 yield Batch(shard, found, rejects, is_last)
                 found, rejects = [], []
     finally:

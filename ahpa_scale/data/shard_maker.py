@@ -47,7 +47,10 @@ class ShardMaker:
         workplace: Workplace,
         level_codec: LevelCodec | None,
     ) -> None:
-        self._settings, self._pictures, self._workplace = settings, pictures, workplace
+        self._workplace = workplace
+        self._batches = partial(
+            batches, pictures, batch_size=settings.batch_size, workers=settings.workers
+        )
         self._encoder = partial(BatchEncoder, settings, card, vae, level_codec)
         self._columns = codec.columns(card)
 
@@ -60,7 +63,7 @@ class ShardMaker:
         """
         shard: _Shard | None = None
         try:
-            for batch in batches(self._pictures, shards, self._settings):
+            for batch in self._batches(shards=shards):
                 if shard is None:
                     shard = _Shard(self._encoder(), self._columns, self._workplace)
                 shard.add(batch)

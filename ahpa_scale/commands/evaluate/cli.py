@@ -71,7 +71,7 @@ def evaluate(
     reference: Annotated[
         options.Text,
         typer.Option(
-            help="With --samples: real pictures: local folder, .npz, or prepared pictures.",
+            help="With --samples: real pictures: folder, .npz, or whatever `prepare` reads.",
             callback=options.ANY,
         ),
     ] = None,

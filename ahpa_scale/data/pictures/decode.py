@@ -167,6 +167,12 @@ def decode_square(
         return Decoded(center_crop(image, size), is_first)
 
 
+def shorter_side(opener: Callable[[], BinaryIO | NDArray[np.uint8]], where: str) -> int:
+    """The shorter side of a picture, in pixels; arguments and errors as for `decode_square`."""
+    with _picture(opener, where, where, _AS_VIEWERS) as (image, _):
+        return min(image.size)
+
+
 @contextmanager
 def _picture(
     opener: Callable[[], BinaryIO | NDArray[np.uint8]], where: str, name: str, how: DecodeOptions

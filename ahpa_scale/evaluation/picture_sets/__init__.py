@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ahpa_scale import storage
 from ahpa_scale.data.card import CARD_NAME
+from ahpa_scale.data.index import INDEX_NAME
 from ahpa_scale.errors import UserError
 from ahpa_scale.evaluation.feature_sets import FeatureSet
 from ahpa_scale.evaluation.networks.base import Network
@@ -14,6 +15,7 @@ from ahpa_scale.evaluation.picture_sets.base import PictureSet, features_of
 from ahpa_scale.evaluation.picture_sets.folder import Folder
 from ahpa_scale.evaluation.picture_sets.npz import NpzFile, write_statistics
 from ahpa_scale.evaluation.picture_sets.prepared import Prepared
+from ahpa_scale.evaluation.picture_sets.stored import Stored
 
 __all__ = [
     "PictureSet",
@@ -30,7 +32,7 @@ def open_pictures(place: str, room: str, size: int | None = None) -> PictureSet:
 
     Args:
         place: local folder of picture files; folder or URL of a data set prepared with
-            ``--kind images``; path or URL of an ``.npz``.
+            ``--kind images``; path or URL of an ``.npz``; or any other source of `prepare`.
         room: local folder for copies of what a store holds.
         size: side that picture files are cropped to; None: the first picture's shorter side.
 
@@ -42,12 +44,9 @@ def open_pictures(place: str, room: str, size: int | None = None) -> PictureSet:
         return NpzFile(place, room)
     if storage.exists(storage.join(place, CARD_NAME)):
         return Prepared(place, room)
-    if storage.is_remote(place):
-        raise UserError(
-            f"{place} is neither an .npz nor a prepared data set; a folder of picture files must "
-            "be local"
-        )
-    return Folder(place, size)
+    local = None if storage.is_remote(place) else storage.local_path(place)
+    files = local is not None and local.is_dir() and not (local / INDEX_NAME).exists()
+    return Folder(place, size) if files else Stored(place, size)
 
 
 def statistics_of(place: str, room: str, network: Network) -> tuple[FeatureSet, str]:
@@ -75,4 +74,5 @@ def in_one_size(sets: Sequence[PictureSet]) -> list[PictureSet]:
     tell one size from the other. What has one size already, an `.npz` or a data set, keeps it.
     """
     side = min((each.side for each in sets if each.side is not None), default=0)
-    return [each.cropped(side) if isinstance(each, Folder) else each for each in sets]
+    files = (Folder, Stored)
+    return [each.cropped(side) if isinstance(each, files) else each for each in sets]
