@@ -23,12 +23,12 @@ _KINDS = "folder, .npz of pictures or statistics, or whatever `prepare` reads"
 
 def compare(
     made: Annotated[
-        str, typer.Argument(help=f"Pictures to judge: {_KINDS}.", callback=options.ANY)
+        str, typer.Argument(help=f"Pictures to judge: {_KINDS}.", callback=options.SOURCE)
     ],
     reference: Annotated[
         options.Text,
         typer.Argument(
-            help="Pictures to compare with, likewise.", callback=options.ANY, show_default=False
+            help="Pictures to compare with, likewise.", callback=options.SOURCE, show_default=False
         ),
     ] = None,
     features: Annotated[

@@ -72,7 +72,7 @@ def evaluate(
         options.Text,
         typer.Option(
             help="With --samples: real pictures: folder, .npz, or whatever `prepare` reads.",
-            callback=options.ANY,
+            callback=options.SOURCE,
         ),
     ] = None,
     reference_statistics: Annotated[
