@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from benchmarks import alignment_cost, checkpoint_stall, level_codec, loop_overhead
+from benchmarks import alignment_cost, checkpoint_stall, level_codec, loop_overhead, prepare
 
 KEYS = (
     "AWS_ACCESS_KEY_ID",
@@ -38,6 +38,14 @@ def test_every_codec_is_measured_against_mean_pooling(capsys: pytest.CaptureFixt
     ratios = [line for line in lines if re.match(r"residual, 64, int8", line)]
     assert len(ratios) == 2  # over pooling as it was, and over pooling with PCA and int8
     assert all(float(ratio) > 5 for ratio in ratios[0].split()[3:])
+
+
+def test_preparing_is_measured_against_its_stages(capfd: pytest.CaptureFixture[str]):
+    prepare.main(["--pictures", "70"])
+    printed = capfd.readouterr().out
+    ratios = re.findall(r"^(prepare|a dear encoder|peak memory)\b.*: ratio (\S+)", printed, re.M)
+    assert [name for name, _ in ratios] == ["prepare", "a dear encoder", "peak memory"]
+    assert all(float(ratio) > 0 for _, ratio in ratios)
 
 
 @pytest.mark.parametrize("align", [[], ["--align"]], ids=["plain", "aligned"])
