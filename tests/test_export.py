@@ -165,7 +165,8 @@ def test_a_clean_process_draws_our_samplers_pictures(checkpoints, trained, folde
         assert made[f"{scale}"].shape == expected.shape == (3, 3, 32, 32)
         assert expected.std() > 0.05
         assert (made[f"{scale}"] - expected).abs().max() < 1e-4
-    assert (made["1.0"] - made["2.5"]).abs().max() > 1e-2
+    # Guidance moves a model of six batches a little, but more than rounding does.
+    assert (made["1.0"] - made["2.5"]).abs().max() > 2e-3
     dit = model_of(checkpoints / "ba6", trained / "data").dit
     assert made["parameters"] == sum(value.numel() for value in dit.parameters())
     assert made["labels"] == list(open_weights(str(checkpoints)).description.classes)

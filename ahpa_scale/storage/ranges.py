@@ -20,7 +20,7 @@ def read_range(url: str | os.PathLike[str], start: int, stop: int) -> bytes:
     if not is_remote(url):
         with local_path(url).open("rb") as file:
             file.seek(start)
-            return file.read(stop - start)
+            return file.read(max(0, stop - start))
 
     def read(store: Any, path: str) -> bytes:
         return bytes(store.cat_file(path, start=start, end=stop))
