@@ -77,7 +77,7 @@ def _trained_on(
 ) -> tuple[tuple[str, ...], LatentScaling, str]:
     """Classes, scaling and fingerprint of the run's own data."""
     if told is None:
-        card = read_card(config.data.remote or str(config.data.local))
+        card = read_card(config.data.places[0])
         return card.classes, card.scaling, card.fingerprint
     scaling = typed_json.fit(LatentScaling, told.get("scaling"), "the checkpoint's data_set")
     return tuple(told_classes(told)), scaling, str(told.get("fingerprint"))

@@ -73,6 +73,8 @@ class LatentStream(StreamingDataset):
         UserError: a set has fewer samples in a pass than `num_canonical_nodes`.
     """
 
+    spanner: Any
+
     def __init__(
         self,
         sets: Sequence[OpenSet],
@@ -89,8 +91,7 @@ class LatentStream(StreamingDataset):
         self.batching_method = _BATCHING
         self._parts = [each.part() for each in sets]
         self._lay_out()
-        finder: Any = self.spanner
-        self.spanner = _Places(finder, self.num_samples)
+        self.spanner = _Places(self.spanner, self.num_samples)
         in_place_S = np.array([sets[place].remote is None for place in self.stream_per_shard])
         self.shards: list[ColumnReader] = [
             ColumnReader(shard, wanted[place], evicts=not stays)

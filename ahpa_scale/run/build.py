@@ -26,9 +26,11 @@ from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.config.brought import Brought
 from ahpa_scale.config.checks.data import check_vae_weights
 from ahpa_scale.config.errors import ConfigError
+from ahpa_scale.config.fitted import fitted
 from ahpa_scale.config.schema import Config, parse_duration, parse_time
 from ahpa_scale.config.targets import Targets
 from ahpa_scale.data.card import DatasetCard
+from ahpa_scale.data.mix import MixCard
 from ahpa_scale.data.stream import build_loader
 from ahpa_scale.errors import UserError
 from ahpa_scale.exporter import Board
@@ -78,6 +80,7 @@ def build_trainer(
         ConfigError: the VAE's weights are not those that made the data, or a checkpoint can't be
             loaded.
     """
+    config = fitted(config, card)
     device = chosen_device(config)
     dist.initialize_dist(device)
     start = find_start(config, card)
@@ -96,7 +99,7 @@ def build_trainer(
     try:
         return Trainer(
             model=generator,
-            train_dataloader=_build_loader(config, targets),
+            train_dataloader=_build_loader(config, card, targets),
             optimizers=_build_optimizer(config, generator),
             schedulers=_build_scheduler(config),
             max_duration=config.max_duration,
@@ -128,13 +131,14 @@ def build_generator(
     config: Config, card: DatasetCard, vae: FrozenVAE | None = None, cpu_bf16: bool = False
 ) -> DiffusionGenerator:
     """Builds the model. Without a VAE it takes only cached latents."""
-    model, flow = config.model, config.flow
+    model, flow = fitted(config, card).model, config.flow
+    input_size, in_channels, num_classes = model.sizes()
     label_dropout = 0.0 if model.unconditional else model.label_dropout
     dit = build_dit(
         model.name,
-        input_size=model.input_size,
-        in_channels=model.in_channels,
-        num_classes=model.num_classes,
+        input_size=input_size,
+        in_channels=in_channels,
+        num_classes=num_classes,
         qk_norm=model.qk_norm,
         class_dropout_prob=label_dropout,
         depth=model.depth,
@@ -206,11 +210,11 @@ def _load_vae(config: Config, card: DatasetCard) -> FrozenVAE | None:
     return vae
 
 
-def _build_loader(config: Config, targets: Targets) -> Any:
+def _build_loader(config: Config, card: DatasetCard, targets: Targets) -> Any:
     data = config.data
     return build_loader(
-        data.remote or str(data.local),
-        local=data.local if data.remote else None,
+        card if isinstance(card, MixCard) else data.places[0],
+        local=data.local if data.cached else None,
         batch_size=config.global_train_batch_size // dist.get_world_size(),
         levels=() if data.online else targets.stored,
         seed=config.seed,

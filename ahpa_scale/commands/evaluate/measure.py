@@ -209,7 +209,7 @@ class Subject:
 
     @property
     def _classes(self) -> list[int]:
-        return list(self._chosen or range(min(_FIRST_CLASSES, self._config.model.num_classes)))
+        return list(self._chosen or range(min(_FIRST_CLASSES, self._generator.dit.num_classes)))
 
     def _drawn_by(self) -> tuple[Backbone, ExactDecoder, LatentScaling, Path]:
         return self._generator.dit, self._decoder, self._card.scaling, self._generator.path
