@@ -22,7 +22,7 @@ from ahpa_scale.data.stream import build_loader
 from ahpa_scale.data.whole import ShardError
 from ahpa_scale.errors import UserError
 
-SMALL, LARGE = 120, 480
+SMALL, LARGE = 120, 720
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ CARD = DatasetCard(
 
 def save_set(folder: Path, count: int, *, value: float = 0, **facts: Any) -> str:
     """Writes a set whose moments are `value` plus a thousandth of the index, and whose labels go
-    round its classes. A shard holds about 70 samples.
+    round its classes. A shard holds about 100 samples.
 
     Args:
         folder: where to.
