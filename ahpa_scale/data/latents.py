@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from streaming import StreamingDataset
 from streaming.base.batching import batching_methods
+from streaming.base.constant import TICK
 from streaming.base.dataset import NEVER, _Iterator, _ShardState
 from streaming.base.world import World
 
@@ -163,8 +165,29 @@ class LatentStream(StreamingDataset):
             super()._prepare_thread(it)
 
     def _ready_thread(self, it: _Iterator) -> None:
+        """Replaces streaming's, which waits for good if a shard is evicted between its arrival and
+        the look for it: so a cache that is small for the order would stop a run without a word.
+        """
         with self._failing_aloud(it):
-            super()._ready_thread(it)
+            while not self._ended(it) and it.ready_index < it.total:
+                if self.predownload < it.ready_index - it.yield_index:
+                    sleep(TICK)
+                    continue
+                place = it.sample_ids[it.ready_index]
+                while place != -1 and not self._ended(it) and not self._arrived(place):
+                    sleep(TICK)
+                it.ready_index += 1
+            it.on_exit()
+
+    def _ended(self, it: _Iterator) -> bool:
+        return bool(it.should_exit() or self._event.is_set())
+
+    def _arrived(self, place: int) -> bool:
+        """Whether a sample's shard is here; if nobody fetches it, it is fetched."""
+        shard_id, _ = self.spanner[place]
+        if self._shard_states[shard_id] == _ShardState.REMOTE:
+            self.prepare_shard(shard_id, False)
+        return bool(self._shard_states[shard_id] == _ShardState.LOCAL)
 
     @contextmanager
     def _failing_aloud(self, it: _Iterator) -> Iterator[None]:
