@@ -196,7 +196,7 @@ def test_local_keys_refuse_stores_and_read_file_urls(tmp_path, monkeypatch):
         with pytest.raises(ConfigError, match="s3://bucket/x is not on this machine's own disk"):
             load_yaml(YAML, [f"{key}=s3://bucket/x"])
     for url, key in (("http://host/x", "data.remote"), ("memory://x", "data.remote")):
-        with pytest.raises(ConfigError, match="is not among s3:// or gs://"):
+        with pytest.raises(ConfigError, match="is not among s3:// or gs:// or az://"):
             load_yaml(YAML, [f"{key}={url}"])
     config = load_yaml(
         f"file://{YAML}",

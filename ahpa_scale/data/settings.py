@@ -151,8 +151,10 @@ class PrepareSettings:
             )
         if self.kind == "images" and self.levels is not None:
             raise UserError("kind 'images' stores no levels: leave levels out")
-        if storage.scheme(self.out) not in ("", "s3", "gs"):
-            raise UserError(f"data sets go to a local folder, s3:// or gs://, not {self.out}")
+        if storage.scheme(self.out) not in ("", "s3", "gs", "az", "abfs"):
+            raise UserError(
+                f"data sets go to a local folder, s3://, gs:// or az://, not {self.out}"
+            )
         self._check_source_options()
 
     @property
