@@ -13,6 +13,7 @@ import pytest
 import torch
 from tiny_sets import CARD, save_set
 
+from ahpa_scale.config.brought import bring
 from ahpa_scale.config.checks.data import read_data_card
 from ahpa_scale.config.errors import ConfigError
 from ahpa_scale.data.card import LevelInfo, VaeInfo, read_card
@@ -197,6 +198,14 @@ def test_what_is_mixed_is_part_of_what_a_checkpoint_was_trained_on(sets, tmp_pat
         for times in (1, 2)
     ]
     assert differences(identity(same[0]), same[1]) is None
+
+
+def test_a_set_of_the_mixture_is_known_when_it_is_measured(sets, load):
+    told = identity(mix(sets))
+    card = read_card(sets[1])
+    brought = bring(load("model.num_classes=3"), card, sets[1], told, pytest.fail)
+    assert brought.known
+    assert brought.labels == [2, 0]
 
 
 @pytest.fixture
