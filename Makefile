@@ -72,6 +72,7 @@ test: $(STAMP) $(FASHION)/.unpacked
 	bash tools/get_podman.sh
 	bash tools/get_promtool.sh .cache/promtool
 	bash tools/get_chromium.sh
+	bash tools/get_azurite.sh .cache/azurite
 	$(BIN)/python -m pytest -n 3 --dist worksteal $(TESTS)
 
 test-quick: $(STAMP)

@@ -20,8 +20,8 @@ STORES = (
     *("s3", "s3a", "gs", "gcs", "az", "abfs", "adl", "hf", "oci", "oss"),
     *("http", "https", "sftp", "ftp"),
 )
-#: URL schemes of prepared data: those that fsspec and streaming both know.
-DATA_STORES = ("s3", "gs", "oci", "hf", "sftp", "dbfs")
+#: URL schemes of prepared data.
+DATA_STORES = ("s3", "gs", "az", "abfs", "oci", "hf", "sftp", "dbfs")
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/*)(.*)", re.DOTALL)
 #: fsspec's chains, such as simplecache::s3://bucket/a; the last link counts.

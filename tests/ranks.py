@@ -10,14 +10,14 @@ import torch.distributed as dist
 from composer.utils.dist import initialize_dist
 
 
-def meet(rank: int, port: int) -> None:
-    """Makes this process one of two ranks on one host, with one thread."""
+def meet(rank: int, port: int, ranks: int = 2) -> None:
+    """Makes this process one of several ranks on one host, with one thread."""
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "NODE_RANK": "0",
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }

@@ -137,7 +137,7 @@ def test_bad_file_earns_one_line(complaint, text, words):
         (["max_duration=400000"], ["max_duration: '400000' needs one of the units"]),
         (["alignment.until=100"], ["alignment.until: '100' needs one of the units"]),
         (["model.name=XXL/2"], ["model.name", "'XL/2'"]),
-        (["model.name=XL/3"], ["model.name", "multiple of patch size 3"]),
+        (["model.name=XL/3", "model.input_size=32"], ["model.name", "multiple of patch size 3"]),
         (["model.in_channels=16"], ["model.in_channels: 16 does not fit the VAE"]),
         (["vae.path={dir}"], ["vae.path", "no readable config.json"]),
         (["data.local=null"], ["data.local: name the data set's folder"]),
@@ -165,7 +165,7 @@ def test_bad_file_earns_one_line(complaint, text, words):
         (["ema.decay=true"], ["ema.decay: True is neither a number nor a half-life"]),
         (["optimizer.warmup=100ba"], ["optimizer.warmup: '100ba' must lie before the end"]),
         (
-            ["sampling.interval=9ba", "sampling.classes=[1000]"],
+            ["sampling.interval=9ba", "sampling.classes=[1000]", "model.num_classes=1000"],
             ["sampling.classes: there is no class 1000", "999"],
         ),
         (

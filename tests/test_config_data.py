@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from small_run import ROOT, SD_VAE
 
-from ahpa_scale.config.checks.static import check_data, read_data_card
-from ahpa_scale.config.load import ConfigError, load_config
+from ahpa_scale.config.checks.static import check_data, fit_to_data, read_data_card
+from ahpa_scale.config.load import ConfigError, load_config, to_yaml
 from ahpa_scale.data.card import DatasetCard, LevelInfo, VaeInfo
 from ahpa_scale.models.vae_config import LatentScaling, encoder_levels
 
@@ -42,7 +42,7 @@ OTHER_SCALING = LatentScaling("config", (0.0,) * 4, (0.5,) * 4)
     [
         (["data.online=true"], {}, "data.online"),
         ([], {"kind": "images"}, "data.online"),
-        ([], {"latent_shape": (16, 32, 32)}, "model.in_channels"),
+        (["model.in_channels=4"], {"latent_shape": (16, 32, 32)}, "model.in_channels"),
         (["model.input_size=64"], {}, "model.input_size"),
         (["model.num_classes=10"], {}, "model.num_classes"),
         (["vae.path=stabilityai/sdxl-vae"], {}, "vae.path"),
@@ -76,6 +76,37 @@ def test_a_data_set_that_does_not_fit_is_refused(load, card, overrides, changes,
 )
 def test_a_data_set_that_fits_is_accepted(load, card, overrides, changes):
     check_data(load(*overrides), replace(card, **changes))
+
+
+def test_what_a_run_leaves_open_is_the_data_sets_and_is_saved(load, card):
+    config = load("alignment.kind=ahpa")
+    model = config.model
+    assert (model.input_size, model.in_channels, model.num_classes) == (None,) * 3
+    known = fit_to_data(config, replace(card, classes=("ant", "bee")))
+    assert known.model.sizes() == (32, 4, 2)
+    assert load(text=to_yaml(known)) == known
+    given = load("model.input_size=8", "model.num_classes=1", "model.label_dropout=0.1")
+    model = fit_to_data(given, card).model
+    assert model.sizes() == (8, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "changes", "key"),
+    [
+        (["model.name=XL/3"], {}, "model.name"),
+        ([], {"latent_shape": (16, 32, 32)}, "model.in_channels"),
+        (["sampling.interval=9ba", "sampling.classes=[1000]"], {}, "sampling.classes"),
+        (["model.label_dropout=0.5"], {"classes": ("all",)}, "model.label_dropout"),
+        (["alignment.kind=ahpa", "alignment.grid={coarse_layout: 17}"], {}, "alignment.grid"),
+    ],
+)
+def test_what_the_data_decide_is_checked_as_if_it_had_been_written(
+    load, card, overrides, changes, key
+):
+    config = load(*overrides)
+    with pytest.raises(ConfigError) as caught:
+        fit_to_data(config, replace(card, **changes))
+    assert caught.value.key.startswith(key)
 
 
 def test_unknown_vae_gets_its_levels_from_the_data_set(load, card):

@@ -26,7 +26,10 @@ AHPA = "alignment.kind=ahpa"
         (["alignment.tap=true"], ["alignment.tap: True is neither"]),
         (["alignment.tap=[1, 2]"], ["alignment.tap: [1, 2] is neither"]),
         (["alignment.grid={coarse: 4}"], ["alignment.grid.coarse: no group 'coarse'"]),
-        (["alignment.grid={coarse_layout: 17}"], ["alignment.grid.coarse_layout: 17", "16x16"]),
+        (
+            ["alignment.grid={coarse_layout: 17}", "model.input_size=32"],
+            ["alignment.grid.coarse_layout: 17", "16x16"],
+        ),
         (["alignment.grid={coarse_layout: 0}"], ["alignment.grid.coarse_layout: 0 must be"]),
         (
             ["alignment.grid={coarse_layout: 1}", "alignment.spatial_norm=1.0"],

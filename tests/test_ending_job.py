@@ -37,13 +37,13 @@ def callback():
     Heartbeat.run_event = fail
 
 def worker():
-    from ahpa_scale.data.stream import LatentStream
+    from ahpa_scale.data.latents import LatentStream
     def fail(self, sample_id, retry=7):
         raise ZeroDivisionError("in a worker")
     LatentStream.get_item = fail
 
 def killed():
-    from ahpa_scale.data.stream import LatentStream
+    from ahpa_scale.data.latents import LatentStream
     read = LatentStream.get_item
     def fail(self, sample_id, retry=7):
         if sample_id % 32 == 31:
@@ -53,7 +53,7 @@ def killed():
 
 def unsent():
     import tempfile
-    from ahpa_scale.data.stream import LatentStream
+    from ahpa_scale.data.latents import LatentStream
     read = LatentStream.get_item
     def lose(self, sample_id, retry=7):
         tempfile.tempdir = "/nowhere"  # as where somebody clears it

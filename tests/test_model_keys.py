@@ -39,7 +39,10 @@ def test_the_default_tap_follows_the_depth(load):
         (("model.width=50",), ["model.width", "multiple of heads 3"]),
         (("model.heads=5",), ["model.heads", "multiple of heads 5"]),
         (("model.depth=0",), ["model.depth", "at least 1"]),
-        (("model.name=tiny/3", "model.width=48"), ["model.name", "patch size"]),
+        (
+            ("model.name=tiny/3", "model.width=48", "model.input_size=32"),
+            ["model.name", "patch size"],
+        ),
         (("model.depth=2", "alignment.kind=ahpa", "alignment.tap=3"), ["alignment.tap", "2"]),
     ],
 )

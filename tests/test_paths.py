@@ -108,9 +108,9 @@ def test_a_place_is_read_as_it_is_meant(given, meant, monkeypatch):
 
 
 @pytest.mark.parametrize("read", [paths.local, paths.data, paths.vae])
-@pytest.mark.parametrize("slip", ["az:/bucket/x", "az:bucket", "az//bucket/x"])
+@pytest.mark.parametrize("slip", ["oss:/bucket/x", "oss:bucket", "oss//bucket/x"])
 def test_a_store_that_would_be_refused_is_not_what_a_slip_is_told_to_be(slip, read):
-    with pytest.raises(UserError, match=r"az://bucket/x? is not |az://bucket is not"):
+    with pytest.raises(UserError, match=r"oss://bucket/x? is not |oss://bucket is not"):
         read(slip)
 
 
@@ -217,7 +217,7 @@ def test_local_keys_refuse_stores_and_read_file_urls(tmp_path, monkeypatch):
         with pytest.raises(ConfigError, match="s3://bucket/x is not on this machine's own disk"):
             load_yaml(YAML, [f"{key}=s3://bucket/x"])
     for url, key in (("http://host/x", "data.remote"), ("memory://x", "data.remote")):
-        with pytest.raises(ConfigError, match="is not among s3:// or gs://"):
+        with pytest.raises(ConfigError, match="is not among s3:// or gs:// or az://"):
             load_yaml(YAML, [f"{key}={url}"])
     config = load_yaml(
         f"file://{YAML}",

@@ -66,7 +66,7 @@ def test_help_is_immediate():
         (["--size", "0"], "size must be at least 1"),
         (["--shuffle-seed", "1"], "shuffle_seed is for stored pictures"),
         (["--features", "folder"], "can only be 'oracle'"),
-        (["--out", "az://bucket/set"], "local folder, s3:// or gs://"),
+        (["--out", "hf://bucket/set"], "local folder, s3://, gs:// or az://"),
     ],
 )
 def test_wrong_options_are_one_line(arguments, message, tmp_path):

@@ -19,7 +19,7 @@ from ahpa_scale.run.trained import find_run
 RUN = """run_name: r
 max_duration: 1ba
 vae: {path: demo}
-model: {in_channels: 8}
+model: {in_channels: 8, input_size: 8, num_classes: 8}
 data:
   local: ${oc.env:AHPA_TEST_PLACE}/set
   num_workers: '${oc.decode:${oc.env:AHPA_TEST_COUNT}}'

@@ -29,13 +29,15 @@ def card_for(config: Config) -> DatasetCard:
     vae = load_vae_config(config.vae.path)
     assert vae is not None
     model = config.model
+    # What a YAML leaves open is ImageNet's in the latents of 256 pixels.
+    side, channels = model.input_size or 32, model.in_channels or 4
     return DatasetCard(
         kind="latents",
         num_samples=1,
-        classes=tuple(str(label) for label in range(model.num_classes)),
-        image_size=model.input_size * downsample(vae),
-        latent_shape=(model.in_channels, model.input_size, model.input_size),
-        grid=model.input_size // int(model.name.partition("/")[2]),
+        classes=tuple(str(label) for label in range(model.num_classes or 1000)),
+        image_size=side * downsample(vae),
+        latent_shape=(channels, side, side),
+        grid=side // int(model.name.partition("/")[2]),
         vae=VaeInfo(config.vae.path, "0" * 16, downsample(vae), vae["latent_channels"]),
         scaling=LatentScaling.from_config(vae),
         levels=tuple(LevelInfo(level.name, level.channels) for level in encoder_levels(vae)),

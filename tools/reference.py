@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from ahpa_scale.cli import app
+from ahpa_scale.config.explain import section_in_list
 from ahpa_scale.config.schema import Config
 from ahpa_scale.config.schema.fields import Section
 
@@ -38,6 +39,7 @@ _TYPES = {
     "LocalPath": "local path",
     "AnyPath": "path or URL",
     "DataPath": "data set",
+    "DataStream": "sections",
     "VaePath": "VAE",
     "Microbatch": "whole number or `auto`",
     "Kind": "kind",
@@ -84,9 +86,11 @@ def _sections(kind: type[Section], place: str = "") -> dict[str, tuple[type[Sect
     """Every section of the schema that has its own keys, by its dotted place."""
     sections = {place: (kind, _cell(kind.__doc__ or ""))}
     for name, info in kind.model_fields.items():
-        inner = _section_of(info)
+        inner, listed = _section_of(info), section_in_list(info.annotation)
         if inner is not None:
             sections |= _sections(inner, f"{place}.{name}".lstrip("."))
+        elif listed is not None:
+            sections |= _sections(listed, f"{place}.{name}[0]")
     return sections
 
 

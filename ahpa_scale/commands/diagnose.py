@@ -23,7 +23,8 @@ def diagnose(
     data: Annotated[
         str,
         typer.Option(
-            help="Prepared data set: local folder, s3:// or gs:// URL.", callback=options.DATA
+            help="Prepared data set: local folder, s3://, gs:// or az:// URL.",
+            callback=options.DATA,
         ),
     ],
     out: Annotated[

@@ -22,7 +22,9 @@ def prepare(
     ],
     out: Annotated[
         str,
-        typer.Option(help="Local folder, s3:// or gs:// URL to write.", callback=options.ANY),
+        typer.Option(
+            help="Local folder, s3://, gs:// or az:// URL to write.", callback=options.ANY
+        ),
     ],
     vae: Annotated[
         str,

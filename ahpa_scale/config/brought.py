@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,7 +52,7 @@ def bring(
             and the run's scaling can't be read.
     """
     try:
-        classes, scaling, fingerprint = _trained_on(config, told)
+        classes, scaling, fingerprints = _trained_on(config, told)
     except (UserError, OSError) as error:
         if card.scaling.kind == "channel":
             raise UserError(
@@ -65,7 +65,7 @@ def bring(
                 f"{place} are taken as they are"
             )
         return Brought(card)
-    fitting, known = replace(card, scaling=scaling), fingerprint == card.fingerprint
+    fitting, known = replace(card, scaling=scaling), card.fingerprint in fingerprints
     if config.model.unconditional:
         return Brought(fitting, None, known)
     labels = labels_by_name(classes, card.classes, place)
@@ -74,10 +74,12 @@ def bring(
 
 def _trained_on(
     config: Config, told: Mapping[str, Any] | None
-) -> tuple[tuple[str, ...], LatentScaling, str]:
-    """Classes, scaling and fingerprint of the run's own data."""
+) -> tuple[tuple[str, ...], LatentScaling, Collection[str]]:
+    """Classes and scaling of the run's own data, and the fingerprint of each set."""
     if told is None:
-        card = read_card(config.data.remote or str(config.data.local))
-        return card.classes, card.scaling, card.fingerprint
+        card = read_card(config.data.places[0])
+        return card.classes, card.scaling, (card.fingerprint,)
     scaling = typed_json.fit(LatentScaling, told.get("scaling"), "the checkpoint's data_set")
-    return tuple(told_classes(told)), scaling, str(told.get("fingerprint"))
+    sets = typed_json.fit(list[str], told.get("sets") or [], "the sets that the checkpoint tells")
+    fingerprints = sets or [str(told.get("fingerprint"))]
+    return tuple(told_classes(told)), scaling, fingerprints

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -149,7 +149,10 @@ def _section(location: Location) -> type[Section]:
     """The class of the section at `location`."""
     section: type[Section] = Config
     for part in location:
-        inner = _section_class(section.model_fields[str(part)].annotation)
+        if isinstance(part, int):
+            continue
+        annotation = section.model_fields[part].annotation
+        inner = _section_class(annotation) or section_in_list(annotation)
         assert inner is not None
         section = inner
     return section
@@ -158,6 +161,15 @@ def _section(location: Location) -> type[Section]:
 def _section_class(annotation: Any) -> type[Section] | None:
     """The section that a key holds; None for any other key."""
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def section_in_list(annotation: Any) -> type[Section] | None:
+    """The section that each item of a list holds; None for any other key."""
+    for inner in get_args(annotation):
+        found = _section_class(inner) or section_in_list(inner)
+        if found is not None:
+            return found
+    return None
 
 
 def all_keys(section: type[Section] = Config, prefix: str = "") -> Iterator[str]:

@@ -145,6 +145,13 @@ class DatasetCard:
         encoded = () if self.kind == "latents" else self.level_names
         return tuple(level for level in self.prior_channels if level not in encoded)
 
+    @property
+    def mixture(self) -> dict[str, Any]:
+        """What is mixed and left out, ready for JSON: nothing, for a single set that is read
+        whole.
+        """
+        return {"sets": None, "shares": None, "skipped": None}
+
     def to_json(self) -> str:
         """The text of `dataset.json`."""
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"

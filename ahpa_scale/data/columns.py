@@ -18,9 +18,10 @@ class ColumnReader(MDSReader):
     Args:
         shard: the reader that streaming made.
         wanted: names of the columns to read.
+        evicts: whether the file is a cache's, and may be removed.
     """
 
-    def __init__(self, shard: MDSReader, wanted: tuple[str, ...]) -> None:
+    def __init__(self, shard: MDSReader, wanted: tuple[str, ...], evicts: bool = True) -> None:
         super().__init__(
             dirname=shard.dirname,
             split=shard.split,
@@ -34,10 +35,14 @@ class ColumnReader(MDSReader):
             size_limit=shard.size_limit,
             zip_data=shard.zip_data,
         )
-        self._wanted = wanted
+        self._wanted, self._evicts = wanted, evicts
         self._places: dict[str, tuple[int, str, tuple[int, ...]]] = {}
         if all(self.column_sizes):
             self._find_columns()
+
+    def evict(self) -> int:
+        """Removes the file if it is a cache's; returns the bytes that the cache has less."""
+        return int(super().evict()) if self._evicts else 0
 
     def get_item(self, idx: int) -> dict[str, Any]:
         """The wanted columns of one sample.

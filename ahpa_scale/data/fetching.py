@@ -58,6 +58,10 @@ class ShardStream(Stream):
                     path.unlink(missing_ok=True)
         super().set_up_local(shards, usage)
 
+    def get_index_size(self) -> int:
+        """Bytes that the index takes of the cache."""
+        return 0 if self.remote is None else int(super().get_index_size())
+
     def _download_file(self, from_basename: str, to_basename: str | None = None) -> str:
         if self.remote is None:
             raise ShardError(f"{Path(self.local, from_basename)} is missing: {ADVICE}")

@@ -27,6 +27,9 @@ _WORDS = {
     "external_channels": "channels of features",
     "num_samples": "number of pictures",
     "fingerprint": "fingerprint",
+    "sets": "sets that are mixed",
+    "shares": "shares of the sets",
+    "skipped": "skipped pictures",
 }
 #: Explains a difference; alone it is none.
 _TORCH = "torch"
@@ -37,7 +40,9 @@ _LONGEST = 40
 
 def identity(card: DatasetCard) -> dict[str, Any]:
     """The fields that identify the set, ready for JSON."""
-    told = {name: getattr(card, name) for name in (*_WORDS, _TORCH)}
+    mixture = card.mixture
+    told = {name: getattr(card, name) for name in (*_WORDS, _TORCH) if name not in mixture}
+    told |= mixture
     told |= {"codec": None if card.codec is None else card.codec.digest[:16]}
     told |= {"vae": card.vae.identity, "scaling": asdict(card.scaling), "levels": card.level_names}
     plain: dict[str, Any] = json.loads(json.dumps(told))  # lists for tuples, as JSON reads them
@@ -46,7 +51,9 @@ def identity(card: DatasetCard) -> dict[str, Any]:
 
 def differences(before: Mapping[str, Any], card: DatasetCard) -> str | None:
     """How a set differs from the one that a checkpoint names; None if it does not."""
-    return _differing(before, identity(card), list(_WORDS))
+    # Older checkpoints know of single sets that are read whole.
+    unmixed = dict.fromkeys(card.mixture)
+    return _differing({**unmixed, **before}, identity(card), list(_WORDS))
 
 
 def model_differences(before: Mapping[str, Any], card: DatasetCard) -> str | None:
@@ -91,13 +98,19 @@ def moved_class(before: Sequence[str], now: Sequence[str]) -> str | None:
     return None
 
 
-def labels_by_name(trained: Sequence[str], other: Sequence[str], where: str) -> list[int] | None:
+def labels_by_name(
+    trained: Sequence[str],
+    other: Sequence[str],
+    where: str,
+    whose: str = "that the model was trained on",
+) -> list[int] | None:
     """The labels of a trained model for the classes of another set, matched by name.
 
     Args:
         trained: class names of the set that the model was trained on, by label.
         other: class names of the other set.
         where: the other set, for the message.
+        whose: completes "the classes ..." in the message.
 
     Returns:
         The model's label for each label of the other set; None if they are the same.
@@ -111,7 +124,7 @@ def labels_by_name(trained: Sequence[str], other: Sequence[str], where: str) -> 
     strange = next((name for name in other if name not in number), None)
     if strange is not None:
         raise UserError(
-            f"{where} has the class {strange!r}, which is none of the {len(trained)} classes that "
-            f"the model was trained on ({', '.join(trained[:3])}, ...): prepare it with those"
+            f"{where} has the class {strange!r}, which is none of the {len(trained)} classes "
+            f"{whose} ({', '.join(trained[:3])}, ...): prepare it with those"
         )
     return [number[name] for name in other]

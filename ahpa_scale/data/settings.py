@@ -187,8 +187,10 @@ class PrepareSettings:
             raise UserError("codec 'pooled' has no int8: choose prior_dtype float16 or bfloat16")
         if self.kind == "images" and self.levels is not None:
             raise UserError("kind 'images' stores no levels: leave levels out")
-        if storage.scheme(self.out) not in ("", "s3", "gs"):
-            raise UserError(f"data sets go to a local folder, s3:// or gs://, not {self.out}")
+        if storage.scheme(self.out) not in ("", "s3", "gs", "az", "abfs"):
+            raise UserError(
+                f"data sets go to a local folder, s3://, gs:// or az://, not {self.out}"
+            )
         if self.devices is not None and not _DEVICES.fullmatch(self.devices):
             raise UserError(
                 f"devices is {self.devices!r}: give a kind and how many, such as cuda:8 or cpu:2"

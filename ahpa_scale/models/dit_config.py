@@ -33,6 +33,8 @@ class DiTGeometry(NamedTuple):
     grid: int
 
 
+#: Most tokens per side.
+LARGEST_GRID = 4096
 DIT_SIZES: dict[str, DiTSize] = {
     "tiny": DiTSize(6, 192, 3),
     "S": DiTSize(12, 384, 6),
@@ -45,7 +47,7 @@ DIT_SIZES: dict[str, DiTSize] = {
 def resolve_geometry(
     name: str,
     *,
-    input_size: int,
+    input_size: int | None,
     depth: int | None = None,
     width: int | None = None,
     heads: int | None = None,
@@ -54,7 +56,8 @@ def resolve_geometry(
 
     Args:
         name: ``<size>/<patch>`` with a size of ``DIT_SIZES`` and any positive patch size.
-        input_size: side of the square input (latent cells or pixels).
+        input_size: side of the square input (latent cells or pixels); None: not known yet, and
+            counts as the largest that there is.
         depth: number of blocks, when it should differ from the size's.
         width: channels per token, when they should differ from the size's.
         heads: attention heads, when they should differ from the size's.
@@ -80,6 +83,8 @@ def resolve_geometry(
         raise UserError(
             f"model {name!r}: width {width} is not a multiple of {why}; the nearest is {near}"
         )
+    if input_size is None:
+        input_size = patch_size * LARGEST_GRID
     if input_size < patch_size or input_size % patch_size:
         nearest = max(1, round(input_size / patch_size)) * patch_size
         raise UserError(

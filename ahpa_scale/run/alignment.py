@@ -65,10 +65,9 @@ def _read_statistics(config: Config, targets: Targets) -> dict[str, Tensor] | No
     """
     if config.alignment.whiten is None:
         return None
-    url = config.data.remote or config.data.local
-    assert url is not None, "check_static demands data.local"
     try:
-        statistics = read_prior_statistics(url)
+        # Of several sets, the first one's: all are whitened alike.
+        statistics = read_prior_statistics(config.data.places[0])
     except UserError as error:
         raise config_error(config, "alignment.whiten", str(error)) from None
     for level in targets.levels:

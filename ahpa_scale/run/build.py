@@ -25,10 +25,12 @@ from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.config.brought import Brought
 from ahpa_scale.config.checks.data import check_vae_weights
 from ahpa_scale.config.errors import ConfigError
+from ahpa_scale.config.fitted import fitted
 from ahpa_scale.config.schema import Config, parse_duration
 from ahpa_scale.config.targets import Targets
 from ahpa_scale.data.card import DatasetCard
 from ahpa_scale.data.codec_file import read_codec
+from ahpa_scale.data.mix import MixCard
 from ahpa_scale.data.stream import build_loader
 from ahpa_scale.errors import UserError
 from ahpa_scale.exporter import Board
@@ -80,6 +82,7 @@ def build_trainer(
         ConfigError: the VAE's weights are not those that made the data, or a checkpoint can't be
             loaded.
     """
+    config = fitted(config, card)
     device = chosen_device(config)
     dist.initialize_dist(device)
     start = find_start(config, card)
@@ -101,7 +104,7 @@ def build_trainer(
     try:
         return Trainer(
             model=generator,
-            train_dataloader=_build_loader(config, targets),
+            train_dataloader=_build_loader(config, card, targets),
             optimizers=_build_optimizer(config, generator),
             schedulers=build_schedule(config),
             max_duration=config.max_duration,
@@ -140,13 +143,14 @@ def build_generator(
     """Builds the model. Without a VAE it takes only cached latents. The codec is for levels of
     pictures that it encodes.
     """
-    model, flow = config.model, config.flow
+    model, flow = fitted(config, card).model, config.flow
+    input_size, in_channels, num_classes = model.sizes()
     label_dropout = 0.0 if model.unconditional else model.label_dropout
     dit = build_dit(
         model.name,
-        input_size=model.input_size,
-        in_channels=model.in_channels,
-        num_classes=model.num_classes,
+        input_size=input_size,
+        in_channels=in_channels,
+        num_classes=num_classes,
         qk_norm=model.qk_norm,
         class_dropout_prob=label_dropout,
         depth=model.depth,
@@ -223,20 +227,18 @@ def load_codec(config: Config, card: DatasetCard, targets: Targets) -> LevelCode
     """The data set's codec if the run encodes levels online, else None."""
     if card.kind != "images" or not targets.stored:
         return None
-    url = config.data.remote or config.data.local
-    assert url is not None, "check_static demands data.local"
     try:
-        return read_codec(url, card)
+        return read_codec(config.data.places[0], card)
     except UserError as error:
-        key = "data.remote" if config.data.remote else "data.local"
+        key = config.data.key
         raise ConfigError(config.source_of(key), key, str(error)) from None
 
 
-def _build_loader(config: Config, targets: Targets) -> Any:
+def _build_loader(config: Config, card: DatasetCard, targets: Targets) -> Any:
     data = config.data
     return build_loader(
-        data.remote or str(data.local),
-        local=data.local if data.remote else None,
+        card if isinstance(card, MixCard) else data.places[0],
+        local=data.local if data.cached else None,
         batch_size=config.global_train_batch_size // dist.get_world_size(),
         levels=() if data.online else targets.stored,
         seed=config.seed,

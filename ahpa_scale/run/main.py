@@ -18,6 +18,7 @@ from ahpa_scale.checkpoint.lease import Lease, holding
 from ahpa_scale.config.checks.data import check_data, check_placeholders, read_data_card
 from ahpa_scale.config.checks.folders import check_folders
 from ahpa_scale.config.checks.held_out import check_held_out, check_reference
+from ahpa_scale.config.checks.static import fit_to_data
 from ahpa_scale.config.errors import (
     ConfigError,
     config_error,
@@ -86,6 +87,7 @@ def _run(argv: Sequence[str], requests: Requests, way_out: WayOut, stack: ExitSt
         if os.environ.get("LOCAL_RANK", "0") == "0":
             check_folders(config)
         card = read_data_card(config)
+        config = fit_to_data(config, card)
         targets = check_data(config, card)
         _say_pooled(card, targets)
         held_out = check_held_out(config, card, _say_once)

@@ -98,6 +98,6 @@ def _pictures_per_pass(config: Config) -> int:
 
 def _cache(config: Config) -> str:
     """A folder of this node. Each data set has its own sub-folder in it."""
-    if config.data.remote is not None:
+    if config.data.cached:
         return str(config.data.local)
     return str(Path(config.output_dir, _CACHE.format(node=dist.get_node_rank())))

@@ -96,7 +96,7 @@ def _other_data(config: Config, card: DatasetCard, manifest: Manifest) -> str | 
 
 
 def _place(config: Config) -> str:
-    return config.data.remote or str(config.data.local)
+    return ", ".join(config.data.places)
 
 
 def warn(text: str) -> None:

@@ -17,6 +17,8 @@ from ahpa_scale.checkpoint.errors import CheckpointError
 from ahpa_scale.checkpoint.find import StoredCheckpoint, find_checkpoint
 from ahpa_scale.checkpoint.local_copy import open_checkpoint
 from ahpa_scale.checkpoint.weights import read_weights
+from ahpa_scale.config.checks.data import read_data_card
+from ahpa_scale.config.fitted import fitted
 from ahpa_scale.config.load import load_mapping, load_yaml
 from ahpa_scale.config.schema import Alignment, Config
 from ahpa_scale.data.card import DatasetCard
@@ -37,15 +39,15 @@ def find_run(place: str, config: str | None = None) -> tuple[Config, str]:
     Raises:
         UserError: there is nothing, or a part is missing; the line says which.
     """
-    named = None if config is None else load_yaml(config, elsewhere=True)
+    named = None if config is None else _load(config)
     if not storage.is_remote(place):
         path = storage.local_path(place)
         if not path.exists():
             raise UserError(f"there is nothing at {path}")
         if path.is_file():
-            return named or load_yaml(_config_near(path), elsewhere=True), str(path)
+            return named or _load(_config_near(path)), str(path)
         if (path / CONFIG_FILE).is_file():
-            named = named or load_yaml(path / CONFIG_FILE, elsewhere=True)
+            named = named or _load(path / CONFIG_FILE)
             return named, _newest(path, named).url
     checkpoint = find_checkpoint(place)
     if named is None:
@@ -55,6 +57,21 @@ def find_run(place: str, config: str | None = None) -> tuple[Config, str]:
                 f"{checkpoint.url} does not tell its configuration: name it with --config"
             )
     return named, checkpoint.url
+
+
+def _load(path: str | Path) -> Config:
+    """A run's YAML. What it leaves to its data set is read from there, as training does."""
+    config = load_yaml(path, elsewhere=True)
+    model = config.model
+    if None not in (model.input_size, model.in_channels, model.num_classes):
+        return config
+    try:
+        return fitted(config, read_data_card(config))
+    except (UserError, OSError) as error:
+        raise UserError(
+            f"{path} leaves sizes of the model to its data set, which can't be read: {error}; name "
+            f"the {CONFIG_FILE} of the run's output folder, which holds them"
+        ) from None
 
 
 def told_config(checkpoint: StoredCheckpoint) -> Config | None:

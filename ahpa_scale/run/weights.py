@@ -86,6 +86,7 @@ def describe(
         batch: batches trained; None if not known.
     """
     model, geometry = config.model, config.model.geometry()
+    _, in_channels, num_classes = model.sizes()
     facts = _own_data(config) if told is None else told
     classes = tuple(told_classes(facts)) if facts and not model.unconditional else ()
     return ModelDescription(
@@ -94,12 +95,12 @@ def describe(
         heads=geometry.heads,
         patch_size=geometry.patch_size,
         input_size=geometry.input_size,
-        in_channels=model.in_channels,
-        num_classes=model.num_classes,
+        in_channels=in_channels,
+        num_classes=num_classes,
         qk_norm=model.qk_norm,
         null_class=not model.unconditional and model.label_dropout > 0,
         path=config.flow.path,
-        classes=classes if len(classes) == model.num_classes else (),
+        classes=classes if len(classes) == num_classes else (),
         scaling=_scaling(facts),
         vae=config.vae.path,
         vae_identity=str((facts or {}).get("vae") or ""),
@@ -120,7 +121,7 @@ def describe_checkpoint(checkpoint: StoredCheckpoint, kind: Kind) -> ModelDescri
 
 def _own_data(config: Config) -> Mapping[str, Any] | None:
     try:
-        return identity(read_card(config.data.remote or str(config.data.local)))
+        return identity(read_card(config.data.places[0]))
     except (UserError, OSError):
         return None
 

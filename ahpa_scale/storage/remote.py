@@ -87,10 +87,18 @@ def open_store(url: str) -> tuple[Any, str]:
             text = f"unknown storage scheme {scheme(url)}:// in {url}; use {known}"
             raise UserError(text) from error
         raise RefusedError(f"cannot use {url}: {_text(error)}") from error
-    if hasattr(filesystem, "retries"):
-        filesystem.retries = min(filesystem.retries, _CLIENT_ATTEMPTS)
+    _limit_attempts(filesystem)
     _opened.add(filesystem)
     return filesystem, path
+
+
+def _limit_attempts(filesystem: Any) -> None:
+    if hasattr(filesystem, "retries"):
+        filesystem.retries = min(filesystem.retries, _CLIENT_ATTEMPTS)
+    azure = getattr(filesystem, "service_client", None)
+    if azure is not None:  # adlfs has no option for it, and Azure's pauses grow beyond 15 s
+        azure._config.retry_policy.total_retries = _CLIENT_ATTEMPTS - 1
+        azure._config.retry_policy.initial_backoff = 0
 
 
 def _of_s3(url: str) -> bool:
@@ -233,4 +241,6 @@ def _kind_of_status(status: int) -> str:
 
 
 def _text(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    # Azure's errors go on with the whole answer.
+    told = str(error).partition("\nRequestId:")[0]
+    return " ".join(told.split()) or type(error).__name__

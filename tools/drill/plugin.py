@@ -20,7 +20,7 @@ from composer import Callback, State, Trainer
 from composer.loggers import Logger
 
 from ahpa_scale.checkpoint.writer import Writer
-from ahpa_scale.data.stream import LatentStream
+from ahpa_scale.data.latents import LatentStream
 from ahpa_scale.run import build
 from ahpa_scale.run.main import main
 from ahpa_scale.watch.client import Client

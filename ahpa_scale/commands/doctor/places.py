@@ -27,7 +27,7 @@ def findings(config: Config) -> Iterator[Finding]:
     except (UserError, OSError) as error:
         yield _refused("data", error)
     else:
-        place = config.data.remote or config.data.local
+        place = ", ".join(config.data.places)
         yield ok("data", f"{place}: {card.num_samples} samples")
     for key, place in written_places(config):
         yield from _try(key, place)

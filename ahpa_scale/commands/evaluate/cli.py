@@ -24,7 +24,7 @@ def evaluate(
     data: Annotated[
         str,
         typer.Option(
-            help="Held-out latents: local folder, s3:// or gs:// URL.", callback=options.DATA
+            help="Held-out latents: local folder, s3://, gs:// or az:// URL.", callback=options.DATA
         ),
     ],
     out: Annotated[

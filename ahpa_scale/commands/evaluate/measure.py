@@ -209,7 +209,8 @@ class Subject:
 
     @property
     def _classes(self) -> list[int]:
-        return list(self._chosen or range(min(_FIRST_CLASSES, self._config.model.num_classes)))
+        _, _, classes = self._config.model.sizes()
+        return list(self._chosen or range(min(_FIRST_CLASSES, classes)))
 
     def _drawn_by(self) -> tuple[Backbone, ExactDecoder, LatentScaling, Path]:
         return self._generator.dit, self._decoder, self._card.scaling, self._generator.path

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ahpa_scale.config.checks.levels import known_levels
 from ahpa_scale.config.errors import choices, config_error
+from ahpa_scale.config.fitted import fitted
 from ahpa_scale.config.schema import Config
 from ahpa_scale.config.targets import Targets, resolve_targets
 from ahpa_scale.errors import UserError
@@ -30,21 +31,28 @@ PLACEHOLDER = "YOUR-BUCKET"
 
 
 def read_data_card(config: Config) -> DatasetCard:
-    """Read the card of the data set that `config` names, from its store if it has one.
+    """Read the card of the data set that `config` names, from its store if it has one; of several
+    sets, the card of their mixture.
 
     Raises:
-        ConfigError: there is no whole data set; the message says how to prepare one.
+        ConfigError: there is no whole data set (the message says how to prepare one), or sets do
+            not fit one another.
     """
     from ahpa_scale.data.card import read_card
+    from ahpa_scale.data.mix import MemberError, Wanted, read_mix
 
-    key = "data.local" if config.data.remote is None else "data.remote"
-    url = config.data.remote or config.data.local
-    assert url is not None, "check_static demands data.local"
     check_placeholders(config)
+    data = config.data
     try:
-        return read_card(url)
-    except UserError as error:
+        if data.streams is None:
+            return read_card(data.places[0])
+        sets = [Wanted(s.url, s.proportion, s.repeat or 1.0, s.skip) for s in data.streams]
+        return read_mix(sets, config.model.unconditional)
+    except MemberError as error:
+        key = f"data.streams[{error.place}].{error.key}"
         raise config_error(config, key, str(error)) from None
+    except UserError as error:
+        raise config_error(config, data.key, str(error)) from None
 
 
 def check_placeholders(config: Config) -> None:
@@ -60,6 +68,8 @@ def check_placeholders(config: Config) -> None:
         "evaluation.data": config.evaluation.data,
         "evaluation.reference": config.evaluation.reference,
     }
+    for number, stream in enumerate(config.data.streams or ()):
+        places |= {f"data.streams[{number}].url": stream.url}
     for key, place in places.items():
         if place is not None and PLACEHOLDER in place:
             raise config_error(
@@ -77,6 +87,7 @@ def check_data(config: Config, card: DatasetCard) -> Targets:
     Raises:
         ConfigError: the first mismatch found.
     """
+    config = fitted(config, card)
     checks: tuple[Callable[[Config, DatasetCard], None], ...] = (
         _check_kind,
         _check_shape,
@@ -188,7 +199,7 @@ def _check_priors(config: Config, card: DatasetCard, targets: Targets) -> None:
     options = dict.fromkeys((*columns, *single_levels(held=columns)))
     for level in targets.stored:
         if level not in columns:
-            problem = f"the data set has no {level!r}; {choices(level, options)}"
+            problem = f"{_lacking(card, level)} has no {level!r}; {choices(level, options)}"
             raise config_error(config, targets.key, problem)
     grid = config.model.geometry().grid
     if targets.stored and card.grid != grid:
@@ -199,3 +210,12 @@ def _check_priors(config: Config, card: DatasetCard, targets: Targets) -> None:
             "priors lie on "
             f"{card.grid}x{card.grid}; prepare them for this grid",
         )
+
+
+def _lacking(card: DatasetCard, level: str) -> str:
+    """Names the set that lacks a level."""
+    from ahpa_scale.data.mix import MixCard
+
+    members = card.members if isinstance(card, MixCard) else ()
+    lacking = (m.wanted.url for m in members if level not in m.card.prior_columns)
+    return next(lacking, "the data set")

@@ -119,15 +119,13 @@ def _idle(config: Config) -> Iterator[Idle]:
         if config.logging.metrics_port is None:
             names.append("hang")  # /healthz uses it
         yield from (Idle(f"watch.{name}", "watch.enabled", why) for name in names)
-    if config.data.remote is None:
-        why = "without data.remote nothing is downloaded"
-        yield Idle("data.cache_limit", "data.remote", why)
     if config.optimizer.schedule == "constant":
         why = "optimizer.schedule is constant"
         yield Idle("optimizer.final", "optimizer.schedule", why)
     if config.optimizer.schedule != "wsd":
         why = "it belongs to optimizer.schedule=wsd"
         yield Idle("optimizer.decay", "optimizer.schedule", why)
+    yield from _idle_places(config)
     yield from _idle_measurements(config)
     drawn = config.sampling.interval is not None or config.evaluation.samples is not None
     if config.sampling.interval is None:
@@ -151,6 +149,18 @@ def _idle_measurements(config: Config) -> Iterator[Idle]:
     if chosen.data is None and chosen.samples is None:
         why = "evaluation.data and evaluation.samples are null"
         yield Idle("evaluation.interval", "evaluation.data", why)
+
+
+def _idle_places(config: Config) -> Iterator[Idle]:
+    data = config.data
+    if data.streams is not None:
+        yield Idle("data.remote", "data.streams", "data.streams names the data sets")
+        if not data.cached:
+            why = "data.streams has folders only, which are read in place"
+            yield from (Idle(f"data.{n}", "data.streams", why) for n in ("local", "cache_limit"))
+    elif data.remote is None:
+        why = "without data.remote nothing is downloaded"
+        yield Idle("data.cache_limit", "data.remote", why)
 
 
 def _idle_alignment(config: Config) -> Iterator[Idle]:

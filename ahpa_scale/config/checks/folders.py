@@ -51,7 +51,7 @@ def written_places(config: Config) -> Iterator[tuple[str, str]]:
         if storage.is_remote(saved):
             # Files wait there before their upload to the store.
             yield "TMPDIR", _spool()
-    if config.data.remote is not None:
+    if config.data.cached:
         yield "data.local", str(config.data.local)
     if config.parallelism.offload_folder is not None:
         yield "parallelism.offload_folder", config.parallelism.offload_folder

@@ -9,12 +9,15 @@ it runs as part of loading. `check_data` compares the configuration with a data 
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from ahpa_scale.config.checks.data import check_data, read_data_card
+from ahpa_scale.config.checks.effects import settle_effects
 from ahpa_scale.config.checks.engine import check_engine, world_size
 from ahpa_scale.config.checks.held_out import check_samples
 from ahpa_scale.config.checks.levels import known_levels
 from ahpa_scale.config.errors import choices, config_error
+from ahpa_scale.config.fitted import fitted
 from ahpa_scale.config.schema import Config, parse_time
 from ahpa_scale.config.schema.alignment import MEASURED
 from ahpa_scale.config.targets import resolve_targets
@@ -23,7 +26,10 @@ from ahpa_scale.models.dit_config import DiTGeometry, resolve_geometry
 from ahpa_scale.models.vae_config import DEMO_VAE, KNOWN_VAES, load_vae_config
 from ahpa_scale.sampling.settings import SamplerSettings
 
-__all__ = ["check_data", "check_static", "geometry", "read_data_card"]
+if TYPE_CHECKING:
+    from ahpa_scale.data.card import DatasetCard
+
+__all__ = ["check_data", "check_static", "fit_to_data", "geometry", "read_data_card"]
 
 
 def check_static(config: Config) -> None:
@@ -42,10 +48,20 @@ def check_static(config: Config) -> None:
     check_samples(config)
     _check_alignment(config)
     _check_vae(config)
-    if config.data.local is None:
-        raise config_error(
-            config, "data.local", "name the data set's folder (or the cache of data.remote)"
-        )
+    _check_places(config)
+
+
+def fit_to_data(config: Config, card: DatasetCard) -> Config:
+    """Fill in the sizes that the card tells, see `fitted`, and check what depends on them.
+
+    Raises:
+        ConfigError: the first mistake found.
+    """
+    known = fitted(config, card)
+    if known is not config:
+        known = settle_effects(known)
+        check_static(known)
+    return known
 
 
 def geometry(config: Config) -> DiTGeometry:
@@ -134,6 +150,22 @@ def _moment(config: Config, text: str) -> tuple[float, str]:
     return (value * config.global_train_batch_size, "sp") if unit == "ba" else (value, unit)
 
 
+def _check_places(config: Config) -> None:
+    data = config.data
+    if data.local is None and (data.streams is None or data.cached):
+        what = "the cache of data.streams" if data.streams else "the data set's folder (or the "
+        what += "" if data.streams else "cache of data.remote)"
+        raise config_error(config, "data.local", f"name {what}")
+    by_proportion = [stream.proportion is not None for stream in data.streams or ()]
+    for place, stream in enumerate(data.streams or ()):
+        key = f"data.streams[{place}]"
+        if stream.proportion is not None and stream.repeat is not None:
+            raise config_error(config, f"{key}.repeat", "name a proportion or a repeat, not both")
+        if by_proportion[place] != by_proportion[0]:
+            problem = "all sets have a proportion, or none has"
+            raise config_error(config, f"{key}.proportion", problem)
+
+
 def _check_run(config: Config) -> None:
     if config.precision == "amp_fp16" and config.device == "cpu":
         raise config_error(
@@ -177,13 +209,13 @@ def check_sampling(config: Config) -> None:
         problem = f"{sampling.preset!r} chooses its steps by itself, and sample grids need equal "
         raise config_error(config, "sampling.preset", problem + "ones on all ranks: choose another")
     check_guidance(config, settings)
-    outside = [label for label in sampling.classes or () if label >= model.num_classes]
+    most = model.num_classes
+    outside = [label for label in sampling.classes or () if most and label >= most]
     if outside:
         raise config_error(
             config,
             "sampling.classes",
-            f"there is no class {outside[0]}; the last of {model.num_classes} is "
-            f"{model.num_classes - 1}",
+            f"there is no class {outside[0]}; the last of {most} is {(most or 0) - 1}",
         )
 
 
@@ -220,7 +252,7 @@ def _check_vae(config: Config) -> None:
         hint = choices(config.vae.path, (DEMO_VAE, *KNOWN_VAES))
         problem = f"{config.vae.path!r} is neither a folder here nor a hub id; {hint}"
         raise config_error(config, "vae.path", problem)
-    if vae is not None and int(vae["latent_channels"]) != config.model.in_channels:
+    if vae is not None and config.model.in_channels not in (None, int(vae["latent_channels"])):
         raise config_error(
             config,
             "model.in_channels",

@@ -6,7 +6,7 @@ class.
 from ahpa_scale.config.schema.alignment import Alignment, Head, Router
 from ahpa_scale.config.schema.fields import parse_duration, parse_time
 from ahpa_scale.config.schema.guard import Guard
-from ahpa_scale.config.schema.model import Data, Flow, Model, Vae
+from ahpa_scale.config.schema.model import Data, DataStream, Flow, Model, Vae
 from ahpa_scale.config.schema.parallelism import Parallelism
 from ahpa_scale.config.schema.run import Config
 from ahpa_scale.config.schema.training import (
@@ -24,6 +24,7 @@ __all__ = [
     "Checkpoint",
     "Config",
     "Data",
+    "DataStream",
     "Ema",
     "Flow",
     "Guard",
