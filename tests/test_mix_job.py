@@ -23,6 +23,7 @@ def test_a_run_on_several_sets_goes_on_only_with_the_same_ones(demo_data, tmp_pa
         )
         items = {
             "data.streams": streams,
+            "alignment.kind": "none",  # each set's levels have a codec of their own
             "max_duration": duration,
             "data.num_workers": 0,
             "output_dir": tmp_path / "run",
