@@ -83,7 +83,7 @@ def make_together(
                 assert isinstance(ready, Connection)
                 try:
                     _answer(ready, left, told)
-                except EOFError:
+                except (EOFError, ConnectionError):  # it has ended, maybe just before the answer
                     process = running.pop(ready)
                     process.join()
                     if process.exitcode:
