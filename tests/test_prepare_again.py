@@ -147,6 +147,13 @@ def test_devices_are_a_kind_and_a_number(devices):
         PrepareSettings(source="demo", out="x", vae_path="demo", size=32, devices=devices)
 
 
+def test_one_device_or_several():
+    with pytest.raises(UserError, match="device cuda:1 and devices cuda:2: give one of them"):
+        PrepareSettings(
+            source="demo", out="x", vae_path="demo", size=32, device="cuda:1", devices="cuda:2"
+        )
+
+
 def test_a_mistake_that_a_process_finds_is_one_line(tmp_path):
     words = [*WORDS, "--out", tmp_path / "set", "--devices", "cpu:2", "--features", "oracle"]
     done = run(CLI, *words, "--grid", 3)

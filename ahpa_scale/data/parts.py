@@ -77,7 +77,7 @@ def prepare_part(
     devices = settings.all_devices
     for device in devices:
         check_device(device)
-    settings = replace(settings, device=devices[0])
+    settings = replace(settings, device=devices[0], devices=None)
     card, pictures, vae = open_all(settings)
     if part.count > len(pictures):
         raise UserError(f"{len(pictures)} pictures make no {part.count} parts")

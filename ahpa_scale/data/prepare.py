@@ -56,7 +56,7 @@ def prepare(
     devices = settings.all_devices
     for device in devices:
         check_device(device)
-    settings = replace(settings, device=devices[0])
+    settings = replace(settings, device=devices[0], devices=None)
     card, pictures, vae = open_all(settings, given)
     # Pictures in memory are gone after an interruption, and no other process has them.
     origin = Origin.of(settings, card, pictures) if given is None else Origin(uuid4().hex, {})

@@ -195,6 +195,8 @@ class PrepareSettings:
             raise UserError(
                 f"devices is {self.devices!r}: give a kind and how many, such as cuda:8 or cpu:2"
             )
+        if self.devices is not None and self.device != "cpu":
+            raise UserError(f"device {self.device} and devices {self.devices}: give one of them")
         self._check_source_options()
 
     @property

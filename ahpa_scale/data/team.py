@@ -72,7 +72,7 @@ def make_together(
     try:
         for device in devices:
             ours, theirs = context.Pipe()
-            chosen = replace(settings, device=device, devices=None, progress=False)
+            chosen = replace(settings, device=device, progress=False)
             work = (chosen, plan, place, team, theirs, len(devices))
             process = context.Process(target=_work, args=work, daemon=True)
             process.start()
